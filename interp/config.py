@@ -1,0 +1,176 @@
+"""What the commands can be told: one dataclass a command, the source of its flags, its Python arguments and what is recorded.
+
+Standard library only, so that ``--help`` answers before torch is imported.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "location")
+SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z")
+N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
+
+Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+Corruption = Literal["swap", "held-out"]
+Direction = Literal["denoising", "noising"]
+Metric = Literal["logit_diff", "first_logprob", "value_logprob"]
+
+
+@dataclass(frozen=True)
+class PoolSizes:
+    """How many names and values there are to draw from; the defaults are the paper's."""
+
+    n_first_names: int = 900
+    n_middle_names: int = 900
+    n_last_names: int = 1000
+    n_cities: int = 800
+    """Shared by birth place and location."""
+    n_universities: int = 200
+    n_majors: int = 100
+    n_companies: int = 500
+    n_birth_years: int = 200
+    """A birth date is one of 31 days, 12 months and this many years."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(PoolSizes):
+    """Everything that determines a training run; the defaults are the paper's."""
+
+    n_people: int = 64_000
+    n_held_out: int = 16_000
+    """People from the same pools, never trained on."""
+    n_train_templates: int = 20
+    """Of a person's 25 templates an attribute; 5 others are for evaluation."""
+    power_law: float = 0.0
+    """Person i of n is drawn with weight (i + 1)^-power_law; 0 is uniform."""
+    warmup_people: int = 0
+    """Draw from the first so many people only, until warmup_steps; 0 is off."""
+    warmup_steps: int = 0
+
+    n_layers: int = 8
+    n_heads: int = 8
+    d_model: int = 512
+    d_mlp: int = 2048
+    parallel: bool = False
+    """Attention and MLP read the same residual stream."""
+    init_std: float = 0.02
+
+    n_steps: int = 16_000
+    batch_size: int = 128
+    learning_rate: float = 4e-4
+    """Peak, at step 0; falls to final_learning_rate along a cosine."""
+    final_learning_rate: float = 1e-7
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float | None = None
+    """Largest gradient norm; None does not clip."""
+
+    checkpoint_every: int = 500
+    """Steps between checkpoints, once past the dense part."""
+    dense_every: int = 125
+    """Steps between checkpoints while the step is at most dense_until."""
+    dense_until: int = 2000
+    checkpoint_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights on disk. Metrics are those of the weights as saved."""
+    n_evaluated: int = 16_000
+    """Training people, and held-out people, in each evaluation."""
+
+    seed: int = 0
+    precision: Precision = "bf16"
+    """bf16 multiplies matrices in bfloat16 and keeps weights and optimizer in fp32."""
+    device: Device = "auto"
+    compile: bool = True
+    """Compile the step; takes half a minute once, saves about a third of each step."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "n_people n_held_out n_train_templates n_layers n_heads d_model d_mlp init_std n_steps batch_size learning_rate "
+            "checkpoint_every dense_every n_evaluated"
+        ).split()
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.n_train_templates > N_TEMPLATES - N_EVALUATION_TEMPLATES:
+            raise ValueError(
+                f"n_train_templates is {self.n_train_templates}; at most {N_TEMPLATES - N_EVALUATION_TEMPLATES} of the "
+                f"{N_TEMPLATES} templates can be trained on, {N_EVALUATION_TEMPLATES} are for evaluation"
+            )
+        if self.warmup_people > self.n_people:
+            raise ValueError(f"warmup_people is {self.warmup_people}, more than n_people, {self.n_people}; ask for fewer")
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """Steps at which a checkpoint is written: 0, the dense part, the sparse part, the last step."""
+        dense = range(0, min(self.dense_until, self.n_steps) + 1, self.dense_every)
+        sparse = range(self.checkpoint_every, self.n_steps + 1, self.checkpoint_every)
+        return sorted({0, *dense, *(s for s in sparse if s > self.dense_until), self.n_steps})
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "tiny": TrainConfig(
+        n_people=64, n_held_out=32, n_first_names=5, n_middle_names=5, n_last_names=5, n_cities=8, n_universities=8,
+        n_majors=8, n_companies=8, n_birth_years=4, n_layers=2, n_heads=4, d_model=64, d_mlp=256, n_steps=600, batch_size=32,
+        learning_rate=4e-3, checkpoint_every=100, dense_every=20, dense_until=100, n_evaluated=64, compile=False,
+    ),
+    "demo": TrainConfig(
+        n_people=768, n_held_out=256, n_first_names=13, n_middle_names=13, n_last_names=13, n_cities=30,
+        n_universities=20, n_majors=20, n_companies=30, n_birth_years=20, n_layers=4, n_heads=4, d_model=64, d_mlp=256,
+        n_steps=2400, batch_size=64, learning_rate=4e-3, checkpoint_every=200, dense_every=50, dense_until=600,
+        checkpoint_dtype="bfloat16", n_evaluated=768,
+    ),
+    "paper": TrainConfig(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """What to patch, on which checkpoints."""
+
+    ckpt: str
+    """A run folder, or one of its step folders."""
+    steps: str = "all"
+    """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
+    sites: tuple[str, ...] = SITES
+    """Activations to patch, each at every layer (z: at every head) and token role."""
+    attributes: tuple[str, ...] = ATTRIBUTES
+    facts: int = 128
+    """Number of (person, attribute) pairs, spread evenly over the attributes."""
+    corruption: Corruption = "swap"
+    """Whose name the corrupted prompt holds: another training person's, or a held-out person's."""
+    direction: Direction = "denoising"
+    """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation."""
+    out: str | None = None
+    """Folder of the results; by default results/patching in the run folder."""
+    report: str | None = None
+    """The HTML report; by default report.html in the run folder."""
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    seed: int = 0
+    workers: int = 1
+    """Checkpoints patched side by side, each in a process of its own."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Which results to show, and where."""
+
+    results: str
+    """Folder of the results, for example checkpoints/demo/results/patching."""
+    out: str
+    """The HTML file to write."""
+
+
+def preset(name: str, **changes: object) -> TrainConfig:
+    """The named configuration with some fields changed.
+
+    Raises:
+        ValueError: no such preset or field; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    known = {field.name for field in fields(TrainConfig)}
+    for field in changes.keys() - known:
+        raise ValueError(f"no field {field!r} in a training configuration; there are {', '.join(sorted(known))}")
+    return replace(PRESETS[name], **changes)

@@ -1,0 +1,46 @@
+"""Writing so that a kill at any moment leaves the old file or the new one, never a half; and locks against a second process."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content``: written beside it under a temporary name, flushed to disk, renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: object) -> None:
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def only_process(folder: Path, doing: str) -> Iterator[None]:
+    """Holds ``folder`` for this process; the operating system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"another process is {doing} {folder}; wait until it has ended, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,40 @@
+"""Batches of biographies as tensors: the real tokens only, and where they lie in rows."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.bios.text import Biographies
+from interp.ragged import Ragged
+
+
+def to_ragged(biographies: Biographies, device: torch.device | str) -> tuple[Int[Tensor, " token"], Ragged]:
+    """Tokens end to end, and their places in rows padded to the longest."""
+    lengths = biographies.lengths
+    pos = np.arange(lengths.max())
+    real = pos < lengths[:, None]
+    cell_to_token = np.where(real, (np.cumsum(lengths) - lengths)[:, None] + pos, 0)
+    arrays = biographies.tokens, np.flatnonzero(real), cell_to_token, real.astype(np.float32)
+    tokens, *places = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+    return tokens, Ragged(*places)
+
+
+def next_tokens(biographies: Biographies) -> tuple[np.ndarray, np.ndarray]:
+    """Target of each token, and 1 where there is one; the last token of a row has none."""
+    has_next = np.ones(len(biographies.tokens), np.float32)
+    has_next[np.cumsum(biographies.lengths) - 1] = 0
+    return np.roll(biographies.tokens, -1), has_next
+
+
+def select_rows(biographies: Biographies, first: int, end: int) -> Biographies:
+    """Rows ``first`` to ``end`` − 1."""
+    edge = np.concatenate(([0], np.cumsum(biographies.lengths)))
+    tokens = slice(edge[first], edge[end])
+    return Biographies(
+        biographies.tokens[tokens],
+        biographies.roles[tokens],
+        biographies.attributes[tokens],
+        biographies.lengths[first:end],
+        biographies.people[first:end],
+    )

@@ -1,0 +1,237 @@
+"""Trains a model on biographies and leaves a run folder: configuration, population, tokenizer, metrics, checkpoints.
+
+Batches and learning rate are functions of the step, so a run that was killed and resumed sees what it would have seen.
+At a checkpoint the step folder is written first, the resume state last: after a kill, training goes on from the newest state.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from math import cos, pi
+from os import environ
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.bios.batches import evaluation_set, training_batch
+from interp.bios.population import draw_population, no_knowledge_baseline
+from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
+from interp.bios.tokenizer import save_tokenizer
+from interp.checkpoints import write_checkpoint
+from interp.config import TrainConfig
+from interp.files import only_process, write_bytes, write_json
+from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.provenance import provenance
+from interp.ragged import Ragged
+from interp.training.evaluation import evaluate
+from interp.training.layout import next_tokens, to_ragged
+from interp.training.resume import read_state, write_state
+
+LONGEST_BIOGRAPHY = 512
+OnStep = Callable[[int, float], None]
+
+
+def train(
+    config: TrainConfig, out: str | Path, *, resume: bool = False, command: str = "", on_step: OnStep | None = None
+) -> Path:
+    """The finished run folder.
+
+    Args:
+        resume: go on from the newest checkpoint in ``out``; the weights end up as if there had been no stop.
+        command: recorded in run.json.
+        on_step: called after each step with the number of steps taken and the batch's loss, nats a token.
+
+    Raises:
+        ValueError: ``out`` holds a run already, or with ``resume`` one of another configuration; or another process trains there.
+    """
+    out = Path(out)
+    with only_process(out, "training in"):
+        people, tokenizer = _open_run(config, out, resume, command)
+        texts = lay_out(people, tokenizer, seed=config.seed)
+        _run(config, out, texts, tokenizer.get_vocab_size(), on_step or (lambda step, loss: None))
+    return out
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Cosine from ``learning_rate`` at step 0 to ``final_learning_rate`` at ``n_steps``."""
+    share = 0.5 * (1 + cos(pi * step / config.n_steps))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
+
+
+@dataclass
+class Trainee:
+    """A model under training: what a checkpoint must hold to go on from it."""
+
+    model: HookedDecoder
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    tokens_seen: int = 0
+
+
+def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
+    """A freshly initialised model and its optimizer; weight decay on matrices only."""
+    device = device_of(config.device)
+    shape = DecoderConfig(
+        config.n_layers, config.n_heads, config.d_model, config.d_mlp, d_vocab, LONGEST_BIOGRAPHY,
+        parallel=config.parallel, device=device,
+    )  # fmt: skip
+    model = HookedDecoder(shape)
+    initialise(model, std=config.init_std, seed=config.seed)
+    model.to(device)
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
+    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    return Trainee(model, optimizer)
+
+
+def device_of(device: str) -> str:
+    """``auto`` is CUDA where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device on this machine; use --device cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], Tensor]:
+    """A function that takes one optimizer step on a batch and returns its loss, nats a token."""
+    model, optimizer = trainee.model, trainee.optimizer
+    device = model.embed.weight.device
+
+    def loss(tokens: Tensor, ragged: Ragged, target: Tensor, has_next: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits = model.unembed(model.hidden(tokens, ragged))
+        return (F.cross_entropy(logits.float(), target, reduction="none") * has_next).sum() / has_next.sum()
+
+    compiled = torch.compile(loss, dynamic=True) if config.compile and _has_compiler() else loss
+
+    def step(batch: Biographies) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, trainee.step)
+        target, has_next = (torch.from_numpy(x).to(device, non_blocking=True) for x in next_tokens(batch))
+        value = compiled(*to_ragged(batch, device), target, has_next)
+        value.backward()
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        trainee.step += 1
+        trainee.tokens_seen += len(batch.tokens)
+        return value.detach()
+
+    return step
+
+
+def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: OnStep) -> None:
+    trainee = make_trainee(config, d_vocab)
+    metrics = _Metrics(config, out, texts)
+    if (out / "resume" / "state.safetensors").is_file():
+        read_state(trainee, out / "resume")
+        metrics.forget_after(trainee.step)
+    else:
+        _checkpoint(config, out, trainee, metrics)
+    step, last = make_step(config, trainee), config.n_steps
+    wanted = set(config.checkpoint_steps)
+    while trainee.step < last:
+        loss = step(training_batch(texts, config, trainee.step))
+        metrics.losses.append(loss)
+        on_step(trainee.step, loss)
+        if trainee.step in wanted:
+            _checkpoint(config, out, trainee, metrics)
+
+
+def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: "_Metrics") -> None:
+    dtype = getattr(torch, config.checkpoint_dtype)
+    if not all(weight.isfinite().all() for weight in trainee.model.parameters()):
+        raise ValueError(f"the weights are not finite at step {trainee.step}; use a smaller learning_rate or clip_norm 1")
+    write_checkpoint(trainee.model, out / f"step-{trainee.step:06d}", dtype=dtype)
+    metrics.add(_as_saved(trainee.model, dtype), trainee)
+    write_state(trainee, out / "resume")
+
+
+def _as_saved(model: HookedDecoder, dtype: torch.dtype) -> HookedDecoder:
+    saved = HookedDecoder(model.cfg).to(model.embed.weight.device).eval()
+    saved.load_state_dict({name: weight.to(dtype).float() for name, weight in model.state_dict().items()})
+    return saved
+
+
+class _Metrics:
+    """The rows of metrics.parquet."""
+
+    def __init__(self, config: TrainConfig, out: Path, texts: Texts) -> None:
+        self.config, self.path = config, out / "metrics.parquet"
+        self.sets = {split: evaluation_set(texts, config, split) for split in ("train", "held-out")}
+        self.table = pd.read_parquet(self.path) if self.path.is_file() else pd.DataFrame()
+        self.losses: list[Tensor] = []
+
+    def forget_after(self, step: int) -> None:
+        self.table = self.table[self.table.step <= step]
+
+    def add(self, model: HookedDecoder, trainee: Trainee) -> None:
+        training_loss = torch.stack(self.losses).double().mean().item() if self.losses else np.nan
+        self.losses.clear()
+        rows = [
+            evaluate(model, biographies).assign(
+                step=trainee.step,
+                split=split,
+                learning_rate=learning_rate(self.config, trainee.step),
+                tokens_seen=trainee.tokens_seen,
+                training_loss=training_loss,
+            )
+            for split, biographies in self.sets.items()
+        ]
+        order = "step split attribute loss accuracy max_probability entropy learning_rate tokens_seen training_loss".split()
+        self.table = pd.concat([self.table, *rows], ignore_index=True)[order]
+        write_bytes(self.path, self.table.to_parquet(index=False))
+
+
+def _open_run(config: TrainConfig, out: Path, resume: bool, command: str) -> tuple[pd.DataFrame, Tokenizer]:
+    path = out / "run.json"
+    if path.is_file() and not resume:
+        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
+    if not path.is_file() and resume and any(out.glob("step-*")):
+        raise ValueError(f"{out} has checkpoints but no run.json, so it can't be resumed; choose another --out")
+    if path.is_file():
+        recorded = read_config(out)
+        if changed := [f.name for f in fields(config) if getattr(config, f.name) != getattr(recorded, f.name)]:
+            name = changed[0]
+            raise ValueError(
+                f"{out} was started with {name} {getattr(recorded, name)}, not {getattr(config, name)}; "
+                "resume it with what it was started with, or choose another --out"
+            )
+        return pd.read_parquet(out / "population.parquet"), Tokenizer.from_file(str(out / "tokenizer.json"))
+    people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
+    tokenizer = tokenizer_for(people)
+    save_tokenizer(tokenizer, out)
+    write_bytes(out / "population.parquet", people.to_parquet(index=False))
+    record = {"command": command, "config": asdict(config), "no_knowledge_baseline": no_knowledge_baseline(people)}
+    write_json(path, record | provenance())
+    return people, tokenizer
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The configuration in a run folder's run.json.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it can't be read.
+    """
+    path = run / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no run.json in {run}; give the folder that interp-train wrote")
+    try:
+        return TrainConfig(**json.loads(path.read_text())["config"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again, or train again into another folder") from None
+
+
+def _has_compiler() -> bool:
+    if any(shutil.which(name) for name in (environ.get("CXX", "g++"), "g++", "clang++")):
+        return True
+    warnings.warn("no C++ compiler found, so training is not compiled and takes about half as long again", stacklevel=2)
+    return False
