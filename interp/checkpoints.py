@@ -1,6 +1,8 @@
-"""A checkpoint on disk is an ordinary Hugging Face GPT-NeoX folder: ``config.json`` and ``model.safetensors``.
+"""A checkpoint on disk is an ordinary Hugging Face GPT-NeoX folder: ``config.json`` and
+``model.safetensors``.
 
-``HookedDecoder`` keeps GPT-NeoX's own weight shapes, so the format is a renaming, and Pythia's folders load as well.
+``HookedDecoder`` keeps GPT-NeoX's own weight shapes, so the format is a renaming, and Pythia's
+folders load as well.
 """
 
 import hashlib
@@ -31,12 +33,17 @@ _RENAMES = (  # ours, GPT-NeoX's
 
 
 def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) -> None:
-    """Writes ``model`` to ``folder``, replacing what is there; a kill leaves no half-written folder under that name."""
+    """Writes ``model`` to ``folder``, replacing what is there; a kill leaves no half-written folder
+    under that name.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        weights = {_neox_name(name): weight.detach().to("cpu", dtype) for name, weight in model.state_dict().items()}
+        weights = {
+            _neox_name(name): weight.detach().to("cpu", dtype)
+            for name, weight in model.state_dict().items()
+        }
         write_bytes(temporary / "model.safetensors", save(weights, metadata={"format": "pt"}))
         write_json(temporary / "config.json", _neox_config(model.cfg))
         if folder.exists():
@@ -52,28 +59,44 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: the weights are damaged, incomplete, of other shapes than the configuration says, or not finite.
+        ValueError: the weights are damaged, incomplete, of other shapes than the configuration
+            says, or not finite.
     """
     cfg = _decoder_config(folder, device)
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"no model.safetensors in {folder}; copy the checkpoint again, or train it again")
+        raise FileNotFoundError(
+            f"no model.safetensors in {folder}; copy the checkpoint again, or train it again"
+        )
     with torch.device("meta"):
         model = HookedDecoder(cfg)
-    expected = {_neox_name(name): (name, weight.shape) for name, weight in model.state_dict().items()}
+    expected = {
+        _neox_name(name): (name, weight.shape) for name, weight in model.state_dict().items()
+    }
     weights = {}
     for name, tensor in _tensors(path).items():
         name = name.replace("lm_head.", "embed_out.")
-        if name not in expected and name.endswith((".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")):
+        if name not in expected and name.endswith(
+            (".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")
+        ):
             continue  # buffers of older GPT-NeoX files
         if name not in expected or tensor.shape != expected[name][1]:
             wanted = f"shape {tuple(expected[name][1])}" if name in expected else "no such weight"
-            raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, config.json implies {wanted}; they don't belong together")
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, config.json implies {wanted}; "
+                "they don't belong together"
+            )
         if not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} holds NaN or infinite numbers; use another step, or train this one again")
+            raise ValueError(
+                f"{path}: {name} holds NaN or infinite numbers; use another step, or train this "
+                "one again"
+            )
         weights[expected[name][0]] = tensor.to(device, torch.float32)
     if missing := expected.keys() - {_neox_name(name) for name in weights}:
-        raise ValueError(f"{path} is incomplete: {len(missing)} weights are missing, {min(missing)} first; copy it again")
+        raise ValueError(
+            f"{path} is incomplete: {len(missing)} weights are missing, {min(missing)} first; "
+            "copy it again"
+        )
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -82,7 +105,9 @@ def checkpoint_sha256(folder: Path) -> str:
     """Digest of the weights file; it names the checkpoint in results."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"no model.safetensors in {folder}; copy the checkpoint again, or train it again")
+        raise FileNotFoundError(
+            f"no model.safetensors in {folder}; copy the checkpoint again, or train it again"
+        )
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -90,9 +115,11 @@ def checkpoint_sha256(folder: Path) -> str:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again, or train this step again") from None
+        raise ValueError(
+            f"{path} is damaged ({error}); copy it again, or train this step again"
+        ) from None
 
 
 def _neox_name(name: str) -> str:
@@ -130,11 +157,19 @@ def _neox_config(cfg: DecoderConfig) -> dict:
 def _decoder_config(folder: Path, device: str) -> DecoderConfig:
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no config.json in {folder}; give a step folder of a run, or a GPT-NeoX folder")
+        raise FileNotFoundError(
+            f"no config.json in {folder}; give a step folder of a run, or a GPT-NeoX folder"
+        )
     try:
         neox = json.loads(path.read_text())
-        if (neox["model_type"], neox["hidden_act"], neox.get("tie_word_embeddings", False)) != ("gpt_neox", "gelu", False):
-            raise ValueError(f"{path}: only gpt_neox with hidden_act gelu and an untied head can be loaded")
+        if (neox["model_type"], neox["hidden_act"], neox.get("tie_word_embeddings", False)) != (
+            "gpt_neox",
+            "gelu",
+            False,
+        ):
+            raise ValueError(
+                f"{path}: only gpt_neox with hidden_act gelu and an untied head can be loaded"
+            )
         rope = neox.get("rope_parameters") or {}
         d_head = neox["hidden_size"] // neox["num_attention_heads"]
         return DecoderConfig(
@@ -145,11 +180,12 @@ def _decoder_config(folder: Path, device: str) -> DecoderConfig:
             d_vocab=neox["vocab_size"],
             n_ctx=neox["max_position_embeddings"],
             parallel=neox.get("use_parallel_residual", True),
-            rotary_dim=int(d_head * rope.get("partial_rotary_factor", neox.get("rotary_pct", 0.25))),
+            rotary_dim=int(
+                d_head * rope.get("partial_rotary_factor", neox.get("rotary_pct", 0.25))
+            ),
             rotary_base=rope.get("rope_theta", neox.get("rotary_emb_base", 10_000)),
             ln_eps=neox["layer_norm_eps"],
             device=device,
         )
     except (KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or incomplete ({error}); copy it again") from None
-

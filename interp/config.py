@@ -1,4 +1,5 @@
-"""What the commands can be told: one dataclass a command, the source of its flags, its Python arguments and what is recorded.
+"""What the commands can be told: one dataclass a command, the source of its flags, its Python
+arguments and what is recorded.
 
 Standard library only, so that ``--help`` answers before torch is imported.
 """
@@ -85,24 +86,43 @@ class TrainConfig(PoolSizes):
     """Compile the step; takes half a minute once, saves about a third of each step."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "n_people n_held_out n_train_templates n_layers n_heads d_model d_mlp init_std n_steps batch_size learning_rate "
-            "checkpoint_every dense_every n_evaluated"
-        ).split()
+        positive = [
+            "n_people",
+            "n_held_out",
+            "n_train_templates",
+            "n_layers",
+            "n_heads",
+            "d_model",
+            "d_mlp",
+            "init_std",
+            "n_steps",
+            "batch_size",
+            "learning_rate",
+            "checkpoint_every",
+            "dense_every",
+            "n_evaluated",
+        ]
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.n_train_templates > N_TEMPLATES - N_EVALUATION_TEMPLATES:
             raise ValueError(
-                f"n_train_templates is {self.n_train_templates}; at most {N_TEMPLATES - N_EVALUATION_TEMPLATES} of the "
-                f"{N_TEMPLATES} templates can be trained on, {N_EVALUATION_TEMPLATES} are for evaluation"
+                f"n_train_templates is {self.n_train_templates}; at most "
+                f"{N_TEMPLATES - N_EVALUATION_TEMPLATES} of the "
+                f"{N_TEMPLATES} templates can be trained on, {N_EVALUATION_TEMPLATES} are for "
+                "evaluation"
             )
         if self.warmup_people > self.n_people:
-            raise ValueError(f"warmup_people is {self.warmup_people}, more than n_people, {self.n_people}; ask for fewer")
+            raise ValueError(
+                f"warmup_people is {self.warmup_people}, more than n_people, {self.n_people}; "
+                "ask for fewer"
+            )
 
     @property
     def checkpoint_steps(self) -> list[int]:
-        """Steps at which a checkpoint is written: 0, the dense part, the sparse part, the last step."""
+        """Steps at which a checkpoint is written: 0, the dense part, the sparse part, the last
+        step.
+        """
         dense = range(0, min(self.dense_until, self.n_steps) + 1, self.dense_every)
         sparse = range(self.checkpoint_every, self.n_steps + 1, self.checkpoint_every)
         return sorted({0, *dense, *(s for s in sparse if s > self.dense_until), self.n_steps})
@@ -110,18 +130,55 @@ class TrainConfig(PoolSizes):
 
 PRESETS: dict[str, TrainConfig] = {
     "tiny": TrainConfig(
-        n_people=64, n_held_out=32, n_first_names=5, n_middle_names=5, n_last_names=5, n_cities=8, n_universities=8,
-        n_majors=8, n_companies=8, n_birth_years=4, n_layers=2, n_heads=4, d_model=64, d_mlp=256, n_steps=600, batch_size=32,
-        learning_rate=4e-3, checkpoint_every=100, dense_every=20, dense_until=100, n_evaluated=64, compile=False,
+        n_people=64,
+        n_held_out=32,
+        n_first_names=5,
+        n_middle_names=5,
+        n_last_names=5,
+        n_cities=8,
+        n_universities=8,
+        n_majors=8,
+        n_companies=8,
+        n_birth_years=4,
+        n_layers=2,
+        n_heads=4,
+        d_model=64,
+        d_mlp=256,
+        n_steps=1200,
+        batch_size=32,
+        learning_rate=4e-3,
+        checkpoint_every=150,
+        dense_every=25,
+        dense_until=150,
+        n_evaluated=64,
+        compile=False,
     ),
     "demo": TrainConfig(
-        n_people=768, n_held_out=256, n_first_names=13, n_middle_names=13, n_last_names=13, n_cities=30,
-        n_universities=20, n_majors=20, n_companies=30, n_birth_years=20, n_layers=4, n_heads=4, d_model=64, d_mlp=256,
-        n_steps=2400, batch_size=64, learning_rate=4e-3, checkpoint_every=200, dense_every=50, dense_until=600,
-        checkpoint_dtype="bfloat16", n_evaluated=768,
+        n_people=1280,
+        n_held_out=256,
+        n_first_names=12,
+        n_middle_names=12,
+        n_last_names=12,
+        n_cities=30,
+        n_universities=20,
+        n_majors=20,
+        n_companies=30,
+        n_birth_years=20,
+        n_layers=4,
+        n_heads=4,
+        d_model=64,
+        d_mlp=256,
+        n_steps=5000,
+        batch_size=64,
+        learning_rate=4e-3,
+        checkpoint_every=400,
+        dense_every=100,
+        dense_until=1000,
+        checkpoint_dtype="bfloat16",
+        n_evaluated=1280,
     ),
     "paper": TrainConfig(),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -172,5 +229,7 @@ def preset(name: str, **changes: object) -> TrainConfig:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     known = {field.name for field in fields(TrainConfig)}
     for field in changes.keys() - known:
-        raise ValueError(f"no field {field!r} in a training configuration; there are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"no field {field!r} in a training configuration; there are {', '.join(sorted(known))}"
+        )
     return replace(PRESETS[name], **changes)

@@ -1,16 +1,21 @@
-"""Writing so that a kill at any moment leaves the old file or the new one, never a half; and locks against a second process."""
+"""Writing so that a kill at any moment leaves the old file or the new one, never a half; and locks
+against a second process.
+"""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``: written beside it under a temporary name, flushed to disk, renamed."""
+    """Replaces ``path`` by ``content``: written beside it under a temporary name, flushed to disk,
+    renamed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -27,9 +32,26 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def check_writable(folder: Path) -> None:
+    """Makes ``folder`` if need be.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"can't write to {folder} ({error.strerror}); choose another folder"
+        ) from None
+
+
 @contextmanager
 def only_process(folder: Path, doing: str) -> Iterator[None]:
-    """Holds ``folder`` for this process; the operating system lets go of it when the process ends, however it ends.
+    """Holds ``folder`` for this process; the operating system lets go of it when the process ends,
+    however it ends.
 
     Raises:
         ValueError: another process holds it.
@@ -39,7 +61,9 @@ def only_process(folder: Path, doing: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(f"another process is {doing} {folder}; wait until it has ended, or stop it") from None
+        raise ValueError(
+            f"another process is {doing} {folder}; wait until it has ended, or stop it"
+        ) from None
     try:
         yield
     finally:

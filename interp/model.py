@@ -1,8 +1,9 @@
 """A small decoder with TransformerLens hooks, readable by Hugging Face as GPT-NeoX.
 
-Each block is pre-LayerNorm: ``x += attn(ln1(x)); x += mlp(ln2(x))``, or, with ``parallel``, both read the same ``x``
-(Pythia). Positions are rotary. One implementation, three uses: training runs on the real tokens of a batch (``hidden``),
-hooked runs fire every ``HookPoint`` (``forward``), and the patching engine calls the parts of a block one by one.
+Each block is pre-LayerNorm: ``x += attn(ln1(x)); x += mlp(ln2(x))``, or, with ``parallel``, both
+read the same ``x`` (Pythia). Positions are rotary. One implementation, three uses: training runs on
+the real tokens of a batch (``hidden``), hooked runs fire every ``HookPoint`` (``forward``), and the
+patching engine calls the parts of a block one by one.
 """
 
 from dataclasses import dataclass
@@ -38,9 +39,15 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one of them")
+            raise ValueError(
+                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one "
+                "of them"
+            )
         if self.n_rotary % 2 or not 0 < self.n_rotary <= self.d_head:
-            raise ValueError(f"rotary positions need an even number of dimensions up to {self.d_head}, got {self.n_rotary}")
+            raise ValueError(
+                f"rotary positions need an even number of dimensions up to {self.d_head}, got "
+                f"{self.n_rotary}"
+            )
 
     @property
     def d_head(self) -> int:
@@ -71,15 +78,22 @@ class HookedDecoder(HookedRootModule):
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits; every hook point fires."""
         if tokens.shape[1] > self.cfg.n_ctx:
-            raise ValueError(f"got {tokens.shape[1]} tokens, the model takes at most n_ctx = {self.cfg.n_ctx}; shorten them")
+            raise ValueError(
+                f"got {tokens.shape[1]} tokens, the model takes at most n_ctx = "
+                f"{self.cfg.n_ctx}; shorten them"
+            )
         turn = rotation(torch.arange(tokens.shape[1], device=tokens.device), self.cfg)
         resid = self.hook_embed(self.embed(tokens))
         for block in self.blocks:
             resid = block(resid, turn)
         return self.unembed(self.ln_final(resid))
 
-    def hidden(self, tokens: Int[Tensor, " token"], ragged: Ragged) -> Float[Tensor, "token d_model"]:
-        """What ``unembed`` reads at each real token of a batch; the fast path of training, where attention hooks stay silent."""
+    def hidden(
+        self, tokens: Int[Tensor, " token"], ragged: Ragged
+    ) -> Float[Tensor, "token d_model"]:
+        """What ``unembed`` reads at each real token of a batch; the fast path of training, where
+        attention hooks stay silent.
+        """
         turn = rotation(torch.arange(ragged.real.shape[1], device=tokens.device), self.cfg)
         resid = self.embed(tokens)
         for block in self.blocks:
@@ -87,12 +101,15 @@ class HookedDecoder(HookedRootModule):
         return self.ln_final(resid)
 
     def to_tokens(self, *_: object, **__: object) -> None:
-        """Raises: part of TransformerLens's model protocol, but a ``HookedDecoder`` has no tokenizer."""
+        """Raises: part of TransformerLens's model protocol, but a ``HookedDecoder`` has no
+        tokenizer.
+        """
         raise ValueError("a HookedDecoder takes token ids; make them with suite.tokenizer")
 
 
 def initialise(model: HookedDecoder, *, std: float, seed: int) -> None:
-    """Fresh weights: normal(0, std), the two projections back into the residual stream smaller by sqrt(2·n_layers), no bias.
+    """Fresh weights: normal(0, std), the two projections back into the residual stream smaller by
+    sqrt(2·n_layers), no bias.
 
     Source: Radford et al. 2019, section 2.3.
     """
@@ -153,7 +170,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(cfg.d_model, cfg.d_model)
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
-        self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern, self.hook_z = (
+            HookPoint(),
+            HookPoint(),
+            HookPoint(),
+        )
 
     def forward(
         self, x: Float[Tensor, "*cell d_model"], turn: Rotation, ragged: Ragged | None = None
@@ -163,7 +184,9 @@ class Attention(nn.Module):
         q, k, v = self.heads(x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         q, k = self.hook_rot_q(rotate(q, turn)), self.hook_rot_k(rotate(k, turn))
-        scores = einsum(q, k, "b dest head d, b src head d -> b head dest src") * q.shape[-1] ** -0.5
+        scores = (
+            einsum(q, k, "b dest head d, b src head d -> b head dest src") * q.shape[-1] ** -0.5
+        )
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         scores = self.hook_attn_scores(scores.masked_fill(future, -torch.inf))
         pattern = self.hook_pattern(scores.softmax(-1))
@@ -172,9 +195,15 @@ class Attention(nn.Module):
 
     def heads(
         self, x: Float[Tensor, "*cell d_model"]
-    ) -> tuple[Float[Tensor, "*cell head d_head"], Float[Tensor, "*cell head d_head"], Float[Tensor, "*cell head d_head"]]:
+    ) -> tuple[
+        Float[Tensor, "*cell head d_head"],
+        Float[Tensor, "*cell head d_head"],
+        Float[Tensor, "*cell head d_head"],
+    ]:
         """Queries and keys before rotation, and values, of every head."""
-        return rearrange(self.qkv(x), "... (head qkv d) -> qkv ... head d", head=self.n_heads, qkv=3).unbind()
+        return rearrange(
+            self.qkv(x), "... (head qkv d) -> qkv ... head d", head=self.n_heads, qkv=3
+        ).unbind()
 
 
 class MLP(nn.Module):

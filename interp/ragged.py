@@ -1,9 +1,10 @@
 """Attention for training on batches whose padding costs nothing.
 
-A right-padded batch travels as the flat list of its real tokens, so embedding, LayerNorm, MLP, head and loss never see a
-pad. Only attention needs rows: it lays the tokens out, and takes its result back. A pad sits to the right of every
-real token of its row, so the causal mask already hides it from them. The backward passes are written out because the ones
-autograd derives scatter and slice, which is slow on a CPU; tests compare them with autograd in float64.
+A right-padded batch travels as the flat list of its real tokens, so embedding, LayerNorm, MLP, head
+and loss never see a pad. Only attention needs rows: it lays the tokens out, and takes its result
+back. A pad sits to the right of every real token of its row, so the causal mask already hides it
+from them. The backward passes are written out because the ones autograd derives scatter and slice,
+which is slow on a CPU; tests compare them with autograd in float64.
 """
 
 from typing import NamedTuple
@@ -34,9 +35,14 @@ class Rotation(NamedTuple):
 
 
 def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*cell d_head"]:
-    """``x`` with dimensions i and i + half turned by the angle of their position (Su et al. 2021, GPT-NeoX's pairing)."""
+    """``x`` with dimensions i and i + half turned by the angle of their position (Su et al. 2021,
+    GPT-NeoX's pairing).
+    """
     n_rotary = 2 * turn.cos.shape[-1]
-    cos, sin = turn.cos.to(x.dtype)[..., None, :], torch.stack((-turn.sin, turn.sin), -2).to(x.dtype)
+    cos, sin = (
+        turn.cos.to(x.dtype)[..., None, :],
+        torch.stack((-turn.sin, turn.sin), -2).to(x.dtype),
+    )
     pairs = x[..., :n_rotary].unflatten(-1, (2, -1))
     turned = (pairs * cos + pairs.flip(-2) * sin).flatten(-2)
     return turned if n_rotary == x.shape[-1] else torch.cat((turned, x[..., n_rotary:]), -1)
@@ -45,27 +51,43 @@ def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*
 def attend(
     qkv: Float[Tensor, "token width"], turn: Rotation, ragged: Ragged, *, n_heads: int
 ) -> Float[Tensor, "token d_model"]:
-    """Causal attention output z of the real tokens, heads side by side; ``width`` is (head, qkv, d_head), as in GPT-NeoX."""
+    """Causal attention output z of the real tokens, heads side by side; ``width`` is (head, qkv,
+    d_head), as in GPT-NeoX.
+    """
     rows = _Pad.apply(qkv, ragged)
     if qkv.is_cuda:
-        q, k, v = rearrange(rows, "b p (head qkv d) -> qkv b p head d", head=n_heads, qkv=3).unbind()
-        q, k, v = (rearrange(x, "b p head d -> b head p d") for x in (rotate(q, turn), rotate(k, turn), v))
-        z = rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=True), "b head p d -> b p (head d)")
+        q, k, v = rearrange(
+            rows, "b p (head qkv d) -> qkv b p head d", head=n_heads, qkv=3
+        ).unbind()
+        q, k, v = (
+            rearrange(x, "b p head d -> b head p d") for x in (rotate(q, turn), rotate(k, turn), v)
+        )
+        z = rearrange(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True), "b head p d -> b p (head d)"
+        )
     else:
         turn = Rotation(turn.cos[..., 0, :], turn.sin[..., 0, :])
-        z = rearrange(_Attention.apply(rows, turn, n_heads), "(b head) p d -> b p (head d)", head=n_heads)
+        z = rearrange(
+            _Attention.apply(rows, turn, n_heads), "(b head) p d -> b p (head d)", head=n_heads
+        )
     return _Unpad.apply(z, ragged)
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention, batch and heads in one axis; keeps the patterns in the dtype of the matrix products."""
+    """Softmax attention, batch and heads in one axis; keeps the patterns in the dtype of the matrix
+    products.
+    """
 
     @staticmethod
     def forward(ctx, qkv: Tensor, turn: Rotation, n_heads: int) -> Tensor:
-        q, k, v = rearrange(qkv, "b p (head qkv d) -> qkv (b head) p d", head=n_heads, qkv=3).unbind()
+        q, k, v = rearrange(
+            qkv, "b p (head qkv d) -> qkv (b head) p d", head=n_heads, qkv=3
+        ).unbind()
         ctx.n_heads, ctx.scale = n_heads, q.shape[-1] ** -0.5
         q, k = rotate(q, turn) * ctx.scale, rotate(k, turn)
-        future = torch.full((q.shape[1], q.shape[1]), -torch.inf, dtype=torch.float32, device=q.device).triu(1)
+        future = torch.full(
+            (q.shape[1], q.shape[1]), -torch.inf, dtype=torch.float32, device=q.device
+        ).triu(1)
         pattern = _wide(q @ k.mT).add(future).softmax(-1).to(q.dtype)
         ctx.save_for_backward(q, k, v, pattern, *turn)
         return pattern @ v
@@ -90,7 +112,9 @@ class _Pad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: Tensor, ragged: Ragged) -> Tensor:
         ctx.save_for_backward(ragged.token_to_cell)
-        return _take_rows(tokens, ragged.cell_to_token.flatten()).unflatten(0, ragged.cell_to_token.shape)
+        return _take_rows(tokens, ragged.cell_to_token.flatten()).unflatten(
+            0, ragged.cell_to_token.shape
+        )
 
     @staticmethod
     def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None]:
@@ -113,7 +137,8 @@ class _Unpad(torch.autograd.Function):
         return d_rows * real[..., None].to(d_rows.dtype), None
 
 
-# Opaque to the compiler on purpose: fused into a neighbour, these two copies become scalar loops and cost several times more.
+# Opaque to the compiler on purpose: fused into a neighbour, these two copies become scalar loops
+# and cost several times more.
 @torch.library.custom_op("interp::take_rows", mutates_args=())
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index)
@@ -126,7 +151,9 @@ def _(x: Tensor, index: Tensor) -> Tensor:
 
 @torch.library.custom_op("interp::join_heads", mutates_args=())
 def _join_heads(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
-    qkv = torch.stack([rearrange(x, "(b head) p d -> b p head d", head=n_heads) for x in (q, k, v)], 3)
+    qkv = torch.stack(
+        [rearrange(x, "(b head) p d -> b p head d", head=n_heads) for x in (q, k, v)], 3
+    )
     return rearrange(qkv, "b p head qkv d -> b p (head qkv d)")
 
 

@@ -1,4 +1,6 @@
-"""A run folder opened for reading: its checkpoints in order, and the population, tokenizer and facts that go with them."""
+"""A run folder opened for reading: its checkpoints in order, and the population, tokenizer and
+facts that go with them.
+"""
 
 import json
 from collections.abc import Sequence
@@ -48,7 +50,9 @@ class Suite:
 
     @property
     def no_knowledge_baseline(self) -> float:
-        """Attribute loss, nats a value, of a model that knows the values' frequencies but nobody's value."""
+        """Attribute loss, nats a value, of a model that knows the values' frequencies but nobody's
+        value.
+        """
         return sum(self.run["no_knowledge_baseline"].values()) / len(ATTRIBUTES)
 
     def step_dir(self, step: int) -> Path:
@@ -60,7 +64,8 @@ class Suite:
         if step not in self.steps:
             nearest = sorted(sorted(self.steps, key=lambda other: abs(other - step))[:2])
             raise ValueError(
-                f"no checkpoint at step {step} in {self.path}; {'nearest are' if len(nearest) > 1 else 'there is only'} "
+                f"no checkpoint at step {step} in {self.path}; "
+                f"{'nearest are' if len(nearest) > 1 else 'there is only'} "
                 f"{' and '.join(map(str, nearest))}"
             )
         return self.path / f"step-{step:06d}"
@@ -86,9 +91,16 @@ class Suite:
         """``n`` facts of this run's training people; see ``interp.facts.draw_facts``."""
         attributes = (attribute,) if isinstance(attribute, str) else tuple(attribute)
         return draw_facts(
-            self.population, self.texts, self.tokenizer, n=n, attributes=attributes, seed=seed, corruption=corruption,
-            n_context=n_context, length=length,
-        )  # fmt: skip
+            self.population,
+            self.texts,
+            self.tokenizer,
+            n=n,
+            attributes=attributes,
+            seed=seed,
+            corruption=corruption,
+            n_context=n_context,
+            length=length,
+        )
 
     def read_facts(self, path: str | Path) -> FactSet:
         """Facts from a CSV of one's own prompts; see ``interp.facts.read_facts``."""
@@ -96,7 +108,10 @@ class Suite:
 
     def _file(self, name: str) -> Path:
         if not (self.path / name).is_file():
-            raise FileNotFoundError(f"no {name} in {self.path}; the run folder is incomplete, copy it again or train again")
+            raise FileNotFoundError(
+                f"no {name} in {self.path}; the run folder is incomplete, copy it again or train "
+                "again"
+            )
         return self.path / name
 
 
@@ -109,18 +124,26 @@ def load_suite(path: str | Path) -> Suite:
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"no folder {path}; give a run folder, such as checkpoints/demo, or one of its step folders")
+        raise FileNotFoundError(
+            f"no folder {path}; give a run folder, such as checkpoints/demo, or one of its step "
+            "folders"
+        )
     run = path.resolve().parent if _step_of(path.resolve()) is not None else path
     config = read_config(run)
-    folders = [path.resolve()] if run != path else [folder for folder in run.iterdir() if folder.is_dir()]
+    folders = (
+        [path.resolve()] if run != path else [folder for folder in run.iterdir() if folder.is_dir()]
+    )
     steps = sorted(step for folder in folders if (step := _step_of(folder)) is not None)
     if not steps:
-        raise FileNotFoundError(f"no step folder in {run}; wait for its first checkpoint, or train again")
+        raise FileNotFoundError(
+            f"no step folder in {run}; wait for its first checkpoint, or train again"
+        )
     return Suite(run, steps, config, json.loads((run / "run.json").read_text()))
 
 
 def select_steps(suite: Suite, wanted: str) -> list[int]:
-    """Steps named by ``all``, a list such as ``0,200,1000``, or ``every:4`` (every fourth, and the last).
+    """Steps named by ``all``, a list such as ``0,200,1000``, or ``every:4`` (every fourth, and the
+    last).
 
     Raises:
         ValueError: it is none of these, or names a step without a checkpoint.
@@ -131,7 +154,9 @@ def select_steps(suite: Suite, wanted: str) -> list[int]:
     if kind == "every" and number.isdecimal() and int(number) > 0:
         return sorted({*suite.steps[:: int(number)], suite.steps[-1]})
     if not all(part.strip().isdecimal() for part in wanted.split(",")):
-        raise ValueError(f"steps {wanted!r} can't be read; write all, a list such as 0,200,1000, or every:4")
+        raise ValueError(
+            f"steps {wanted!r} can't be read; write all, a list such as 0,200,1000, or every:4"
+        )
     steps = sorted({int(part) for part in wanted.split(",")})
     for step in steps:
         suite.step_dir(step)

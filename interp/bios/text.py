@@ -1,7 +1,8 @@
 """Biographies as tokens that know their role, built for a whole batch at once.
 
-Every piece of text that can occur (a template's part before the name, a name, a value, ...) is tokenized once and laid end to
-end in one array. A biography is a list of pieces; a batch of them is one gather from that array.
+Every piece of text that can occur (a template's part before the name, a name, a value, ...) is
+tokenized once and laid end to end in one array. A biography is a list of pieces; a batch of them is
+one gather from that array.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ NO_ATTRIBUTE = -1
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokens and roles of every piece, and which pieces each template, person and value is made of."""
+    """Tokens and roles of every piece, and which pieces each template, person and value is made "
+    "of."""
 
     tokens: Int[np.ndarray, " piece_token"]
     roles: Int8[np.ndarray, " piece_token"]
@@ -34,7 +36,9 @@ class Texts:
     name: Int[np.ndarray, " person"]
     value: Int[np.ndarray, "person attribute"]
     template_order: Int8[np.ndarray, "person attribute template"]
-    """A permutation of the 25 templates for each person and attribute; the last 5 are for evaluation."""
+    """A permutation of the 25 templates for each person and attribute; the last 5 are for
+    evaluation.
+    """
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,34 @@ def tokenizer_for(people: pd.DataFrame) -> Tokenizer:
 
 
 def lay_out(people: pd.DataFrame, tokenizer: Tokenizer, *, seed: int) -> Texts:
-    """The pieces of this population's biographies; ``seed`` decides each person's training and evaluation templates."""
+    """The pieces of this population's biographies; ``seed`` decides each person's training and
+    evaluation templates.
+    """
     pieces = _Pieces(tokenizer)
     bos = pieces.add_tokens([tokenizer.token_to_id(BOS)], [ROLES.index("bos")])
     parts = [[_split(text) for text in templates()[attribute]] for attribute in ATTRIBUTES]
     before, after, end = (
-        np.array([pieces.add([text[i] for text in texts], "cue") for texts in parts]) for i in range(3)
+        np.array([pieces.add([text[i] for text in texts], "cue") for texts in parts])
+        for i in range(3)
     )
     name = _names(people, pieces)
     value = np.stack([_values(people[attribute], pieces) for attribute in ATTRIBUTES], 1)
     rng = np.random.default_rng([seed, 1])
     order = np.broadcast_to(np.arange(N_TEMPLATES, dtype=np.int8), (*value.shape, N_TEMPLATES))
     tokens, roles, start, length = pieces.arrays()
-    return Texts(tokens, roles, start, length, bos, before, after, end, name, value, rng.permuted(order, axis=2))
+    return Texts(
+        tokens,
+        roles,
+        start,
+        length,
+        bos,
+        before,
+        after,
+        end,
+        name,
+        value,
+        rng.permuted(order, axis=2),
+    )
 
 
 def write_biographies(
@@ -79,7 +98,9 @@ def write_biographies(
     attributes: Int[np.ndarray, "batch sentence"],
     template: Int[np.ndarray, "batch sentence"],
 ) -> Biographies:
-    """One biography a row: ``<bos>``, then a sentence on each attribute in the order given, by the template given."""
+    """One biography a row: ``<bos>``, then a sentence on each attribute in the order given, by the
+    template given.
+    """
     sentence = np.stack(
         [
             texts.before_name[attributes, template],
@@ -90,9 +111,11 @@ def write_biographies(
         ],
         axis=2,
     )
-    n, n_sentences, n_pieces = sentence.shape
+    n, _, n_pieces = sentence.shape
     piece = np.concatenate((np.full((n, 1), texts.bos), sentence.reshape(n, -1)), 1)
-    of_attribute = np.concatenate((np.full((n, 1), NO_ATTRIBUTE), np.repeat(attributes, n_pieces, 1)), 1)
+    of_attribute = np.concatenate(
+        (np.full((n, 1), NO_ATTRIBUTE), np.repeat(attributes, n_pieces, 1)), 1
+    )
     length = texts.length[piece]
     flat = length.ravel()
     end = np.cumsum(flat)
@@ -106,17 +129,30 @@ def write_biographies(
     )
 
 
-def evaluation_templates(texts: Texts, people: Int[np.ndarray, " batch"], rng: np.random.Generator) -> np.ndarray:
-    """One of each person's evaluation templates for each attribute, ``person attribute``, in ``ATTRIBUTES`` order."""
-    pick = N_TEMPLATES - 1 - rng.integers(N_EVALUATION_TEMPLATES, size=(len(people), len(ATTRIBUTES)))
+def evaluation_templates(
+    texts: Texts, people: Int[np.ndarray, " batch"], rng: np.random.Generator
+) -> np.ndarray:
+    """One of each person's evaluation templates for each attribute, ``person attribute``, in
+    ``ATTRIBUTES`` order.
+    """
+    pick = (
+        N_TEMPLATES - 1 - rng.integers(N_EVALUATION_TEMPLATES, size=(len(people), len(ATTRIBUTES)))
+    )
     return _pick_templates(texts, people, pick)
 
 
 def training_templates(
-    texts: Texts, people: Int[np.ndarray, " batch"], n_train_templates: int, rng: np.random.Generator
+    texts: Texts,
+    people: Int[np.ndarray, " batch"],
+    n_train_templates: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """One of each person's first ``n_train_templates`` training templates for each attribute, ``person attribute``."""
-    return _pick_templates(texts, people, rng.integers(n_train_templates, size=(len(people), len(ATTRIBUTES))))
+    """One of each person's first ``n_train_templates`` training templates for each attribute,
+    ``person attribute``.
+    """
+    return _pick_templates(
+        texts, people, rng.integers(n_train_templates, size=(len(people), len(ATTRIBUTES)))
+    )
 
 
 def _pick_templates(texts: Texts, people: np.ndarray, pick: np.ndarray) -> np.ndarray:
@@ -132,10 +168,14 @@ def _split(template: str) -> tuple[str, str, str]:
 def _names(people: pd.DataFrame, pieces: "_Pieces") -> np.ndarray:
     by_part = [encode(pieces.tokenizer, people[part].tolist()) for part in NAME_PARTS]
     roles = [ROLES.index(f"name_{part}") for part in NAME_PARTS]
-    return np.array([
-        pieces.add_tokens(sum(words, []), [role for role, word in zip(roles, words) for _ in word])
-        for words in zip(*by_part)
-    ])  # fmt: skip
+    return np.array(
+        [
+            pieces.add_tokens(
+                sum(words, []), [role for role, word in zip(roles, words) for _ in word]
+            )
+            for words in zip(*by_part)
+        ]
+    )
 
 
 def _values(column: pd.Series, pieces: "_Pieces") -> np.ndarray:
@@ -151,7 +191,9 @@ class _Pieces:
         self.tokens: list[int] = []
         self.roles: list[int] = []
         self.lengths: list[int] = []
-        self.marks = {i for word, i in tokenizer.get_vocab().items() if not any(map(str.isalnum, word))}
+        self.marks = {
+            i for word, i in tokenizer.get_vocab().items() if not any(map(str.isalnum, word))
+        }
 
     def add(self, texts: list[str], role: str) -> list[int]:
         """Numbers of the new pieces; in a cue, punctuation marks have a role of their own."""
@@ -169,4 +211,9 @@ class _Pieces:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         length = np.array(self.lengths)
-        return np.array(self.tokens), np.array(self.roles, np.int8), np.cumsum(length) - length, length
+        return (
+            np.array(self.tokens),
+            np.array(self.roles, np.int8),
+            np.cumsum(length) - length,
+            length,
+        )

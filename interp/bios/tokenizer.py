@@ -1,6 +1,7 @@
 """A word-level tokenizer: one token a word, every punctuation mark a token of its own.
 
-So names and values never merge with punctuation, and a text's tokens are those of its pieces, one after the other.
+So names and values never merge with punctuation, and a text's tokens are those of its pieces, one
+after the other.
 """
 
 from collections.abc import Iterable
@@ -15,22 +16,32 @@ SPECIAL = {"pad_token": PAD, "bos_token": BOS, "unk_token": UNKNOWN}
 
 
 def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Tokenizer whose vocabulary is every word and mark of ``texts``, sorted, after the three special tokens."""
-    split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")])
+    """Tokenizer whose vocabulary is every word and mark of ``texts``, sorted, after the three
+    special tokens.
+    """
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+    )
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
     vocabulary = {word: i for i, word in enumerate([PAD, BOS, UNKNOWN, *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins by spaces, none before punctuation
+    tokenizer.decoder = decoders.WordPiece(
+        prefix="##", cleanup=True
+    )  # joins by spaces, none before punctuation
     tokenizer.add_special_tokens(list(SPECIAL.values()))
-    tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the three files from which ``transformers.AutoTokenizer`` loads it."""
     write_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL})
+    write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL}
+    )
     write_json(folder / "special_tokens_map.json", SPECIAL)
 
 
@@ -45,6 +56,13 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     for text, tokens in zip(texts, ids):
         if unknown in tokens:
             known = tokenizer.get_vocab()
-            words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text) if word not in known]
-            raise ValueError(f"{text!r} holds {', '.join(map(repr, words))}, not in the vocabulary; use the run's own words")
+            words = [
+                word
+                for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)
+                if word not in known
+            ]
+            raise ValueError(
+                f"{text!r} holds {', '.join(map(repr, words))}, not in the vocabulary; use the "
+                "run's own words"
+            )
     return ids

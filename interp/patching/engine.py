@@ -1,11 +1,13 @@
 """Exact activation patching that computes only what a patch can change.
 
-A cell (site, layer, head, positions) replaces an activation of the base run by that of the source run. Whatever the site, the
-patch first changes the residual stream entering some layer m at the patched positions; all earlier layers and positions
-are those of the base run, which is computed once. So cells become rows (cell, fact) that join at their layer m, keep the base run's
-keys and values, recompute the positions from the first patched one on, and in the last layer only those that are read. A cell whose
-positions lie before the first token in which the two prompts differ, or that nothing read depends on, is not computed: its value
-is the base run's. Equal to patching with hooks, to rounding; not evidence of anything but the model's response to the swap.
+A cell (site, layer, head, positions) replaces an activation of the base run by that of the source
+run. Whatever the site, the patch first changes the residual stream entering some layer m at the
+patched positions; all earlier layers and positions are those of the base run, which is computed
+once. So cells become rows (cell, fact) that join at their layer m, keep the base run's keys and
+values, recompute the positions from the first patched one on, and in the last layer only those that
+are read. A cell whose positions lie before the first token in which the two prompts differ, or that
+nothing read depends on, is not computed: its value is the base run's. Equal to patching with hooks,
+to rounding; not evidence of anything but the model's response to the swap.
 """
 
 from collections.abc import Iterator
@@ -28,7 +30,9 @@ TOKENS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Prompts:
-    """One run's input, with the value's tokens after the prompt so that the whole value can be scored."""
+    """One run's input, with the value's tokens after the prompt so that the whole value can be
+    scored.
+    """
 
     tokens: Int[Tensor, "fact pos"]
     n_prompt: Int[Tensor, " fact"]
@@ -40,7 +44,9 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block computed in a run. Queries and keys are rotated; heads come before positions, as products want them."""
+    """What one block computed in a run. Queries and keys are rotated; heads come before positions,
+    as products want them.
+    """
 
     resid_pre: Float[Tensor, "fact pos d_model"]
     resid_mid: Float[Tensor, "fact pos d_model"]
@@ -62,7 +68,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Rows:
-    """Work that enters at one layer: one row a (cell, fact). ``site`` and ``layer`` say what is patched."""
+    """Work that enters at one layer: one row a (cell, fact). ``site`` and ``layer`` say what is
+    patched.
+    """
 
     site: np.ndarray
     layer: np.ndarray
@@ -72,7 +80,9 @@ class Rows:
     fact: np.ndarray
 
     def __getitem__(self, index: np.ndarray) -> "Rows":
-        return Rows(*(column[index] for column in (self.site, self.layer, self.head, self.group, self.fact)))
+        return Rows(
+            *(column[index] for column in (self.site, self.layer, self.head, self.group, self.fact))
+        )
 
     def __len__(self) -> int:
         return len(self.fact)
@@ -89,7 +99,16 @@ def prompts(facts: FactSet, device: torch.device | str) -> tuple[Prompts, Prompt
         for i in range(facts.answers.shape[1] - 1):
             rows = torch.nonzero(n_value > i + 1)[:, 0]
             tokens[rows, facts.lengths[rows] + i] = facts.answers[rows, i]
-        moved = (x.to(device) for x in (tokens, facts.lengths, n_value, facts.answers.clamp(min=0), facts.corrupted_answers[:, 0]))
+        moved = (
+            x.to(device)
+            for x in (
+                tokens,
+                facts.lengths,
+                n_value,
+                facts.answers.clamp(min=0),
+                facts.corrupted_answers[:, 0],
+            )
+        )
         both.append(Prompts(*moved))
     return both[0], both[1]
 
@@ -101,11 +120,17 @@ class Engine:
         clean, corrupted = prompts(facts, model.embed.weight.device)
         self.model, self.direction = model, direction
         self.n_layers, self.n_heads = model.cfg.n_layers, model.cfg.n_heads
-        self.base_prompts, source_prompts = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-        self.turn = rotation(torch.arange(clean.tokens.shape[1], device=clean.tokens.device), model.cfg)
+        self.base_prompts, source_prompts = (
+            (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+        )
+        self.turn = rotation(
+            torch.arange(clean.tokens.shape[1], device=clean.tokens.device), model.cfg
+        )
         self.base, self.source = self._run(self.base_prompts), self._run(source_prompts)
         all_facts = np.arange(len(facts))
-        self.base_scores, self.source_scores = (self._read(run.resid_final, all_facts) for run in (self.base, self.source))
+        self.base_scores, self.source_scores = (
+            self._read(run.resid_final, all_facts) for run in (self.base, self.source)
+        )
         self.n_prompt, self.n_value = (x.cpu().numpy() for x in (clean.n_prompt, clean.n_value))
         differs = (clean.tokens != corrupted.tokens).cpu().numpy()
         self.first_difference = np.where(differs.any(1), differs.argmax(1), differs.shape[1])
@@ -113,14 +138,19 @@ class Engine:
     def sweep(
         self, sites: list[str], positions: Bool[np.ndarray, "group fact pos"]
     ) -> Iterator[tuple[Rows, Float[np.ndarray, "metric row"]]]:
-        """Metrics of every cell that can differ from the base run, in portions, in no particular order."""
+        """Metrics of every cell that can differ from the base run, in portions, in no particular
+        order.
+        """
         for entry in range(self.n_layers + 1):
             rows = self._rows(sites, entry, positions)
             first = np.argmax(positions, 2)[rows.group, rows.fact]
             needed = self.n_prompt[rows.fact] + self.n_value[rows.fact] - 1 - first
             order = np.lexsort((needed, self.n_value[rows.fact]))
             for part in _portions(order, needed, self.n_value[rows.fact]):
-                yield rows[part], self._patched(entry, rows[part], int(needed[part].max()), positions)
+                yield (
+                    rows[part],
+                    self._patched(entry, rows[part], int(needed[part].max()), positions),
+                )
 
     def _rows(self, sites: list[str], entry: int, positions: np.ndarray) -> Rows:
         """All live rows whose patch changes the residual stream entering layer ``entry`` first."""
@@ -137,49 +167,76 @@ class Engine:
                 heads = range(self.n_heads) if site == "z" else [0]
                 tables += [(site, layer, head) for head in heads]
         n = len(fact)
-        site, layer, head = (np.repeat(np.array([t[i] for t in tables]), n) for i in range(3)) if tables else [np.zeros(0, int)] * 3
+        site, layer, head = (
+            (np.repeat(np.array([t[i] for t in tables]), n) for i in range(3))
+            if tables
+            else [np.zeros(0, int)] * 3
+        )
         return Rows(site, layer, head, np.tile(group, len(tables)), np.tile(fact, len(tables)))
 
     @torch.inference_mode()
     def _patched(self, entry: int, rows: Rows, n_window: int, positions: np.ndarray) -> np.ndarray:
         """Metrics of ``rows``: from the residual stream entering layer ``entry`` to the logits."""
         device = self.base.resid_final.device
-        row, pos = (torch.from_numpy(x).to(device) for x in np.nonzero(positions[rows.group, rows.fact]))
+        row, pos = (
+            torch.from_numpy(x).to(device) for x in np.nonzero(positions[rows.group, rows.fact])
+        )
         changed = self._entering(rows, row, pos)
         fact = torch.from_numpy(rows.fact).to(device)
-        read = (self.base_prompts.n_prompt[fact] - 1)[:, None] + torch.arange(int(self.n_value[rows.fact].max()), device=device)
+        read = (self.base_prompts.n_prompt[fact] - 1)[:, None] + torch.arange(
+            int(self.n_value[rows.fact].max()), device=device
+        )
         if entry == self.n_layers:
             resid = self.base.resid_final[fact[:, None], read]
             is_final = pos == read[row, 0]
             resid[row[is_final], 0] = changed[is_final]
             return self._scores(resid, fact)
-        start = torch.from_numpy(self.n_prompt[rows.fact] + self.n_value[rows.fact] - 1 - n_window).to(device).clamp(min=0)
+        start = (
+            torch.from_numpy(self.n_prompt[rows.fact] + self.n_value[rows.fact] - 1 - n_window)
+            .to(device)
+            .clamp(min=0)
+        )
         window = start[:, None] + torch.arange(n_window, device=device)
-        resid = self._first_layer(entry, fact, row, pos, changed, read if entry == self.n_layers - 1 else window)
+        resid = self._first_layer(
+            entry, fact, row, pos, changed, read if entry == self.n_layers - 1 else window
+        )
         for index in range(entry + 1, self.n_layers):
             resid = self._later_layer(index, fact, resid, window, read)
         return self._scores(resid, fact)
 
     def _entering(self, rows: Rows, row: Tensor, pos: Tensor) -> Float[Tensor, "change d_model"]:
-        """The patched residual stream at each changed (row, position), just before the layer at which the rows join."""
+        """The patched residual stream at each changed (row, position), just before the layer at
+        which the rows join.
+        """
         at_row = row.cpu().numpy()
         fact = torch.from_numpy(rows.fact).to(row.device)[row]
-        out = torch.empty(len(row), self.model.cfg.d_model, dtype=self.base.resid_final.dtype, device=row.device)
+        out = torch.empty(
+            len(row), self.model.cfg.d_model, dtype=self.base.resid_final.dtype, device=row.device
+        )
         kinds = np.stack((rows.layer, np.unique(rows.site, return_inverse=True)[1]), 1)[at_row]
         for layer, kind in np.unique(kinds, axis=0):
             here = np.flatnonzero((kinds == (layer, kind)).all(1))
-            site, head = rows.site[at_row[here[0]]], torch.from_numpy(rows.head[at_row[here]]).to(row.device)
+            site, head = (
+                rows.site[at_row[here[0]]],
+                torch.from_numpy(rows.head[at_row[here]]).to(row.device),
+            )
             at = torch.from_numpy(here).to(row.device)
             out[at] = self._resid_after(str(site), int(layer), head, fact[at], pos[at])
         return out
 
-    def _resid_after(self, site: str, layer: int, head: Tensor, fact: Tensor, pos: Tensor) -> Float[Tensor, "change d_model"]:
+    def _resid_after(
+        self, site: str, layer: int, head: Tensor, fact: Tensor, pos: Tensor
+    ) -> Float[Tensor, "change d_model"]:
         block: Block = self.model.blocks[layer]
         base, source = self.base.layers[layer], self.source.layers[layer]
         if site == "resid_pre":
             return source.resid_pre[fact, pos]
         if site == "mlp_out":
-            stream = base.resid_pre[fact, pos] + base.attn_out[fact, pos] if block.parallel else base.resid_mid[fact, pos]
+            stream = (
+                base.resid_pre[fact, pos] + base.attn_out[fact, pos]
+                if block.parallel
+                else base.resid_mid[fact, pos]
+            )
             return stream + source.mlp_out[fact, pos]
         if site == "resid_mid":
             mid = source.resid_mid[fact, pos]
@@ -188,15 +245,27 @@ class Engine:
             attn_out = source.attn_out[fact, pos]
         else:
             change = source.z[fact, pos, head] - base.z[fact, pos, head]
-            by_head = rearrange(block.attn.out.weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
+            by_head = rearrange(
+                block.attn.out.weight,
+                "d_model (head d_head) -> head d_head d_model",
+                head=self.n_heads,
+            )
             attn_out = base.attn_out[fact, pos] + _by_head(change, head, by_head)
         mid = base.resid_pre[fact, pos] + attn_out
         return mid + (base.mlp_out[fact, pos] if block.parallel else block.mlp(block.ln2(mid)))
 
     def _first_layer(
-        self, index: int, fact: Tensor, row: Tensor, pos: Tensor, changed: Tensor, dest: Int[Tensor, "row dest"]
+        self,
+        index: int,
+        fact: Tensor,
+        row: Tensor,
+        pos: Tensor,
+        changed: Tensor,
+        dest: Int[Tensor, "row dest"],
     ) -> Float[Tensor, "row dest d_model"]:
-        """The layer at which rows join: keys, values and queries are new at the changed positions only."""
+        """The layer at which rows join: keys, values and queries are new at the changed positions
+        only.
+        """
         block, base = self.model.blocks[index], self.base.layers[index]
         q, k, v = block.attn.heads(block.ln1(changed))
         turn = Rotation(self.turn.cos[pos], self.turn.sin[pos])
@@ -206,13 +275,23 @@ class Engine:
         queries, resid = base.q[fact[:, None], :, dest], base.resid_pre[fact[:, None], dest]
         at = pos - dest[row, 0]
         inside = (at >= 0) & (at < dest.shape[1])
-        queries[row[inside], at[inside]], resid[row[inside], at[inside]] = q[inside], changed[inside]
+        queries[row[inside], at[inside]], resid[row[inside], at[inside]] = (
+            q[inside],
+            changed[inside],
+        )
         return self._finish(block, resid, queries, keys, values, dest)
 
     def _later_layer(
-        self, index: int, fact: Tensor, resid: Tensor, window: Int[Tensor, "row pos"], read: Int[Tensor, "row read"]
+        self,
+        index: int,
+        fact: Tensor,
+        resid: Tensor,
+        window: Int[Tensor, "row pos"],
+        read: Int[Tensor, "row read"],
     ) -> Float[Tensor, "row dest d_model"]:
-        """A layer all of whose inputs in the window are new; the last layer answers at the positions that are read."""
+        """A layer all of whose inputs in the window are new; the last layer answers at the
+        positions that are read.
+        """
         block, base = self.model.blocks[index], self.base.layers[index]
         q, k, v = block.attn.heads(block.ln1(resid))
         turn = Rotation(self.turn.cos[window], self.turn.sin[window])
@@ -227,12 +306,20 @@ class Engine:
         return self._finish(block, resid, q, keys, values, dest)
 
     def _finish(
-        self, block: Block, resid: Tensor, q: Tensor, keys: Tensor, values: Tensor, dest: Int[Tensor, "row dest"]
+        self,
+        block: Block,
+        resid: Tensor,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        dest: Int[Tensor, "row dest"],
     ) -> Float[Tensor, "row dest d_model"]:
         scores = rearrange(q, "row dest head d -> row head dest d") @ keys.mT * q.shape[-1] ** -0.5
         future = torch.arange(keys.shape[2], device=dest.device) > dest[:, None, :, None]
         pattern = scores.masked_fill_(future, -torch.inf).softmax(-1)
-        attn_out = block.attn.out(rearrange(pattern @ values, "row head dest d -> row dest (head d)"))
+        attn_out = block.attn.out(
+            rearrange(pattern @ values, "row head dest d -> row dest (head d)")
+        )
         if block.parallel:
             return resid + attn_out + block.mlp(block.ln2(resid))
         resid = resid + attn_out
@@ -246,7 +333,9 @@ class Engine:
         for block in self.model.blocks:
             q, k, v = block.attn.heads(block.ln1(resid))
             q, k = rotate(q, self.turn), rotate(k, self.turn)
-            q, k, v = (rearrange(x, "fact pos head d -> fact head pos d").contiguous() for x in (q, k, v))
+            q, k, v = (
+                rearrange(x, "fact pos head d -> fact head pos d").contiguous() for x in (q, k, v)
+            )
             pattern = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill_(future, -torch.inf).softmax(-1)
             z = rearrange(pattern @ v, "fact head pos d -> fact pos head d").contiguous()
             attn_out = block.attn.out(rearrange(z, "fact pos head d -> fact pos (head d)"))
@@ -259,21 +348,36 @@ class Engine:
     @torch.inference_mode()
     def _read(self, resid: Tensor, facts: np.ndarray) -> np.ndarray:
         fact = torch.from_numpy(facts).to(resid.device)
-        read = (self.base_prompts.n_prompt - 1)[:, None] + torch.arange(int(self.base_prompts.n_value.max()), device=resid.device)
+        read = (self.base_prompts.n_prompt - 1)[:, None] + torch.arange(
+            int(self.base_prompts.n_value.max()), device=resid.device
+        )
         return self._scores(resid[fact[:, None], read.clamp(max=resid.shape[1] - 1)], fact)
 
-    def _scores(self, resid: Float[Tensor, "row read d_model"], fact: Int[Tensor, " row"]) -> Float[np.ndarray, "metric row"]:
-        """Metrics of ``METRICS`` from the last residual stream at the positions that predict the value."""
+    def _scores(
+        self, resid: Float[Tensor, "row read d_model"], fact: Int[Tensor, " row"]
+    ) -> Float[np.ndarray, "metric row"]:
+        """Metrics of ``METRICS`` from the last residual stream at the positions that predict the
+        value.
+        """
         given = self.base_prompts
         logits = self.model.unembed(self.model.ln_final(resid)).float()
         answers, n_read = given.answers[fact], resid.shape[1]
         log_p = logits.log_softmax(-1).gather(-1, answers[:, :n_read, None])[..., 0]
         wanted = torch.arange(n_read, device=fact.device) < given.n_value[fact][:, None]
-        difference = logits[:, 0].gather(-1, torch.stack((answers[:, 0], given.other[fact]), 1)).diff(dim=1)[:, 0].neg()
+        difference = (
+            logits[:, 0]
+            .gather(-1, torch.stack((answers[:, 0], given.other[fact]), 1))
+            .diff(dim=1)[:, 0]
+            .neg()
+        )
         return torch.stack((difference, log_p[:, 0], (log_p * wanted).sum(1))).cpu().numpy()
 
 
-def _by_head(change: Float[Tensor, "change d_head"], head: Int[Tensor, " change"], w_o: Float[Tensor, "head d_head d_model"]) -> Tensor:
+def _by_head(
+    change: Float[Tensor, "change d_head"],
+    head: Int[Tensor, " change"],
+    w_o: Float[Tensor, "head d_head d_model"],
+) -> Tensor:
     out = change.new_empty(len(change), w_o.shape[2])
     for h in range(len(w_o)):
         at = head == h
@@ -282,7 +386,9 @@ def _by_head(change: Float[Tensor, "change d_head"], head: Int[Tensor, " change"
 
 
 def _portions(order: np.ndarray, n_window: np.ndarray, n_value: np.ndarray) -> Iterator[np.ndarray]:
-    """``order`` in pieces of equally many values' tokens and at most ``TOKENS_AT_ONCE`` tokens each."""
+    """``order`` in pieces of equally many values' tokens and at most ``TOKENS_AT_ONCE`` tokens
+    each.
+    """
     start = 0
     while start < len(order):
         same = np.searchsorted(n_value[order], n_value[order[start]], side="right")

@@ -1,9 +1,11 @@
-"""Activation patching (Vig et al. 2020, https://arxiv.org/abs/2004.12265; Meng et al. 2022, https://arxiv.org/abs/2202.05262).
+"""Activation patching (Vig et al. 2020, https://arxiv.org/abs/2004.12265; Meng et al. 2022,
+https://arxiv.org/abs/2202.05262).
 
-denoising: corrupted run ← clean activation, what is enough to restore the answer; noising: clean run ← corrupted activation,
-what is needed to keep it. Metrics, all positive towards the clean answer: ``logit_diff`` = logit(first token of the clean answer) −
-logit(first token of the corrupted answer), in nats, at ``final``; ``first_logprob`` and ``value_logprob`` = ln p of the clean answer's first
-token, and of all its tokens given the ones before.
+denoising: corrupted run ← clean activation, what is enough to restore the answer; noising: clean
+run ← corrupted activation, what is needed to keep it. Metrics, all positive towards the clean
+answer: ``logit_diff`` = logit(first token of the clean answer) − logit(first token of the corrupted
+answer), in nats, at ``final``; ``first_logprob`` and ``value_logprob`` = ln p of the clean answer's
+first token, and of all its tokens given the ones before.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,15 @@ from interp.model import HookedDecoder
 from interp.patching.engine import METRICS, Engine
 
 By = Literal["role", "pos"]
-FACT_COORDS = ("person", "corrupted_person", "attribute", "clean_prompt", "corrupted_prompt", "answer", "corrupted_answer")
+FACT_COORDS = (
+    "person",
+    "corrupted_person",
+    "attribute",
+    "clean_prompt",
+    "corrupted_prompt",
+    "answer",
+    "corrupted_answer",
+)
 
 
 def patch(
@@ -33,35 +43,51 @@ def patch(
     """Every (layer, role or position) of one ``site`` patched, for ``z`` every head, on each fact.
 
     Returns:
-        ``patched`` (layer, head for z, role or pos, fact), ``clean`` (fact) and ``corrupted`` (fact): logit_diff, nats; and the
-        same three with ``_first_logprob`` and ``_value_logprob`` after their names. NaN: the fact has no such position.
+        ``patched`` (layer, head for z, role or pos, fact), ``clean`` (fact) and ``corrupted``
+        (fact): logit_diff, nats; and the same three with ``_first_logprob`` and ``_value_logprob``
+        after their names. NaN: the fact has no such position.
 
     Raises:
-        ValueError: unknown site, a site this model lacks, prompts of several lengths with ``by="pos"``, hooks left on the model.
+        ValueError: unknown site, a site this model lacks, prompts of several lengths with
+            ``by="pos"``, hooks left on the model.
     """
     return patch_sites(model, facts, sites=[site], by=by, direction=direction)[site]
 
 
 def patch_sites(
-    model: HookedDecoder, facts: FactSet, *, sites: Sequence[str], by: By = "role", direction: Direction = "denoising"
+    model: HookedDecoder,
+    facts: FactSet,
+    *,
+    sites: Sequence[str],
+    by: By = "role",
+    direction: Direction = "denoising",
 ) -> dict[str, xr.Dataset]:
     """``patch`` for several sites at once, which share their runs and their batches."""
     sites = check_sites(sites, parallel=model.cfg.parallel)
     if any(hook.has_hooks() for hook in model.hook_points()):
-        raise ValueError("the model has hooks, which patching would not run; take them off with model.reset_hooks()")
+        raise ValueError(
+            "the model has hooks, which patching would not run; take them off with "
+            "model.reset_hooks()"
+        )
     labels, positions = _groups(facts, by)
     engine = Engine(model, facts, direction)
     shape = (len(METRICS), model.cfg.n_layers, model.cfg.n_heads, len(labels), len(facts))
-    unpatched = np.where(positions.any(2), engine.base_scores[:, None, None, None, :], np.float32(np.nan))
+    unpatched = np.where(
+        positions.any(2), engine.base_scores[:, None, None, None, :], np.float32(np.nan)
+    )
     patched = {site: np.broadcast_to(unpatched, shape).copy() for site in sites}
     for rows, scores in engine.sweep(sites, positions):
         for site in np.unique(rows.site):
             at = rows.site == site
-            patched[site][:, rows.layer[at], rows.head[at], rows.group[at], rows.fact[at]] = scores[:, at]
+            patched[site][:, rows.layer[at], rows.head[at], rows.group[at], rows.fact[at]] = scores[
+                :, at
+            ]
     ends = {"clean": engine.source_scores, "corrupted": engine.base_scores}
     if direction == "noising":
         ends = {"clean": engine.base_scores, "corrupted": engine.source_scores}
-    return {site: _dataset(site, by, direction, labels, patched[site], ends, facts) for site in sites}
+    return {
+        site: _dataset(site, by, direction, labels, patched[site], ends, facts) for site in sites
+    }
 
 
 def check_sites(sites: Sequence[str], *, parallel: bool = False) -> list[str]:
@@ -74,7 +100,10 @@ def check_sites(sites: Sequence[str], *, parallel: bool = False) -> list[str]:
         if site not in SITES:
             raise ValueError(f"no site {site!r}; there are {', '.join(SITES)}")
         if site == "resid_mid" and parallel:
-            raise ValueError("no site 'resid_mid' in a model whose attention and MLP run in parallel; leave it out")
+            raise ValueError(
+                "no site 'resid_mid' in a model whose attention and MLP run in parallel; leave "
+                "it out"
+            )
     if not sites:
         raise ValueError(f"no site to patch; choose from {', '.join(SITES)}")
     return list(dict.fromkeys(sites))
@@ -90,14 +119,21 @@ def _groups(facts: FactSet, by: By) -> tuple[list, Bool[np.ndarray, "group fact 
     if len(lengths := facts.lengths.unique().tolist()) > 1:
         raise ValueError(
             f"by='pos' needs prompts of one length, got {min(lengths)} to {max(lengths)} tokens; "
-            f"draw them with suite.facts(..., length={facts.lengths.mode().values}), or patch by='role'"
+            f"draw them with suite.facts(..., length={facts.lengths.mode().values}), or patch "
+            "by='role'"
         )
     n = lengths[0]
     return list(range(n)), np.broadcast_to(np.eye(n, dtype=bool)[:, None], (n, len(facts), n))
 
 
 def _dataset(
-    site: str, by: By, direction: Direction, labels: list, patched: np.ndarray, ends: dict[str, np.ndarray], facts: FactSet
+    site: str,
+    by: By,
+    direction: Direction,
+    labels: list,
+    patched: np.ndarray,
+    ends: dict[str, np.ndarray],
+    facts: FactSet,
 ) -> xr.Dataset:
     dims = ("layer", "head", by, "fact") if site == "z" else ("layer", by, "fact")
     variables = {}
@@ -117,4 +153,3 @@ def _dataset(
 
 def _plain(column) -> np.ndarray:
     return column.to_numpy(dtype=object if column.dtype.kind not in "iu" else None)
-

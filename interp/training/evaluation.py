@@ -1,8 +1,10 @@
-"""What a model knows of a set of biographies: attribute loss, accuracy, confidence (arXiv 2503.21676, section 2 and Fig. M).
+"""What a model knows of a set of biographies: attribute loss, accuracy, confidence (arXiv
+2503.21676, section 2 and Fig. M).
 
-Over the values of one attribute, with p the model's distribution at the position before a value token:
-loss = Σ tokens −ln p(token) ÷ number of values (nats a value); accuracy = share of values with every token the argmax;
-max_probability and entropy = means over value tokens of max p and −Σ p ln p.
+Over the values of one attribute, with p the model's distribution at the position before a value
+token: loss = Σ tokens −ln p(token) ÷ number of values (nats a value); accuracy = share of values
+with every token the argmax; max_probability and entropy = means over value tokens of max p and −Σ p
+ln p.
 """
 
 import numpy as np
@@ -19,14 +21,27 @@ AVERAGE = "average"
 
 
 @torch.inference_mode()
-def evaluate(model: HookedDecoder, biographies: Biographies, *, rows_at_once: int = 256) -> pd.DataFrame:
-    """One row an attribute and one for their average: attribute, loss, accuracy, max_probability, entropy."""
+def evaluate(
+    model: HookedDecoder, biographies: Biographies, *, rows_at_once: int = 256
+) -> pd.DataFrame:
+    """One row an attribute and one for their average: attribute, loss, accuracy, max_probability,
+    entropy.
+    """
     n = len(biographies.lengths)
-    parts = [_value_tokens(model, select_rows(biographies, i, min(i + rows_at_once, n))) for i in range(0, n, rows_at_once)]
+    parts = [
+        _value_tokens(model, select_rows(biographies, i, min(i + rows_at_once, n)))
+        for i in range(0, n, rows_at_once)
+    ]
     tokens = pd.concat(parts, keys=range(len(parts)), names=["part"])
-    values = tokens.groupby(["part", "row", "attribute"]).agg(loss=("loss", "sum"), accuracy=("correct", "all"))
+    values = tokens.groupby(["part", "row", "attribute"]).agg(
+        loss=("loss", "sum"), accuracy=("correct", "all")
+    )
     table = pd.concat(
-        [values.groupby("attribute").mean(), tokens.groupby("attribute")[["max_probability", "entropy"]].mean()], axis=1
+        [
+            values.groupby("attribute").mean(),
+            tokens.groupby("attribute")[["max_probability", "entropy"]].mean(),
+        ],
+        axis=1,
     )
     table.index = [ATTRIBUTES[i] for i in table.index]
     table.loc[AVERAGE] = table.mean()
@@ -37,14 +52,18 @@ def _value_tokens(model: HookedDecoder, biographies: Biographies) -> pd.DataFram
     device = model.embed.weight.device
     tokens, ragged = to_ragged(biographies, device)
     at = np.flatnonzero(biographies.roles == ROLES.index("value"))
-    log_p = model.unembed(model.hidden(tokens, ragged)[torch.from_numpy(at - 1).to(device)]).log_softmax(-1)
+    log_p = model.unembed(
+        model.hidden(tokens, ragged)[torch.from_numpy(at - 1).to(device)]
+    ).log_softmax(-1)
     target = torch.from_numpy(biographies.tokens[at]).to(device)
     p = log_p.exp()
-    return pd.DataFrame({
-        "row": np.repeat(np.arange(len(biographies.lengths)), biographies.lengths)[at],
-        "attribute": biographies.attributes[at],
-        "loss": F.nll_loss(log_p, target, reduction="none").cpu(),
-        "correct": (log_p.argmax(-1) == target).cpu(),
-        "max_probability": p.amax(-1).cpu(),
-        "entropy": -(p * log_p).sum(-1).cpu(),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "row": np.repeat(np.arange(len(biographies.lengths)), biographies.lengths)[at],
+            "attribute": biographies.attributes[at],
+            "loss": F.nll_loss(log_p, target, reduction="none").cpu(),
+            "correct": (log_p.argmax(-1) == target).cpu(),
+            "max_probability": p.amax(-1).cpu(),
+            "entropy": -(p * log_p).sum(-1).cpu(),
+        }
+    )

@@ -9,7 +9,9 @@ from interp.bios.text import Biographies
 from interp.ragged import Ragged
 
 
-def to_ragged(biographies: Biographies, device: torch.device | str) -> tuple[Int[Tensor, " token"], Ragged]:
+def to_ragged(
+    biographies: Biographies, device: torch.device | str
+) -> tuple[Int[Tensor, " token"], Ragged]:
     """Tokens end to end, and their places in rows padded to the longest."""
     lengths = biographies.lengths
     pos = np.arange(lengths.max())

@@ -1,7 +1,9 @@
-"""Trains a model on biographies and leaves a run folder: configuration, population, tokenizer, metrics, checkpoints.
+"""Trains a model on biographies and leaves a run folder: configuration, population, tokenizer,
+metrics, checkpoints.
 
-Batches and learning rate are functions of the step, so a run that was killed and resumed sees what it would have seen.
-At a checkpoint the step folder is written first, the resume state last: after a kill, training goes on from the newest state.
+Batches and learning rate are functions of the step, so a run that was killed and resumed sees what
+it would have seen. At a checkpoint the step folder is written first, the resume state last: after a
+kill, training goes on from the newest state.
 """
 
 import json
@@ -39,17 +41,25 @@ OnStep = Callable[[int, float], None]
 
 
 def train(
-    config: TrainConfig, out: str | Path, *, resume: bool = False, command: str = "", on_step: OnStep | None = None
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    on_step: OnStep | None = None,
 ) -> Path:
     """The finished run folder.
 
     Args:
-        resume: go on from the newest checkpoint in ``out``; the weights end up as if there had been no stop.
+        resume: go on from the newest checkpoint in ``out``; the weights end up as if there had been
+            no stop.
         command: recorded in run.json.
-        on_step: called after each step with the number of steps taken and the batch's loss, nats a token.
+        on_step: called after each step with the number of steps taken and the batch's loss, nats a
+            token.
 
     Raises:
-        ValueError: ``out`` holds a run already, or with ``resume`` one of another configuration; or another process trains there.
+        ValueError: ``out`` holds a run already, or with ``resume`` one of another configuration; or
+            another process trains there.
     """
     out = Path(out)
     with only_process(out, "training in"):
@@ -79,16 +89,27 @@ def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
     """A freshly initialised model and its optimizer; weight decay on matrices only."""
     device = device_of(config.device)
     shape = DecoderConfig(
-        config.n_layers, config.n_heads, config.d_model, config.d_mlp, d_vocab, LONGEST_BIOGRAPHY,
-        parallel=config.parallel, device=device,
-    )  # fmt: skip
+        config.n_layers,
+        config.n_heads,
+        config.d_model,
+        config.d_mlp,
+        d_vocab,
+        LONGEST_BIOGRAPHY,
+        parallel=config.parallel,
+        device=device,
+    )
     model = HookedDecoder(shape)
     initialise(model, std=config.init_std, seed=config.seed)
     model.to(device)
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     vectors = [weight for weight in model.parameters() if weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+    )
     return Trainee(model, optimizer)
 
 
@@ -107,14 +128,18 @@ def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], 
     def loss(tokens: Tensor, ragged: Ragged, target: Tensor, has_next: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits = model.unembed(model.hidden(tokens, ragged))
-        return (F.cross_entropy(logits.float(), target, reduction="none") * has_next).sum() / has_next.sum()
+        return (
+            F.cross_entropy(logits.float(), target, reduction="none") * has_next
+        ).sum() / has_next.sum()
 
     compiled = torch.compile(loss, dynamic=True) if config.compile and _has_compiler() else loss
 
     def step(batch: Biographies) -> Tensor:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, trainee.step)
-        target, has_next = (torch.from_numpy(x).to(device, non_blocking=True) for x in next_tokens(batch))
+        target, has_next = (
+            torch.from_numpy(x).to(device, non_blocking=True) for x in next_tokens(batch)
+        )
         value = compiled(*to_ragged(batch, device), target, has_next)
         value.backward()
         if config.clip_norm is not None:
@@ -149,7 +174,10 @@ def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: On
 def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: "_Metrics") -> None:
     dtype = getattr(torch, config.checkpoint_dtype)
     if not all(weight.isfinite().all() for weight in trainee.model.parameters()):
-        raise ValueError(f"the weights are not finite at step {trainee.step}; use a smaller learning_rate or clip_norm 1")
+        raise ValueError(
+            f"the weights are not finite at step {trainee.step}; use a smaller learning_rate or "
+            "clip_norm 1"
+        )
     write_checkpoint(trainee.model, out / f"step-{trainee.step:06d}", dtype=dtype)
     metrics.add(_as_saved(trainee.model, dtype), trainee)
     write_state(trainee, out / "resume")
@@ -157,7 +185,9 @@ def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: "_Met
 
 def _as_saved(model: HookedDecoder, dtype: torch.dtype) -> HookedDecoder:
     saved = HookedDecoder(model.cfg).to(model.embed.weight.device).eval()
-    saved.load_state_dict({name: weight.to(dtype).float() for name, weight in model.state_dict().items()})
+    saved.load_state_dict(
+        {name: weight.to(dtype).float() for name, weight in model.state_dict().items()}
+    )
     return saved
 
 
@@ -186,31 +216,57 @@ class _Metrics:
             )
             for split, biographies in self.sets.items()
         ]
-        order = "step split attribute loss accuracy max_probability entropy learning_rate tokens_seen training_loss".split()
+        order = [
+            "step",
+            "split",
+            "attribute",
+            "loss",
+            "accuracy",
+            "max_probability",
+            "entropy",
+            "learning_rate",
+            "tokens_seen",
+            "training_loss",
+        ]
         self.table = pd.concat([self.table, *rows], ignore_index=True)[order]
         write_bytes(self.path, self.table.to_parquet(index=False))
 
 
-def _open_run(config: TrainConfig, out: Path, resume: bool, command: str) -> tuple[pd.DataFrame, Tokenizer]:
+def _open_run(
+    config: TrainConfig, out: Path, resume: bool, command: str
+) -> tuple[pd.DataFrame, Tokenizer]:
     path = out / "run.json"
     if path.is_file() and not resume:
-        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
+        raise ValueError(
+            f"{out} holds a run already; add --resume to go on with it, or choose another --out"
+        )
     if not path.is_file() and resume and any(out.glob("step-*")):
-        raise ValueError(f"{out} has checkpoints but no run.json, so it can't be resumed; choose another --out")
+        raise ValueError(
+            f"{out} has checkpoints but no run.json, so it can't be resumed; choose another --out"
+        )
     if path.is_file():
         recorded = read_config(out)
-        if changed := [f.name for f in fields(config) if getattr(config, f.name) != getattr(recorded, f.name)]:
+        if changed := [
+            f.name for f in fields(config) if getattr(config, f.name) != getattr(recorded, f.name)
+        ]:
             name = changed[0]
             raise ValueError(
-                f"{out} was started with {name} {getattr(recorded, name)}, not {getattr(config, name)}; "
+                f"{out} was started with {name} {getattr(recorded, name)}, not "
+                f"{getattr(config, name)}; "
                 "resume it with what it was started with, or choose another --out"
             )
-        return pd.read_parquet(out / "population.parquet"), Tokenizer.from_file(str(out / "tokenizer.json"))
+        return pd.read_parquet(out / "population.parquet"), Tokenizer.from_file(
+            str(out / "tokenizer.json")
+        )
     people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
     tokenizer = tokenizer_for(people)
     save_tokenizer(tokenizer, out)
     write_bytes(out / "population.parquet", people.to_parquet(index=False))
-    record = {"command": command, "config": asdict(config), "no_knowledge_baseline": no_knowledge_baseline(people)}
+    record = {
+        "command": command,
+        "config": asdict(config),
+        "no_knowledge_baseline": no_knowledge_baseline(people),
+    }
     write_json(path, record | provenance())
     return people, tokenizer
 
@@ -227,11 +283,16 @@ def read_config(run: Path) -> TrainConfig:
     try:
         return TrainConfig(**json.loads(path.read_text())["config"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again, or train again into another folder") from None
+        raise ValueError(
+            f"{path} is damaged ({error}); copy it again, or train again into another folder"
+        ) from None
 
 
 def _has_compiler() -> bool:
     if any(shutil.which(name) for name in (environ.get("CXX", "g++"), "g++", "clang++")):
         return True
-    warnings.warn("no C++ compiler found, so training is not compiled and takes about half as long again", stacklevel=2)
+    warnings.warn(
+        "no C++ compiler found, so training is not compiled and takes about half as long again",
+        stacklevel=2,
+    )
     return False

@@ -1,4 +1,6 @@
-"""The state from which training goes on: fp32 weights, both moments of the optimizer, and where it stands; no pickle."""
+"""The state from which training goes on: fp32 weights, both moments of the optimizer, and where it
+stands; no pickle.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +23,15 @@ def write_state(trainee: "Trainee", folder: Path) -> None:
     tensors = {}
     for name, weight in trainee.model.named_parameters():
         tensors[name] = weight.detach()
-        moments = trainee.optimizer.state.get(weight) or {moment: torch.zeros_like(weight) for moment in _MOMENTS}
+        moments = trainee.optimizer.state.get(weight) or {
+            moment: torch.zeros_like(weight) for moment in _MOMENTS
+        }
         tensors |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS}
     position = {"step": str(trainee.step), "tokens_seen": str(trainee.tokens_seen)}
-    write_bytes(folder / "state.safetensors", save({k: v.cpu().contiguous() for k, v in tensors.items()}, position))
+    write_bytes(
+        folder / "state.safetensors",
+        save({k: v.cpu().contiguous() for k, v in tensors.items()}, position),
+    )
 
 
 def read_state(trainee: "Trainee", folder: Path) -> None:
@@ -36,13 +43,18 @@ def read_state(trainee: "Trainee", folder: Path) -> None:
     path = folder / "state.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             position = file.metadata()
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete the folder resume to start the run again") from None
+        raise ValueError(
+            f"{path} is damaged ({error}); delete the folder resume to start the run again"
+        ) from None
     trainee.step, trainee.tokens_seen = int(position["step"]), int(position["tokens_seen"])
     with torch.no_grad():
         for name, weight in trainee.model.named_parameters():
             weight.copy_(tensors[name])
             state = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in _MOMENTS}
-            trainee.optimizer.state[weight] = {"step": torch.tensor(float(trainee.step), device=weight.device), **state}
+            trainee.optimizer.state[weight] = {
+                "step": torch.tensor(float(trainee.step), device=weight.device),
+                **state,
+            }

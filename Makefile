@@ -1,0 +1,25 @@
+# `make demo` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/demo-ready
+	$(BIN)/interp-patch --ckpt checkpoints/demo
+
+test: .venv/test-ready
+	$(BIN)/ruff check interp analyses tests benchmarks
+	$(BIN)/pytest
+
+bench: .venv/test-ready
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.patching
+
+.venv/demo-ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/test-ready: .venv/demo-ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+.PHONY: demo test bench

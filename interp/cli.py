@@ -1,0 +1,294 @@
+"""The three commands. Heavy imports wait until the arguments are read; only here anything is
+printed or exited.
+"""
+
+import errno
+import io
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from inspect import cleandoc
+from pathlib import Path
+from typing import Literal, NoReturn, TypeVar
+
+import tyro
+
+from interp.config import PRESETS, PatchConfig, ReportConfig, TrainConfig
+
+T = TypeVar("T")
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """What ``interp-train`` takes beside the fields of the configuration."""
+
+    out: str
+    """The run folder to write."""
+    config: TrainConfig
+    preset: Literal["tiny", "demo", "paper"] | None = None
+    """The configuration to start from."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out, with the configuration recorded there."""
+
+
+def train() -> None:
+    """Entry point of ``interp-train``."""
+    _guarded("interp-train", _train)
+
+
+def patch() -> None:
+    """Entry point of ``interp-patch``."""
+    _guarded("interp-patch", _patch)
+
+
+def report() -> None:
+    """Entry point of ``interp-report``."""
+    _guarded("interp-report", _report)
+
+
+def _train(arguments: list[str]) -> None:
+    """Train a transformer on synthetic biographies and keep its checkpoints.
+
+    Examples:
+
+    interp-train --preset tiny --out runs/tiny
+
+    interp-train --preset demo --out runs/demo-1 --seed 1 --learning-rate 3e-3
+
+    interp-train --out runs/demo-1 --resume
+
+    Any field can be changed; the defaults shown are those of the preset (without one, the paper's).
+    """
+    default = TrainArguments(out=tyro.MISSING, config=_default_config(arguments))
+    given = _parse(TrainArguments, "interp-train", _train.__doc__, arguments, default)
+    if given.preset is None and not given.resume:
+        raise ValueError(
+            f"no preset was given; choose one with --preset, from {', '.join(PRESETS)}"
+        )
+    from interp.files import check_writable
+    from interp.training.loop import train
+
+    config = given.config
+    check_writable(Path(given.out))
+    with _progress() as progress:
+        task = progress.add_task("starting", total=config.n_steps)
+
+        def on_step(step: int, loss) -> None:
+            if step % 10 == 0 or step == config.n_steps:
+                progress.update(
+                    task,
+                    completed=step,
+                    description=f"step {step}, loss {float(loss):.3f} nats a token",
+                )
+
+        train(
+            config,
+            given.out,
+            resume=given.resume,
+            command=_command("interp-train", arguments),
+            on_step=on_step,
+        )
+    print(
+        f"{given.out} holds {len(config.checkpoint_steps)} checkpoints; next: interp-patch "
+        f"--ckpt {shlex.quote(given.out)}"
+    )
+
+
+def _patch(arguments: list[str]) -> None:
+    """Patch activations at every checkpoint of a run, and write results and an interactive report.
+
+    Examples:
+
+    interp-patch --ckpt checkpoints/demo
+
+    interp-patch --ckpt checkpoints/demo --sites z --attributes major company --facts 64
+
+    interp-patch --ckpt checkpoints/demo --steps every:4 --direction noising --report noising.html
+
+    interp-patch --ckpt checkpoints/demo/step-001000 --sites resid_pre mlp_out
+
+    Running the same again reuses what is there. It can be stopped at any time; the next run goes on
+    from the last checkpoint done.
+    """
+    config = _parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
+    from interp.files import check_writable
+    from interp.patching.patch import check_sites
+    from interp.suite import load_suite, select_steps
+    from interp.sweep import patch_suite
+    from interp.training.loop import device_of
+
+    check_sites(config.sites)
+    suite = load_suite(config.ckpt)
+    steps = select_steps(suite, config.steps)
+    out = Path(config.out) if config.out else suite.path / "results" / "patching"
+    target = Path(config.report) if config.report else suite.path / "report.html"
+    check_writable(out), check_writable(target.parent)
+    facts = suite.facts(
+        config.facts, attribute=config.attributes, seed=config.seed, corruption=config.corruption
+    )
+    with _progress() as progress:
+        task = progress.add_task(
+            f"patching {len(config.sites)} sites on {len(facts)} facts, checkpoint",
+            total=len(steps),
+        )
+
+        tree = patch_suite(
+            suite,
+            facts,
+            sites=config.sites,
+            steps=steps,
+            direction=config.direction,
+            out=out,
+            device=device_of(config.device),
+            precision=config.precision,
+            workers=config.workers,
+            command=_command("interp-patch", arguments),
+            options={"corruption": config.corruption, "seed": config.seed},
+            on_step=lambda n_done: progress.update(task, completed=n_done),
+        )
+    _write_report({site: tree[site].to_dataset() for site in tree.children}, suite.path, target)
+    print(f"results: {out}\nreport:  {target}  (open it in a browser)")
+
+
+def _report(arguments: list[str]) -> None:
+    """Make the HTML report of a folder of results again.
+
+    Example:
+
+    interp-report --results checkpoints/demo/results/patching --out report.html
+
+    Of several questions in the folder (other facts, another direction), the one asked last is
+    shown.
+    """
+    config = _parse(ReportConfig, "interp-report", _report.__doc__, arguments)
+    from interp.files import check_writable
+    from interp.results import read_folder
+
+    check_writable(Path(config.out).parent)
+    folder = Path(config.results)
+    results = read_folder(folder)
+    _write_report(results, folder.resolve().parent.parent, Path(config.out))
+    print(f"report: {config.out}")
+
+
+def _guarded(name: str, run: Callable[[list[str]], None]) -> None:
+    """Runs a command; a user's error becomes one line and exit code 2."""
+    warnings.showwarning = lambda message, *_: print(f"{name}: note: {message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", module=r"(?!interp)")
+    try:
+        run(sys.argv[1:])
+    except (ValueError, FileNotFoundError) as error:
+        _exit(name, str(error))
+    except OSError as error:
+        again = (
+            "free some space and run the same again; nothing finished is lost"
+            if error.errno in _DISK_FULL
+            else "choose another place"
+        )
+        _exit(
+            name,
+            f"can't write {error.filename or ''} ({error.strerror or error}); {again}".replace(
+                "  ", " "
+            ),
+        )
+    except KeyboardInterrupt:
+        again = "add --resume to go on" if name == "interp-train" else "run the same again to go on"
+        print(f"{name}: stopped; {again}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _exit(name: str, message: str) -> NoReturn:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(
+    kind: type[T], name: str, description: str, arguments: list[str], default: T | None = None
+) -> T:
+    """``arguments`` as a ``kind``; what tyro has against them is said in one line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            return tyro.cli(
+                kind,
+                prog=name,
+                description=cleandoc(description),
+                args=arguments,
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            print(said.getvalue())
+            raise
+        lines = [line.strip("│╭╮╰╯─- ") for line in said.getvalue().splitlines()]
+        text = " ".join(
+            line
+            for line in lines[1:]
+            if line and not line.startswith(("Parsing error", "For full", f"{name} "))
+        )
+        raise ValueError(text) from None
+
+
+def _default_config(arguments: list[str]) -> TrainConfig:
+    """What the other flags change: the preset's configuration or, when resuming without one, that
+    of the run.
+    """
+    given = dict(zip(arguments, arguments[1:])) | {
+        k: v for k, _, v in (a.partition("=") for a in arguments) if v
+    }
+    name = given.get("--preset")
+    if name is not None and name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if name is None and "--resume" in arguments and "--out" in given:
+        from interp.training.loop import read_config
+
+        return read_config(Path(given["--out"]))
+    return PRESETS[name or "paper"]
+
+
+def _write_report(results: dict, run: Path, target: Path) -> None:
+    import pandas as pd
+
+    from interp.files import write_bytes
+    from interp.report import build_report
+
+    record, metrics = run / "run.json", run / "metrics.parquet"
+    known = record.is_file() and metrics.is_file()
+    page = build_report(
+        results,
+        run=json.loads(record.read_text()) if known else None,
+        metrics=pd.read_parquet(metrics) if known else None,
+        title=f"Where and when {run.name} recalls facts",
+    )
+    write_bytes(target, page.encode())
+
+
+def _command(name: str, arguments: list[str]) -> str:
+    return shlex.join([name, *arguments])
+
+
+def _progress():
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+    )
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))

@@ -1,0 +1,356 @@
+"""Results in, plotly figures out: no model, no torch. Labels, units and n come from the data."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.colors import qualitative
+from plotly.subplots import make_subplots
+
+from interp.dynamics import Phases
+from interp.results import interval, of_metric, recovered
+
+SITE_LABELS = {
+    "resid_pre": "residual stream before the block",
+    "resid_mid": "residual stream between attention and MLP",
+    "attn_out": "attention output",
+    "mlp_out": "MLP output",
+    "z": "attention heads (z)",
+}
+_DIRECTIONS = {
+    "denoising": "corrupted run ← clean activation",
+    "noising": "clean run ← corrupted activation",
+}
+_FONT = {"family": "system-ui, sans-serif", "size": 13}
+
+
+def patch_heatmap(result: xr.Dataset | xr.DataTree, *, metric: str = "logit_diff") -> go.Figure:
+    """Share recovered of every cell of one site, layer by role or position (z: layer by head, a
+    panel a role).
+
+    With a ``step`` of several checkpoints the figure has a slider and a play button. A step is left
+    grey where clean and corrupted run can't be told apart (the 95 % interval of their mean
+    difference holds 0): there is nothing to recover.
+    """
+    result = _dataset(result)
+    return patch_heatmaps({result.attrs["site"]: result}, metric=metric)
+
+
+def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff") -> go.Figure:
+    """``patch_heatmap`` of several sites side by side under one slider."""
+    panels = [
+        panel
+        for site, result in results.items()
+        for panel in _panels(site, _dataset(result), metric)
+    ]
+    first = _dataset(next(iter(results.values())))
+    steps = first.step.values.tolist() if "step" in first.dims else [None]
+    n_columns = min(3, len(panels)) if len(panels) != 4 else 2
+    n_rows = -(-len(panels) // n_columns)
+    figure = make_subplots(
+        n_rows,
+        n_columns,
+        subplot_titles=[title for title, _ in panels],
+        horizontal_spacing=0.11,
+        vertical_spacing=0.30 / n_rows,
+    )
+    for i, (_, values) in enumerate(panels):
+        figure.add_trace(
+            _heatmap(values, -1, showscale=i == 0), i // n_columns + 1, i % n_columns + 1
+        )
+        figure.update_yaxes(
+            title_text="layer", dtick=1, row=i // n_columns + 1, col=i % n_columns + 1
+        )
+        across = "head" if values.dims[-1] == "head" else None
+        figure.update_xaxes(
+            title_text=across,
+            dtick=1 if across else None,
+            row=i // n_columns + 1,
+            col=i % n_columns + 1,
+        )
+    figure.update_layout(
+        title=_title(f"{', '.join(SITE_LABELS[site] for site in results)} patched", first, metric),
+        coloraxis={
+            "colorscale": "RdBu",
+            "cmid": 0,
+            "cmin": -1,
+            "cmax": 1,
+            "colorbar": {"title": "recovered"},
+        },
+        height=190 + 230 * n_rows,
+        font=_FONT,
+        margin={"t": 120, "b": 40},
+        plot_bgcolor="#ddd",
+    )
+    figure.update_xaxes(showgrid=False, zeroline=False)
+    figure.update_yaxes(showgrid=False, zeroline=False)
+    if len(steps) > 1:
+        _add_slider(figure, panels, steps)
+    return figure
+
+
+def effect_over_training(
+    results: dict[str, xr.Dataset],
+    *,
+    metric: str = "logit_diff",
+    n_cells: int = 10,
+    phases: Phases | None = None,
+) -> go.Figure:
+    """Share recovered over training of the strongest cells (at most three a site), with 95 %
+    bootstrap intervals over facts.
+    """
+    cells = _strongest(
+        {site: _dataset(result) for site, result in results.items()}, metric, n_cells
+    )
+    figure = go.Figure()
+    for i, (label, line) in enumerate(cells):
+        color = qualitative.Dark24[i % 24]
+        shown = line.dropna("step", how="any")
+        steps = shown.step.values
+        band = {
+            "x": np.concatenate((steps, steps[::-1])),
+            "y": np.concatenate((shown.high, shown.low[::-1])),
+        }
+        figure.add_trace(
+            go.Scatter(
+                **band,
+                fill="toself",
+                fillcolor=color,
+                opacity=0.15,
+                line={"width": 0},
+                hoverinfo="skip",
+                legendgroup=label,
+                showlegend=False,
+            )
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=steps,
+                y=shown.estimate,
+                name=label,
+                legendgroup=label,
+                mode="lines+markers",
+                line={"color": color},
+                customdata=np.stack((shown.low, shown.high), -1),
+                hovertemplate="step %{x}: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]",
+            )
+        )
+    first = _dataset(next(iter(results.values())))
+    _shade_plateau(figure, phases)
+    figure.update_layout(
+        title=_title("When the strongest cells came to matter", first, metric),
+        height=520,
+        font=_FONT,
+        hovermode="closest",
+        xaxis_title="optimizer step",
+        yaxis={"title": "share of clean − corrupted recovered", "range": [-0.3, 1.3]},
+        template="simple_white",
+        margin={"t": 90},
+    )
+    return figure
+
+
+def training_curves(
+    metrics: pd.DataFrame, no_knowledge_baseline: float, phases: Phases
+) -> go.Figure:
+    """Attribute loss and accuracy over training, of people trained on and of held-out people, with
+    baseline and phases.
+    """
+    figure = make_subplots(
+        1,
+        2,
+        subplot_titles=["attribute loss (nats per value)", "attribute accuracy (share of values)"],
+        horizontal_spacing=0.1,
+    )
+    colors = {"train": "#1f4e9c", "held-out": "#c2571a"}
+    names = {"train": "people trained on, new sentences", "held-out": "held-out people"}
+    average = metrics[metrics.attribute == "average"]
+    for split, table in average.groupby("split", sort=False):
+        style = {
+            "mode": "lines+markers",
+            "line": {"color": colors[split]},
+            "name": names[split],
+            "legendgroup": split,
+        }
+        figure.add_trace(go.Scatter(x=table.step, y=table.loss, **style), 1, 1)
+        figure.add_trace(
+            go.Scatter(x=table.step, y=table.accuracy, showlegend=False, **style), 1, 2
+        )
+    trained = metrics[(metrics.split == "train") & (metrics.attribute != "average")]
+    for attribute, table in trained.groupby("attribute", sort=False):
+        style = {
+            "mode": "lines",
+            "line": {"color": colors["train"], "width": 1},
+            "opacity": 0.35,
+            "showlegend": False,
+        }
+        figure.add_trace(
+            go.Scatter(x=table.step, y=table.accuracy, name=attribute.replace("_", " "), **style),
+            1,
+            2,
+        )
+    figure.add_hline(
+        no_knowledge_baseline,
+        line={"dash": "dot", "color": "#777"},
+        row=1,
+        col=1,
+        annotation={"text": "no-knowledge baseline", "font": {"color": "#555"}},
+    )
+    _shade_plateau(figure, phases)
+    figure.update_xaxes(title_text="optimizer step")
+    figure.update_layout(
+        height=430,
+        template="simple_white",
+        font=_FONT,
+        legend={"orientation": "h", "y": -0.25},
+        margin={"t": 60},
+    )
+    return figure
+
+
+def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.DataArray]]:
+    shares = recovered(result, metric).where(_distinguishable(result, metric))
+    if site != "z":
+        return [
+            (f"{SITE_LABELS[site]} ({site})", shares.transpose(..., "layer", result.attrs["by"]))
+        ]
+    by = result.attrs["by"]
+    return [
+        (f"z at {label}", shares.sel({by: label}).transpose(..., "layer", "head"))
+        for label in result[by].values
+    ]
+
+
+def _distinguishable(result: xr.Dataset, metric: str) -> xr.DataArray:
+    """Where the mean of clean − corrupted is above 0 by 1.96 standard errors."""
+    values = of_metric(result, metric)
+    gap = values.clean - values.corrupted
+    return gap.mean("fact") > 1.96 * gap.std("fact", ddof=1) / np.sqrt(result.sizes["fact"])
+
+
+def _heatmap(values: xr.DataArray, index: int, *, showscale: bool = False) -> go.Heatmap:
+    at = values.isel(step=index) if "step" in values.dims else values
+    across = at.dims[-1]
+    return go.Heatmap(
+        z=at.values,
+        x=[str(x) for x in at[across].values],
+        y=at.layer.values,
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        hovertemplate=f"layer %{{y}}, {across} %{{x}}<br>recovered %{{z:.3f}}<extra></extra>",
+        showscale=showscale,
+    )
+
+
+def _add_slider(
+    figure: go.Figure, panels: list[tuple[str, xr.DataArray]], steps: Sequence[int]
+) -> None:
+    figure.frames = [
+        go.Frame(
+            name=str(step),
+            data=[_heatmap(values, i) for _, values in panels],
+            traces=list(range(len(panels))),
+        )
+        for i, step in enumerate(steps)
+    ]
+    now = {
+        "mode": "immediate",
+        "frame": {"duration": 0, "redraw": True},
+        "transition": {"duration": 0},
+    }
+    play = {
+        "mode": "immediate",
+        "fromcurrent": True,
+        "frame": {"duration": 450, "redraw": True},
+        "transition": {"duration": 0},
+    }
+    figure.update_layout(
+        sliders=[
+            {
+                "active": len(steps) - 1,
+                "currentvalue": {"prefix": "step "},
+                "pad": {"t": 45},
+                "x": 0.1,
+                "len": 0.9,
+                "steps": [
+                    {"label": str(s), "method": "animate", "args": [[str(s)], now]} for s in steps
+                ],
+            }
+        ],
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "left",
+                "x": 0.08,
+                "y": 0,
+                "xanchor": "right",
+                "yanchor": "top",
+                "pad": {"t": 50},
+                "buttons": [
+                    {"label": "▶", "method": "animate", "args": [[str(s) for s in steps], play]},
+                    {"label": "❚❚", "method": "animate", "args": [[None], now]},
+                ],
+            }
+        ],
+        margin={"b": 120},
+    )
+    figure.update_layout(height=figure.layout.height + 80)
+
+
+def _strongest(
+    results: dict[str, xr.Dataset], metric: str, n_cells: int
+) -> list[tuple[str, xr.Dataset]]:
+    """The ``n_cells`` cells with the largest mean share recovered over the later half of training,
+    at most three a site.
+    """
+    found = []
+    for site, result in results.items():
+        lines = interval(result, metric).where(_distinguishable(result, metric))
+        cells = lines.stack(
+            cell=[d for d in ("layer", "head", result.attrs["by"]) if d in lines.dims]
+        )
+        later = cells.estimate.isel(step=slice(result.sizes["step"] // 2, None)).mean("step")
+        for i in later.fillna(-np.inf).argsort().values[::-1][:3]:
+            place = dict(zip(cells.indexes["cell"].names, cells.indexes["cell"][i]))
+            where = (
+                f"L{place['layer']}H{place['head']}"
+                if "head" in place
+                else f"L{place['layer']} {site}"
+            )
+            label = f"{where} at {place[result.attrs['by']]}"
+            found.append((float(later[i]), label, cells.isel(cell=i)))
+    return [(label, line) for _, label, line in sorted(found, key=lambda item: -item[0])[:n_cells]]
+
+
+def _shade_plateau(figure: go.Figure, phases: Phases | None) -> None:
+    if phases and np.isfinite([phases.plateau_start, phases.plateau_end]).all():
+        figure.add_vrect(
+            phases.plateau_start, phases.plateau_end, fillcolor="#999", opacity=0.15, line_width=0
+        )
+        figure.add_annotation(
+            x=phases.plateau_end,
+            y=1,
+            yref="y domain",
+            text="plateau",
+            showarrow=False,
+            xanchor="right",
+            font={"color": "#555"},
+        )
+
+
+def _title(text: str, result: xr.Dataset, metric: str) -> dict:
+    run, n = _DIRECTIONS[result.attrs["direction"]], result.sizes["fact"]
+    how = f"{run}; {metric}; n = {n} facts; 0 = corrupted, 1 = clean"
+    return {
+        "text": f"{text[0].upper()}{text[1:]}<br><sup>{how}</sup>",
+        "x": 0.02,
+        "y": 0.97,
+        "yanchor": "top",
+    }
+
+
+def _dataset(result: xr.Dataset | xr.DataTree) -> xr.Dataset:
+    return result.to_dataset() if isinstance(result, xr.DataTree) else result

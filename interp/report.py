@@ -1,0 +1,187 @@
+"""Results in, one self-contained HTML page out. Reads and writes nothing; the same input gives "
+"the same page."""
+
+import json
+from html import escape
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.offline import get_plotlyjs
+
+from interp.dynamics import Phases, phases
+from interp.figures import effect_over_training, patch_heatmaps, training_curves
+from interp.results import interval, of_metric
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { margin-bottom: 0; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
+.lead { font-size: 1.1rem; }
+.note { color: #555; }
+code { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem; word-break: break-word; }
+table { border-collapse: collapse; font-size: .92rem; }
+td, th { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #eee;
+  vertical-align: top; }
+th { color: #555; }
+"""
+
+
+def build_report(
+    results: dict[str, xr.Dataset],
+    *,
+    run: dict | None = None,
+    metrics: pd.DataFrame | None = None,
+    title: str,
+) -> str:
+    """HTML page on one patching sweep.
+
+    Args:
+        results: a data set with ``step`` a site.
+        run: what run.json holds; together with ``metrics``, the run's metrics table, it adds the
+            training curves and phases.
+    """
+    curves, found = "", None
+    if run and metrics is not None:
+        baseline = float(np.mean(list(run["no_knowledge_baseline"].values())))
+        average = metrics[(metrics.split == "train") & (metrics.attribute == "average")]
+        found = phases(average.step.to_numpy(), average.loss.to_numpy(), baseline)
+        curves = _figure("training", training_curves(metrics, baseline, found)) + _phases_text(
+            found, average
+        )
+    residual = {site: result for site, result in results.items() if site != "z"}
+    sections = [("How knowledge came", curves)] if curves else []
+    if residual:
+        sections.append(
+            ("Where: layer by token role", _WHERE + _figure("layers", patch_heatmaps(residual)))
+        )
+    if "z" in results:
+        sections.append(
+            ("Which heads", _HEADS + _figure("heads", patch_heatmaps({"z": results["z"]})))
+        )
+    if next(iter(results.values())).sizes["step"] > 1:
+        sections.append(
+            ("When", _WHEN + _figure("over-training", effect_over_training(results, phases=found)))
+        )
+    sections += [("The facts", _facts_table(results)), ("What was run", _provenance(results, run))]
+    body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections)
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta "
+        f"charset='utf-8'><title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<script>{get_plotlyjs()}</script></head>\n<body><h1>{escape(title)}</h1>\n{_lead(results)}\n{body}\n</body></html>\n"
+    )
+
+
+_WHERE = """<p>Each cell replaces one activation, at one layer and at the tokens of one role, by what it is
+in the other run, and measures how much of the difference between the runs comes back. Move the
+slider, or press play, to go through training. Grey: the model does not yet tell the two runs
+apart, so there is nothing to recover.</p>"""
+_HEADS = "<p>The same for the output of single attention heads, a panel a token role.</p>"
+_WHEN = """<p>The strongest cells, at most three a site, with 95 % bootstrap intervals over facts. The grey
+band is the plateau. Click a name in the legend to hide its line, double-click to see it
+alone.</p>"""
+
+
+def _lead(results: dict[str, xr.Dataset]) -> str:
+    """The strongest cell of each site at the last checkpoint, in a sentence."""
+    found = []
+    for site, result in results.items():
+        last = interval(result.isel(step=[-1])).isel(step=0)
+        cells = last.estimate.stack(cell=last.estimate.dims).dropna("cell")
+        if not cells.size:
+            continue
+        place = dict(zip(cells.indexes["cell"].names, cells.indexes["cell"][int(cells.argmax())]))
+        best = last.sel(place)
+        where = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
+        found.append(
+            f"<li>{escape(site)}: <b>{where} at {escape(str(place[result.attrs['by']]))}</b>, "
+            f"{float(best.estimate):.2f} [{float(best.low):.2f}, {float(best.high):.2f}]</li>"
+        )
+    first = next(iter(results.values()))
+    step, values = int(first.step[-1]), of_metric(first, "logit_diff").isel(step=-1)
+    clean, corrupted = float(values.clean.mean()), float(values.corrupted.mean())
+    gap = f"{clean:.2f} nats on clean prompts, {corrupted:.2f} on corrupted ones"
+    return (
+        f"<p class='lead'>At the last checkpoint, step {step}, the logit difference is {gap} (n "
+        f"= {first.sizes['fact']} facts, "
+        f"{escape(first.attrs['direction'])}). The cell of each site that brings most of it "
+        "back, as a share with its 95 % "
+        f"interval:</p><ul>{''.join(found)}</ul>"
+    )
+
+
+def _phases_text(found: Phases, average: pd.DataFrame) -> str:
+    last = average.iloc[-1]
+    final = f"At the last checkpoint, step {int(last.step)}, accuracy is {last.accuracy:.3f}."
+    if not np.isfinite([found.plateau_start, found.plateau_end]).all():
+        return f"<p>This run shows no complete plateau. {final}</p>"
+    return (
+        "<p>First the model learns how values are distributed: by step "
+        f"{found.plateau_start:.0f} its loss is within 5 % of the "
+        "no-knowledge baseline. Then it stays there: the <b>plateau</b>, shaded, until step "
+        f"{found.plateau_end:.0f}, the first "
+        "checkpoint from which the loss remains more than 0.5 % below the baseline. Then it "
+        f"learns who has which value. {final}</p>"
+    )
+
+
+def _facts_table(results: dict[str, xr.Dataset]) -> str:
+    first = next(iter(results.values()))
+    columns = ["attribute", "clean_prompt", "answer", "corrupted_prompt", "corrupted_answer"]
+    table = first[columns].reset_coords()[columns].to_dataframe()
+    per_attribute = table.attribute.value_counts(sort=False)
+    shown = table.groupby("attribute", sort=False).head(2)
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>"
+        for row in shown[columns].values
+    )
+    heads = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
+    counts = ", ".join(f"{escape(str(name))} {n}" for name, n in per_attribute.items())
+    caption = f"<p>Two of each attribute, of n = {len(table)} ({counts}).</p>"
+    return f"{caption}<table><tr>{heads}</tr>{rows}</table>"
+
+
+def _provenance(results: dict[str, xr.Dataset], run: dict | None) -> str:
+    first = next(iter(results.values()))
+    made_by, request = (json.loads(first.attrs.get(name, "{}")) for name in ("made_by", "request"))
+    steps = ", ".join(map(str, first.step.values.tolist()))
+    rows = {
+        "command": made_by.get("command") or "from Python",
+        "training command": (run or {}).get("command") or "unknown",
+        "checkpoints": f"steps {steps}",
+        "sites": ", ".join(results),
+        "options": json.dumps(
+            {
+                key: value
+                for key, value in request.items()
+                if key not in ("step", "site", "checkpoint", "versions")
+            }
+        ),
+        "versions": json.dumps(request.get("versions", {}) | made_by.get("versions", {})),
+        "hardware": json.dumps(made_by.get("hardware", {})),
+        "git commit": str(made_by.get("git_commit")),
+        "date": made_by.get("date", "unknown"),
+    }
+    body = "".join(
+        f"<tr><th>{escape(name)}</th><td><code>{escape(value)}</code></td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table>{body}</table>{_TERMS}"
+
+
+_TERMS = """<p class='note'><b>Terms.</b> Clean: the prompt whose answer is right. Corrupted: the same
+sentence with another person's name. Logit difference: logit of the first token of the right
+value minus that of the other person's, in nats, at the position that predicts it. Recovered:
+(patched − corrupted) ÷ (clean − corrupted), means over facts, unclipped; 0 is the corrupted run,
+1 the clean one. Shares of different cells need not add up to 1.</p>"""
+
+
+def _figure(name: str, figure: go.Figure) -> str:
+    return figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"figure-{name}",
+        config={"displaylogo": False},
+    )

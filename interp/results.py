@@ -1,0 +1,195 @@
+"""Results on disk: one netCDF file a (checkpoint, question), reused when what made it is the same;
+and what is read off them.
+
+A file holds in its attribute ``request`` everything that determines its content. A different
+request has another file name, so a changed checkpoint, question, option, version or seed
+recomputes, and nothing else does.
+"""
+
+import hashlib
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from interp.files import write_bytes
+
+METRICS = ("logit_diff", "first_logprob", "value_logprob")
+
+
+def file_of(folder: Path, request: dict) -> Path:
+    """Where the result of ``request`` belongs; the name tells step and site, and a digest of the
+    rest.
+    """
+    digest = hashlib.sha256(_canonical(request).encode()).hexdigest()[:10]
+    return folder / f"step-{request['step']:06d}.{request['site']}.{digest}.nc"
+
+
+def read_result(folder: Path, request: dict) -> xr.Dataset | None:
+    """The stored result of exactly this request, or None."""
+    path = file_of(folder, request)
+    if not path.is_file():
+        return None
+    result = open_result(path)
+    return result if result.attrs.get("request") == _canonical(request) else None
+
+
+def write_result(folder: Path, request: dict, result: xr.Dataset, made_by: dict) -> xr.Dataset:
+    """Stores ``result`` under ``request``, with ``made_by`` (provenance, not part of the request)
+    in its attributes; returns it so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    attrs = {**result.attrs, "request": _canonical(request), "made_by": json.dumps(made_by)}
+    content = BytesIO()
+    result = result.assign_attrs(attrs)
+    result.to_netcdf(content, engine="h5netcdf")
+    write_bytes(file_of(folder, request), content.getvalue())
+    return result
+
+
+def open_result(path: Path) -> xr.Dataset:
+    """A result file in memory.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return xr.load_dataset(path, engine="h5netcdf")
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and run interp-patch again"
+        ) from None
+
+
+def read_folder(folder: Path) -> dict[str, xr.Dataset]:
+    """Every result in ``folder`` of its newest question, joined along ``step``, by site.
+
+    Raises:
+        FileNotFoundError: no such folder, or no results in it.
+    """
+    files = (
+        sorted(folder.glob("step-*.nc"), key=lambda path: path.stat().st_mtime_ns)
+        if folder.is_dir()
+        else []
+    )
+    if not files:
+        raise FileNotFoundError(f"no results in {folder}; write some with interp-patch --ckpt RUN")
+    newest = _question(open_result(files[-1]))
+    chosen: dict[tuple[str, int], xr.Dataset] = {}
+    for result in map(open_result, files):
+        if _question(result) == newest:
+            request = json.loads(result.attrs["request"])
+            chosen[request["site"], request["step"]] = result
+    sites = dict.fromkeys(site for site, _ in chosen)
+    return {
+        site: join_steps({step: r for (s, step), r in chosen.items() if s == site})
+        for site in sites
+    }
+
+
+def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
+    """Results of one site at several steps as one, with a leading ``step``."""
+    steps = sorted(results)
+    joined = xr.concat(
+        [results[step] for step in steps],
+        dim="step",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+    )
+    return (
+        joined.assign_coords(step=steps)
+        .transpose("step", ...)
+        .assign_attrs(results[steps[0]].attrs)
+    )
+
+
+def of_metric(result: xr.Dataset, metric: str) -> xr.Dataset:
+    """``patched``, ``clean`` and ``corrupted`` in one metric.
+
+    Raises:
+        ValueError: no such metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+    suffix = "" if metric == "logit_diff" else f"_{metric}"
+    return xr.Dataset(
+        {name: result[name + suffix] for name in ("patched", "clean", "corrupted")},
+        attrs=result.attrs,
+    )
+
+
+def effect(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
+    """Patched − base per fact, nats: towards clean when denoising, away from it (negative) when
+    noising.
+    """
+    values = of_metric(result, metric)
+    base = values.corrupted if result.attrs["direction"] == "denoising" else values.clean
+    return (
+        (values.patched - base)
+        .rename("effect")
+        .assign_attrs(units="nats", long_name=f"effect on {metric}")
+    )
+
+
+def recovered(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
+    """Mean (patched − corrupted) ÷ mean (clean − corrupted) over the facts that have the cell: 0 =
+    corrupted, 1 = clean, unclipped.
+    """
+    values = of_metric(result, metric)
+    gap = (values.clean - values.corrupted).where(values.patched.notnull())
+    share = (values.patched - values.corrupted).mean("fact") / gap.mean("fact")
+    return share.rename("recovered").assign_attrs(
+        units="share of clean − corrupted", long_name=f"{metric} recovered"
+    )
+
+
+def interval(
+    result: xr.Dataset,
+    metric: str = "logit_diff",
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """``recovered`` with a percentile bootstrap interval over facts: ``estimate``, ``low``,
+    ``high``.
+
+    The same resampled facts serve every cell and step, so that differences between them can be
+    compared.
+    """
+    values = of_metric(result, metric)
+    there = values.patched.notnull()
+    gained = (values.patched - values.corrupted).fillna(0).transpose(..., "fact")
+    gap = (values.clean - values.corrupted).where(there, 0).transpose(*gained.dims)
+    n = result.sizes["fact"]
+    counts = (
+        np.random.default_rng(seed)
+        .multinomial(n, np.full(n, 1 / n), size=n_resamples)
+        .astype(np.float32)
+    )
+    share = _resampled(gained.values, counts) / _resampled(gap.values, counts)
+    low, high = np.nanquantile(share, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    dims = gained.dims[:-1]
+    return xr.Dataset(
+        {"estimate": recovered(result, metric), "low": (dims, low), "high": (dims, high)},
+        attrs=result.attrs,
+    )
+
+
+def _resampled(values: np.ndarray, counts: Float[np.ndarray, "resample fact"]) -> np.ndarray:
+    return np.einsum("...f,rf->...r", values.astype(np.float32), counts, optimize=True)
+
+
+def _question(result: xr.Dataset) -> str:
+    request = json.loads(result.attrs.get("request", "{}"))
+    return _canonical(
+        {key: value for key, value in request.items() if key not in ("step", "site", "checkpoint")}
+    )
+
+
+def _canonical(request: dict) -> str:
+    return json.dumps(request, sort_keys=True)

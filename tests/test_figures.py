@@ -1,0 +1,253 @@
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from builders import LABELS, one_result, result_with_shares, sweep
+
+from interp.dynamics import Phases
+from interp.figures import effect_over_training, patch_heatmap, patch_heatmaps, training_curves
+from interp.results import interval, recovered
+
+SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
+HEADS = np.stack((SHARES, SHARES[::-1] - 0.4), 1)
+
+
+def lines(figure):
+    """Traces with a name, by name."""
+    return {trace.name: trace for trace in figure.data if trace.name}
+
+
+def bands(figure):
+    return {trace.legendgroup: trace for trace in figure.data if trace.fill == "toself"}
+
+
+def panel_titles(figure):
+    return [annotation.text for annotation in figure.layout.annotations]
+
+
+def test_a_heatmap_takes_its_labels_from_the_data():
+    figure = patch_heatmap(result_with_shares(SHARES, site="mlp_out"))
+    (panel,) = figure.data
+    assert list(panel.x) == list(LABELS)
+    assert list(panel.y) == [0, 1]
+    assert panel_titles(figure) == ["MLP output (mlp_out)"]
+    assert figure.layout.yaxis.title.text == "layer"
+    assert "MLP output patched" in figure.layout.title.text
+    assert figure.layout.coloraxis.colorbar.title.text == "recovered"
+
+
+def test_a_heatmap_shows_the_shares_recovered():
+    result = result_with_shares(SHARES)
+    np.testing.assert_array_equal(patch_heatmap(result).data[0].z, recovered(result))
+
+
+def test_heads_are_layer_by_head_with_a_panel_a_role():
+    result = result_with_shares(HEADS, site="z")
+    figure = patch_heatmap(result)
+    assert panel_titles(figure) == [f"z at {role}" for role in LABELS]
+    for panel, role in zip(figure.data, LABELS, strict=True):
+        np.testing.assert_array_equal(panel.z, recovered(result).sel(role=role))
+        assert list(panel.x) == ["0", "1"]
+    assert figure.layout.xaxis.title.text == "head"
+
+
+def test_several_sites_stand_side_by_side_each_with_its_own_values():
+    results = {
+        site: result_with_shares(SHARES - i, site=site)
+        for i, site in enumerate(("resid_pre", "mlp_out"))
+    }
+    figure = patch_heatmaps(results)
+    for panel, result in zip(figure.data, results.values(), strict=True):
+        np.testing.assert_array_equal(panel.z, recovered(result))
+    assert [title.split("(")[1] for title in panel_titles(figure)] == ["resid_pre)", "mlp_out)"]
+
+
+def test_the_colour_scale_diverges_from_0():
+    figure = patch_heatmap(sweep(SHARES, {0: 6, 100: 6}))
+    scale = figure.layout.coloraxis
+    assert scale.cmid == 0 and scale.cmin == -scale.cmax
+    assert scale.colorscale[len(scale.colorscale) // 2][0] == 0.5
+    assert {trace.coloraxis for trace in (figure.data[0], *figure.frames[0].data)} == {"coloraxis"}
+
+
+@pytest.mark.parametrize(
+    "direction, how",
+    [
+        ("denoising", "corrupted run ← clean activation"),
+        ("noising", "clean run ← corrupted activation"),
+    ],
+)
+def test_the_title_tells_direction_metric_and_number_of_facts(direction, how):
+    result = sweep(SHARES, {0: 6, 100: 6}, n=26, direction=direction)
+    for figure in (
+        patch_heatmap(result, metric="value_logprob"),
+        effect_over_training({"attn_out": result}, metric="value_logprob"),
+    ):
+        title = figure.layout.title.text
+        assert f"{how}; value_logprob; n = 26 facts; 0 = corrupted, 1 = clean" in title
+
+
+def test_the_slider_has_a_step_a_checkpoint_and_each_frame_its_values():
+    result = xr.concat([sweep(SHARES, {50: 6}), sweep(SHARES[::-1], {400: 6, 1000: 6})], "step")
+    figure = patch_heatmap(result)
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["50", "400", "1000"]
+    assert [step.args[0] for step in slider.steps] == [["50"], ["400"], ["1000"]]
+    assert [frame.name for frame in figure.frames] == ["50", "400", "1000"]
+    for frame, step in zip(figure.frames, (50, 400, 1000), strict=True):
+        np.testing.assert_array_equal(frame.data[0].z, recovered(result).sel(step=step))
+
+
+def test_at_first_the_last_checkpoint_is_shown():
+    result = xr.concat([sweep(SHARES, {50: 6}), sweep(SHARES[::-1], {400: 6})], "step")
+    figure = patch_heatmap(result)
+    assert figure.layout.sliders[0].active == 1
+    np.testing.assert_array_equal(figure.data[0].z, recovered(result).sel(step=400))
+
+
+@pytest.mark.parametrize("result", [sweep(SHARES, {100: 6}), result_with_shares(SHARES)])
+def test_a_single_checkpoint_has_no_slider(result):
+    figure = patch_heatmap(result)
+    assert not figure.layout.sliders and not figure.frames
+    np.testing.assert_array_equal(figure.data[0].z, recovered(result).squeeze())
+
+
+def test_a_checkpoint_of_a_data_tree_can_be_shown():
+    tree = xr.DataTree.from_dict({"attn_out": sweep(SHARES, {0: 0, 100: 6})})
+    figure = patch_heatmap(tree["attn_out"].sel(step=100))
+    np.testing.assert_array_equal(
+        figure.data[0].z, recovered(tree["attn_out"].to_dataset()).sel(step=100)
+    )
+
+
+def test_a_step_without_a_measurable_gap_is_left_grey():
+    figure = patch_heatmap(sweep(SHARES, {0: 0.0, 100: 0.30, 200: 0.33}, n=40))
+    grey = [np.isnan(np.array(frame.data[0].z, float)) for frame in figure.frames]
+    assert [g.all() for g in grey] == [True, True, False]
+    assert not grey[2].any()
+
+
+def test_a_cell_that_no_fact_has_is_grey_and_the_others_are_not():
+    result = result_with_shares(SHARES)
+    result.patched[1, 0] = np.nan
+    grey = np.isnan(patch_heatmap(result).data[0].z)
+    assert grey.tolist() == [[False, False, False], [True, False, False]]
+
+
+def test_the_strongest_cells_are_drawn_with_their_intervals():
+    result = sweep(SHARES, {0: 6, 100: 6, 300: 6})
+    figure = effect_over_training({"attn_out": result})
+    found = interval(result)
+    cells = {
+        "L0 attn_out at final": (0, 2),
+        "L1 attn_out at final": (1, 2),
+        "L0 attn_out at name_last": (0, 1),
+    }
+    assert list(lines(figure)) == list(cells)
+    for label, (layer, role) in cells.items():
+        cell = found.isel(layer=layer, role=role)
+        np.testing.assert_array_equal(lines(figure)[label].x, [0, 100, 300])
+        np.testing.assert_array_equal(lines(figure)[label].y, cell.estimate)
+        np.testing.assert_array_equal(bands(figure)[label].x, [0, 100, 300, 300, 100, 0])
+        np.testing.assert_array_equal(
+            bands(figure)[label].y, [*cell.high.values, *cell.low.values[::-1]]
+        )
+        np.testing.assert_array_equal(
+            lines(figure)[label].customdata, np.stack((cell.low, cell.high), 1)
+        )
+
+
+def test_at_most_three_cells_a_site_and_the_number_asked_for_are_drawn_strongest_first():
+    results = {
+        "z": sweep(HEADS, {0: 6, 100: 6}, site="z"),
+        "mlp_out": sweep(SHARES - 0.5, {0: 6, 100: 6}, site="mlp_out"),
+    }
+    assert list(lines(effect_over_training(results))) == [
+        "L0H0 at final", "L1H0 at final", "L1H1 at final",
+        "L0 mlp_out at final", "L1 mlp_out at final", "L0 mlp_out at name_last",
+    ]  # fmt: skip
+    assert list(lines(effect_over_training(results, n_cells=2))) == [
+        "L0H0 at final", "L1H0 at final",
+    ]  # fmt: skip
+
+
+def test_a_cell_is_ranked_by_the_later_half_of_training():
+    early, late = sweep(SHARES, {0: 6, 100: 6}), sweep(SHARES * [1, 4, 0], {200: 6, 300: 6})
+    figure = effect_over_training({"attn_out": xr.concat([early, late], "step")}, n_cells=2)
+    assert list(lines(figure)) == ["L0 attn_out at name_last", "L1 attn_out at name_last"]
+
+
+def test_steps_without_a_measurable_gap_are_left_out_of_the_lines():
+    figure = effect_over_training({"attn_out": sweep(SHARES, {0: 0, 100: 6, 200: 6})})
+    assert {tuple(trace.x) for trace in lines(figure).values()} == {(100, 200)}
+
+
+@pytest.mark.parametrize(
+    "found, shaded", [(Phases(100.0, 300.0), [(100, 300)]), (Phases(100.0, np.nan), []), (None, [])]
+)
+def test_the_plateau_is_shaded_where_there_is_one(found, shaded):
+    figure = effect_over_training({"attn_out": sweep(SHARES, {0: 6, 400: 6})}, phases=found)
+    assert [(shape.x0, shape.x1) for shape in figure.layout.shapes] == shaded
+    assert ("plateau" in panel_titles(figure)) == bool(shaded)
+
+
+def training_metrics():
+    columns = ["step", "split", "attribute", "loss", "accuracy"]
+    rows = [
+        [0, "train", "average", 9.0, 0.0],
+        [0, "held-out", "average", 9.5, 0.01],
+        [0, "train", "major", 8.0, 0.02],
+        [50, "train", "average", 2.5, 0.7],
+        [50, "held-out", "average", 7.0, 0.03],
+        [50, "train", "major", 2.0, 0.8],
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_training_curves_are_the_averages_of_both_splits_with_baseline_and_plateau():
+    figure = training_curves(training_metrics(), 6.5, Phases(10.0, 40.0))
+    curves = {(trace.name, trace.yaxis): list(zip(trace.x, trace.y)) for trace in figure.data}
+    assert curves == {
+        ("people trained on, new sentences", "y"): [(0, 9.0), (50, 2.5)],
+        ("people trained on, new sentences", "y2"): [(0, 0.0), (50, 0.7)],
+        ("held-out people", "y"): [(0, 9.5), (50, 7.0)],
+        ("held-out people", "y2"): [(0, 0.01), (50, 0.03)],
+        ("major", "y2"): [(0, 0.02), (50, 0.8)],
+    }
+    across = [shape for shape in figure.layout.shapes if shape.type == "line"]
+    assert [(shape.y0, shape.y1, shape.yref) for shape in across] == [(6.5, 6.5, "y")]
+    plateaus = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert {(shape.x0, shape.x1) for shape in plateaus} == {(10, 40)}
+    assert panel_titles(figure)[0] == "attribute loss (nats per value)"
+
+
+@pytest.mark.xfail(
+    strict=True, raises=IndexError, reason="frames are matched by place, not by step"
+)
+def test_sites_with_different_steps_share_a_slider():
+    results = {
+        "attn_out": sweep(SHARES, {0: 6, 100: 6, 200: 6}),
+        "mlp_out": sweep(SHARES, {100: 6, 200: 6}, site="mlp_out"),
+    }
+    frames = {frame.name: frame for frame in patch_heatmaps(results).frames}
+    for site, panel in zip(results, frames["200"].data, strict=True):
+        np.testing.assert_array_equal(panel.z, recovered(results[site]).sel(step=200))
+
+
+@pytest.mark.xfail(strict=True, reason="cells are ranked as if every patch were denoising")
+def test_the_strongest_cells_of_noising_are_those_that_take_most_away():
+    result = sweep(1 - SHARES, {0: 6, 100: 6}, direction="noising")
+    assert list(lines(effect_over_training({"attn_out": result}, n_cells=2))) == [
+        "L0 attn_out at final", "L1 attn_out at final",
+    ]  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, reason="a line is promised for cells that have no value")
+def test_a_run_that_knows_nothing_yet_has_no_lines():
+    assert not lines(effect_over_training({"attn_out": sweep(SHARES, {0: 0, 100: 0})}))
+
+
+@pytest.mark.xfail(strict=True, reason="the spread of one fact is NaN, so nothing is shown")
+def test_a_single_fact_can_be_shown():
+    result = one_result([[[2.0]]], [5.0], [1.0])
+    assert patch_heatmap(result).data[0].z.tolist() == [[0.25]]

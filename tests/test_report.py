@@ -1,0 +1,166 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import sweep
+from plotly.offline import get_plotlyjs
+
+from interp.report import build_report
+
+SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
+HEADS = np.stack((SHARES, SHARES[::-1] - 0.4), 1)
+EVIL = "<script>alert(1)</script>"
+RUN = {"no_knowledge_baseline": {"major": 2.0, "company": 6.0}, "command": "interp-train --x '<b>'"}
+
+
+def swept(gaps, **options):
+    return {
+        "attn_out": sweep(SHARES, gaps, **options),
+        "z": sweep(HEADS, gaps, site="z", **options),
+    }
+
+
+def metrics(losses):
+    rows = [
+        {"step": 100 * i, "split": split, "attribute": "average", "loss": loss, "accuracy": 0.25}
+        for i, loss in enumerate(losses)
+        for split in ("train", "held-out")
+    ]
+    return pd.DataFrame(rows)
+
+
+def without_plotly(page):
+    return page.replace(get_plotlyjs(), "")
+
+
+def headings(page):
+    return re.findall("<h2>(.*?)</h2>", page)
+
+
+@pytest.fixture(scope="module")
+def page():
+    return build_report(
+        swept({0: 0, 100: 6, 200: 6}), run=RUN, metrics=metrics([9.0, 4.1, 1.0]), title="a < b"
+    )
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    own = without_plotly(page)
+    assert not re.search(r"""(src|href)\s*=|@import|url\(""", own)
+    assert page.count(get_plotlyjs()) == 1
+
+
+def test_the_same_input_gives_the_same_bytes(page):
+    again = build_report(
+        swept({0: 0, 100: 6, 200: 6}), run=RUN, metrics=metrics([9.0, 4.1, 1.0]), title="a < b"
+    )
+    assert page == again
+
+
+def test_a_page_has_its_figures_under_names_that_stay(page):
+    assert re.findall('id="(figure-[a-z-]+)"', page) == [
+        "figure-training", "figure-layers", "figure-heads", "figure-over-training",
+    ]  # fmt: skip
+    assert headings(page) == [
+        "How knowledge came", "Where: layer by token role", "Which heads", "When",
+        "The facts", "What was run",
+    ]  # fmt: skip
+
+
+def test_title_and_recorded_commands_are_escaped(page):
+    assert "<h1>a &lt; b</h1>" in page and "<title>a &lt; b</title>" in page
+    assert "interp-train --x &#x27;&lt;b&gt;&#x27;" in page
+
+
+def test_text_from_the_data_cannot_run():
+    results = swept({0: 6, 100: 6}, prompt=EVIL)
+    for result in results.values():
+        result.answer[0] = result.attribute[0] = EVIL
+        result.attrs["made_by"] = json.dumps({"command": EVIL, "hardware": {"gpu": EVIL}})
+        result.attrs["request"] = json.dumps({"corruption": EVIL, "versions": {"torch": EVIL}})
+    run = RUN | {"command": EVIL}
+    page = build_report(results, run=run, metrics=metrics([9.0, 1.0]), title=EVIL)
+    assert EVIL not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 9
+
+
+def test_the_lead_names_each_sites_strongest_cell_at_the_last_checkpoint(page):
+    lead = page.split("<p class='lead'>")[1].split("</ul>")[0]
+    assert "step 200" in lead and "n = 40 facts, denoising" in lead
+    assert re.search(r"attn_out: <b>L0 at final</b>, 0\.9\d? \[0\.\d\d, 0\.\d\d\]", lead)
+    assert re.search(r"z: <b>L0H0 at final</b>, 0\.(89|90) \[0\.\d\d, 0\.\d\d\]", lead)
+
+
+def test_the_plateau_is_told_in_words_with_its_steps(page):
+    assert "by step 100 its loss is within 5 %" in page
+    assert "until step 200, the first" in page
+    assert "At the last checkpoint, step 200, accuracy is 0.250." in page
+
+
+def test_a_run_that_is_still_on_its_plateau_is_not_said_to_have_left_it():
+    page = build_report(swept({0: 6}), run=RUN, metrics=metrics([9.0, 4.1]), title="t")
+    assert "This run shows no complete plateau." in page
+    assert "until step" not in page
+
+
+def test_two_facts_of_each_attribute_are_shown_and_all_counted():
+    page = build_report(swept({0: 6}, n=10), title="t")
+    assert "Two of each attribute, of n = 10 (major 5, company 5)." in page
+    assert re.findall(r"Ann Lee was born on (\d+)", page) == ["0", "1", "2", "3"]
+
+
+def test_what_was_run_is_told():
+    results = swept({0: 6, 100: 6})
+    request = {"step": 0, "site": "z", "checkpoint": "ab", "seed": 7, "versions": {"torch": "2.13"}}
+    made_by = {"command": "interp-patch --ckpt demo", "date": "2026-01-02", "git_commit": "c0ffee"}
+    results["attn_out"].attrs |= {
+        "request": json.dumps(request), "made_by": json.dumps(made_by),
+    }  # fmt: skip
+    rows = dict(
+        re.findall(
+            r"<tr><th>([^<]*)</th><td><code>([^<]*)</code>", build_report(results, title="t")
+        )
+    )
+    assert rows == {
+        "command": "interp-patch --ckpt demo", "training command": "unknown",
+        "checkpoints": "steps 0, 100", "sites": "attn_out, z",
+        "options": "{&quot;seed&quot;: 7}", "versions": "{&quot;torch&quot;: &quot;2.13&quot;}",
+        "hardware": "{}", "git commit": "c0ffee", "date": "2026-01-02",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [{}, {"run": RUN}, {"metrics": metrics([9.0, 1.0])}], ids=str)
+def test_without_run_or_metrics_there_are_no_training_curves(given):
+    page = build_report(swept({0: 6, 100: 6}), title="t", **given)
+    assert headings(page)[0] == "Where: layer by token role"
+
+
+def test_a_single_checkpoint_is_shown_without_its_course_over_training():
+    page = build_report(swept({100: 6}), title="t")
+    assert headings(page) == [
+        "Where: layer by token role",
+        "Which heads",
+        "The facts",
+        "What was run",
+    ]
+
+
+@pytest.mark.parametrize(
+    "site, heading", [("attn_out", "Where: layer by token role"), ("z", "Which heads")]
+)
+def test_a_single_site_is_shown_alone(site, heading):
+    page = build_report({site: swept({100: 6})[site]}, title="t")
+    assert headings(page) == [heading, "The facts", "What was run"]
+
+
+@pytest.mark.xfail(strict=True, reason="the lead names the cell that noising changed least")
+def test_the_lead_of_noising_names_the_cell_that_takes_most_away():
+    result = sweep(1 - SHARES, {100: 6}, direction="noising")
+    assert "<b>L0 at final</b>" in build_report({"attn_out": result}, title="t")
+
+
+@pytest.mark.xfail(strict=True, reason="the lead doesn't ask whether the runs can be told apart")
+def test_the_lead_of_a_run_that_knows_nothing_yet_names_no_cell():
+    assert "<b>L" not in build_report(swept({0: 0}), title="t")
