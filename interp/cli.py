@@ -5,6 +5,7 @@ printed or exited.
 import errno
 import io
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -12,12 +13,16 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from inspect import cleandoc
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
 from interp.config import PRESETS, PatchConfig, ReportConfig, TrainConfig
+
+# Waiting threads that spin make every step ten times slower once another job wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 T = TypeVar("T")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -239,7 +244,7 @@ def _default_config(arguments: list[str]) -> TrainConfig:
     """What the other flags change: the preset's configuration or, when resuming without one, that
     of the run.
     """
-    given = dict(zip(arguments, arguments[1:])) | {
+    given = dict(pairwise(arguments)) | {
         k: v for k, _, v in (a.partition("=") for a in arguments) if v
     }
     name = given.get("--preset")

@@ -54,7 +54,7 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
         n_columns,
         subplot_titles=[title for title, _ in panels],
         horizontal_spacing=0.11,
-        vertical_spacing=0.30 / n_rows,
+        vertical_spacing=0.42 / n_rows,
     )
     for i, (_, values) in enumerate(panels):
         figure.add_trace(
@@ -79,7 +79,7 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
             "cmax": 1,
             "colorbar": {"title": "recovered"},
         },
-        height=190 + 230 * n_rows,
+        height=190 + 255 * n_rows,
         font=_FONT,
         margin={"t": 120, "b": 40},
         plot_bgcolor="#ddd",
@@ -98,12 +98,13 @@ def effect_over_training(
     n_cells: int = 10,
     phases: Phases | None = None,
 ) -> go.Figure:
-    """Share recovered over training of the strongest cells (at most three a site), with 95 %
+    """Share recovered over training of the strongest components (at most four a site; residual
+    streams only if nothing else was patched), with 95 %
     bootstrap intervals over facts.
     """
-    cells = _strongest(
-        {site: _dataset(result) for site, result in results.items()}, metric, n_cells
-    )
+    components = {site: r for site, r in results.items() if not site.startswith("resid")}
+    shown = {site: _dataset(result) for site, result in (components or results).items()}
+    cells = _strongest(shown, metric, n_cells)
     figure = go.Figure()
     for i, (label, line) in enumerate(cells):
         color = qualitative.Dark24[i % 24]
@@ -191,15 +192,20 @@ def training_curves(
             1,
             2,
         )
-    figure.add_hline(
-        no_knowledge_baseline,
-        line={"dash": "dot", "color": "#777"},
-        row=1,
-        col=1,
-        annotation={"text": "no-knowledge baseline", "font": {"color": "#555"}},
+    figure.add_trace(
+        go.Scatter(
+            x=[metrics.step.min(), metrics.step.max()],
+            y=[no_knowledge_baseline] * 2,
+            mode="lines",
+            line={"dash": "dot", "color": "#777"},
+            name="no-knowledge baseline",
+        ),
+        1,
+        1,
     )
     _shade_plateau(figure, phases)
     figure.update_xaxes(title_text="optimizer step")
+    figure.update_yaxes(type="log", row=1, col=1)
     figure.update_layout(
         height=430,
         template="simple_white",
@@ -304,7 +310,7 @@ def _strongest(
     results: dict[str, xr.Dataset], metric: str, n_cells: int
 ) -> list[tuple[str, xr.Dataset]]:
     """The ``n_cells`` cells with the largest mean share recovered over the later half of training,
-    at most three a site.
+    at most four a site.
     """
     found = []
     for site, result in results.items():
@@ -313,7 +319,7 @@ def _strongest(
             cell=[d for d in ("layer", "head", result.attrs["by"]) if d in lines.dims]
         )
         later = cells.estimate.isel(step=slice(result.sizes["step"] // 2, None)).mean("step")
-        for i in later.fillna(-np.inf).argsort().values[::-1][:3]:
+        for i in later.fillna(-np.inf).argsort().values[::-1][:4]:
             place = dict(zip(cells.indexes["cell"].names, cells.indexes["cell"][i]))
             where = (
                 f"L{place['layer']}H{place['head']}"

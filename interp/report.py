@@ -11,7 +11,7 @@ import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from interp.dynamics import Phases, phases
-from interp.figures import effect_over_training, patch_heatmaps, training_curves
+from interp.figures import SITE_LABELS, effect_over_training, patch_heatmaps, training_curves
 from interp.results import interval, of_metric
 
 _STYLE = """
@@ -74,42 +74,52 @@ def build_report(
     )
 
 
-_WHERE = """<p>Each cell replaces one activation, at one layer and at the tokens of one role, by what it is
-in the other run, and measures how much of the difference between the runs comes back. Move the
-slider, or press play, to go through training. Grey: the model does not yet tell the two runs
-apart, so there is nothing to recover.</p>"""
+_WHERE = """
+<p>Each cell replaces one activation, at one layer and at the tokens of one role, by what it is in
+the other run, and measures how much of the difference between the runs comes back. Move the
+slider, or press play, to go through training. Grey: the model does not yet tell the two runs apart,
+so there is nothing to recover.</p>"""
 _HEADS = "<p>The same for the output of single attention heads, a panel a token role.</p>"
-_WHEN = """<p>The strongest cells, at most three a site, with 95 % bootstrap intervals over facts. The grey
-band is the plateau. Click a name in the legend to hide its line, double-click to see it
+_WHEN = """
+<p>The strongest components, at most four a site, with 95 % bootstrap intervals over facts.
+The grey band is the plateau. Click a name in the legend to hide its line, double-click to see it
 alone.</p>"""
 
 
 def _lead(results: dict[str, xr.Dataset]) -> str:
-    """The strongest cell of each site at the last checkpoint, in a sentence."""
-    found = []
-    for site, result in results.items():
-        last = interval(result.isel(step=[-1])).isel(step=0)
-        cells = last.estimate.stack(cell=last.estimate.dims).dropna("cell")
-        if not cells.size:
-            continue
-        place = dict(zip(cells.indexes["cell"].names, cells.indexes["cell"][int(cells.argmax())]))
-        best = last.sel(place)
-        where = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
-        found.append(
-            f"<li>{escape(site)}: <b>{where} at {escape(str(place[result.attrs['by']]))}</b>, "
-            f"{float(best.estimate):.2f} [{float(best.low):.2f}, {float(best.high):.2f}]</li>"
-        )
+    """What the last checkpoint answers, and its strongest cells at names and at the end."""
     first = next(iter(results.values()))
     step, values = int(first.step[-1]), of_metric(first, "logit_diff").isel(step=-1)
     clean, corrupted = float(values.clean.mean()), float(values.corrupted.mean())
-    gap = f"{clean:.2f} nats on clean prompts, {corrupted:.2f} on corrupted ones"
+    components = {site: result for site, result in results.items() if not site.startswith("resid")}
+    rows = []
+    for site, result in (components or results).items():
+        last = interval(result.isel(step=[-1])).isel(step=0)
+        named = [x for x in last[result.attrs["by"]].values if str(x).startswith("name")]
+        cells = (_best(last, result.attrs["by"], where) for where in (named, ["final"]))
+        rows.append(f"<tr><th>{escape(SITE_LABELS[site])}</th>{''.join(cells)}</tr>")
     return (
-        f"<p class='lead'>At the last checkpoint, step {step}, the logit difference is {gap} (n "
-        f"= {first.sizes['fact']} facts, "
-        f"{escape(first.attrs['direction'])}). The cell of each site that brings most of it "
-        "back, as a share with its 95 % "
-        f"interval:</p><ul>{''.join(found)}</ul>"
+        f"<p class='lead'>At the last checkpoint, step {step}, the logit difference is "
+        f"{clean:.2f} nats on clean prompts and {corrupted:.2f} on corrupted ones "
+        f"(n = {first.sizes['fact']} facts, {escape(first.attrs['direction'])}). "
+        "Strongest single cells, as the share recovered with its 95 % interval:</p>"
+        f"<table><tr><th></th><th>at name tokens</th><th>at the final position</th></tr>"
+        f"{''.join(rows)}</table>"
     )
+
+
+def _best(shares: xr.Dataset, by: str, where: list) -> str:
+    """Table cell that names the largest share among the positions ``where``."""
+    wanted = shares.sel({by: [x for x in where if x in shares[by].values]})
+    cells = wanted.stack(cell=wanted.estimate.dims).dropna("cell")
+    if not cells.sizes["cell"]:
+        return "<td>–</td>"
+    best = cells.isel(cell=int(cells.estimate.argmax()))
+    place = dict(zip(cells.indexes["cell"].names, best.cell.item()))
+    label = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
+    bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]"
+    where = escape(str(place[by]))
+    return f"<td><b>{label} at {where}</b>: {float(best.estimate):.2f} {bounds}</td>"
 
 
 def _phases_text(found: Phases, average: pd.DataFrame) -> str:
@@ -171,17 +181,19 @@ def _provenance(results: dict[str, xr.Dataset], run: dict | None) -> str:
     return f"<table>{body}</table>{_TERMS}"
 
 
-_TERMS = """<p class='note'><b>Terms.</b> Clean: the prompt whose answer is right. Corrupted: the same
-sentence with another person's name. Logit difference: logit of the first token of the right
-value minus that of the other person's, in nats, at the position that predicts it. Recovered:
-(patched − corrupted) ÷ (clean − corrupted), means over facts, unclipped; 0 is the corrupted run,
-1 the clean one. Shares of different cells need not add up to 1.</p>"""
+_TERMS = """
+<p class='note'><b>Terms.</b> Clean: the prompt whose answer is right. Corrupted: the same
+sentence with another person's name. Logit difference: logit of the first token of the right value
+minus that of the other person's, in nats, at the position that predicts it. Recovered: (patched −
+corrupted) ÷ (clean − corrupted), means over facts, unclipped; 0 is the corrupted run, 1 the clean
+one. Shares of different cells need not add up to 1.</p>"""
 
 
 def _figure(name: str, figure: go.Figure) -> str:
     return figure.to_html(
         full_html=False,
         include_plotlyjs=False,
+        auto_play=False,
         div_id=f"figure-{name}",
         config={"displaylogo": False},
     )

@@ -91,10 +91,11 @@ def one_result(
 def result_with_shares(
     shares: np.ndarray, *, gap: float = 6.0, n: int = 40, seed: int = 0, **options
 ) -> xr.Dataset:
-    """A result in which each cell recovers its share; clean − corrupted is ``gap`` ± 1 nats."""
+    """Each cell recovers its share; clean − corrupted has mean ``gap`` and deviation 1."""
     rng = np.random.default_rng(seed)
     corrupted = rng.normal(-3, 1, n)
-    differences = gap + (-1.0) ** np.arange(n)
+    spread = rng.normal(size=n)
+    differences = gap + (spread - spread.mean()) / spread.std(ddof=1)
     share = np.asarray(shares)[..., None] + rng.normal(0, 0.02, (*np.shape(shares), n))
     return one_result(
         corrupted + share * differences, corrupted + differences, corrupted, **options

@@ -92,7 +92,7 @@ def test_the_slider_has_a_step_a_checkpoint_and_each_frame_its_values():
     figure = patch_heatmap(result)
     (slider,) = figure.layout.sliders
     assert [step.label for step in slider.steps] == ["50", "400", "1000"]
-    assert [step.args[0] for step in slider.steps] == [["50"], ["400"], ["1000"]]
+    assert [step.args[0] for step in slider.steps] == [("50",), ("400",), ("1000",)]
     assert [frame.name for frame in figure.frames] == ["50", "400", "1000"]
     for frame, step in zip(figure.frames, (50, 400, 1000), strict=True):
         np.testing.assert_array_equal(frame.data[0].z, recovered(result).sel(step=step))

@@ -131,7 +131,9 @@ def test_what_was_run_is_told():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [{}, {"run": RUN}, {"metrics": metrics([9.0, 1.0])}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{}, {"run": RUN}, {"metrics": metrics([9.0, 1.0])}], ids=["neither", "run", "metrics"]
+)
 def test_without_run_or_metrics_there_are_no_training_curves(given):
     page = build_report(swept({0: 6, 100: 6}), title="t", **given)
     assert headings(page)[0] == "Where: layer by token role"

@@ -168,14 +168,12 @@ def _split(template: str) -> tuple[str, str, str]:
 def _names(people: pd.DataFrame, pieces: "_Pieces") -> np.ndarray:
     by_part = [encode(pieces.tokenizer, people[part].tolist()) for part in NAME_PARTS]
     roles = [ROLES.index(f"name_{part}") for part in NAME_PARTS]
-    return np.array(
-        [
-            pieces.add_tokens(
-                sum(words, []), [role for role, word in zip(roles, words) for _ in word]
-            )
-            for words in zip(*by_part)
-        ]
-    )
+    name_pieces = []
+    for words in zip(*by_part):
+        tokens = [token for word in words for token in word]
+        of_part = [role for role, word in zip(roles, words) for _ in word]
+        name_pieces.append(pieces.add_tokens(tokens, of_part))
+    return np.array(name_pieces)
 
 
 def _values(column: pd.Series, pieces: "_Pieces") -> np.ndarray:
