@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from interp.ragged import Ragged, Rotation, attend, rotate
+from interp.ragged import Ragged, Rotation, attend, embed, rotate
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class HookedDecoder(HookedRootModule):
         attention hooks stay silent.
         """
         turn = rotation(torch.arange(ragged.real.shape[1], device=tokens.device), self.cfg)
-        resid = self.embed(tokens)
+        resid = embed(self.embed.weight, tokens)
         for block in self.blocks:
             resid = block(resid, turn, ragged)
         return self.ln_final(resid)

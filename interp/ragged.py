@@ -106,6 +106,24 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
+def embed(weight: Float[Tensor, "d_vocab d_model"], tokens: Int[Tensor, " token"]) -> Tensor:
+    """Rows of ``weight``; the gradient adds up in one order, so that a run can be repeated exactly."""
+    return _Embed.apply(weight, tokens)
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.d_vocab = weight.shape[0]
+        return weight[tokens]
+
+    @staticmethod
+    def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None]:
+        (tokens,) = ctx.saved_tensors
+        return _add_rows(d_rows, tokens, ctx.d_vocab), None
+
+
 class _Pad(torch.autograd.Function):
     """Tokens to rows. The gradient at a pad is zero, so the way back is a gather too."""
 
@@ -137,8 +155,8 @@ class _Unpad(torch.autograd.Function):
         return d_rows * real[..., None].to(d_rows.dtype), None
 
 
-# Opaque to the compiler on purpose: fused into a neighbour, these two copies become scalar loops
-# and cost several times more.
+# Opaque to the compiler on purpose: fused into a neighbour, the two copies become scalar loops and
+# cost several times more, and the sum is made by atomic additions, in another order each time.
 @torch.library.custom_op("interp::take_rows", mutates_args=())
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index)
@@ -160,3 +178,13 @@ def _join_heads(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
 @_join_heads.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
     return q.new_empty(q.shape[0] // n_heads, q.shape[1], n_heads * 3 * q.shape[2])
+
+
+@torch.library.custom_op("interp::add_rows", mutates_args=())
+def _add_rows(d_rows: Tensor, tokens: Tensor, d_vocab: int) -> Tensor:
+    return torch.ops.aten.embedding_dense_backward(d_rows, tokens, d_vocab, -1, False)
+
+
+@_add_rows.register_fake
+def _(d_rows: Tensor, tokens: Tensor, d_vocab: int) -> Tensor:
+    return d_rows.new_empty(d_vocab, d_rows.shape[1])

@@ -172,7 +172,7 @@ def test_at_most_three_cells_a_site_and_the_number_asked_for_are_drawn_strongest
 
 
 def test_a_cell_is_ranked_by_the_later_half_of_training():
-    early, late = sweep(SHARES, {0: 6, 100: 6}), sweep(SHARES * [1, 4, 0], {200: 6, 300: 6})
+    early, late = sweep(SHARES, {0: 6, 100: 6}), sweep(SHARES * [1, 1.5, 0], {200: 6, 300: 6})
     figure = effect_over_training({"attn_out": xr.concat([early, late], "step")}, n_cells=2)
     assert list(lines(figure)) == ["L0 attn_out at name_last", "L1 attn_out at name_last"]
 
@@ -219,6 +219,7 @@ def test_training_curves_are_the_averages_of_both_splits_with_baseline_and_plate
     plateaus = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert {(shape.x0, shape.x1) for shape in plateaus} == {(10, 40)}
     assert panel_titles(figure)[0] == "attribute loss (nats per value)"
+    assert "no-knowledge baseline" in panel_titles(figure)
 
 
 @pytest.mark.xfail(
