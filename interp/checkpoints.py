@@ -172,6 +172,8 @@ def _decoder_config(folder: Path, device: str) -> DecoderConfig:
             )
         rope = neox.get("rope_parameters") or {}
         d_head = neox["hidden_size"] // neox["num_attention_heads"]
+        share = rope.get("partial_rotary_factor", neox.get("rotary_pct", 0.25))
+        n_rotary = int(d_head * share)
         return DecoderConfig(
             n_layers=neox["num_hidden_layers"],
             n_heads=neox["num_attention_heads"],
@@ -180,9 +182,7 @@ def _decoder_config(folder: Path, device: str) -> DecoderConfig:
             d_vocab=neox["vocab_size"],
             n_ctx=neox["max_position_embeddings"],
             parallel=neox.get("use_parallel_residual", True),
-            rotary_dim=int(
-                d_head * rope.get("partial_rotary_factor", neox.get("rotary_pct", 0.25))
-            ),
+            rotary_dim=n_rotary if n_rotary < d_head else None,
             rotary_base=rope.get("rope_theta", neox.get("rotary_emb_base", 10_000)),
             ln_eps=neox["layer_norm_eps"],
             device=device,

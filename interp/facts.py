@@ -303,7 +303,7 @@ def _build(
         tokens, role = (x[start : start + length].copy() for x in (whole.tokens, whole.roles))
         other = tokens.copy()
         name = np.isin(role, list(names.values()))
-        twin = _piece(texts, texts.name[twins[i]])
+        twin = _piece(texts, int(texts.name[twins[i]]))
         other[name] = np.tile(twin, name.sum() // len(twin))
         in_sentence = (
             np.arange(length)
@@ -315,8 +315,8 @@ def _build(
         prompt_role[~in_sentence] = PROMPT_ROLES.index("context")
         prompt_role[0], prompt_role[-1] = PROMPT_ROLES.index("bos"), PROMPT_ROLES.index("final")
         clean.append(tokens), corrupted.append(other), roles.append(prompt_role)
-        answers.append(_piece(texts, texts.value[person[i], attribute[i]]))
-        other_answers.append(_piece(texts, texts.value[twins[i], attribute[i]]))
+        answers.append(_piece(texts, int(texts.value[person[i], attribute[i]])))
+        other_answers.append(_piece(texts, int(texts.value[twins[i], attribute[i]])))
     names_of = [ATTRIBUTES[a] for a in attribute]
     table = pd.DataFrame(
         {
@@ -362,7 +362,7 @@ def _roles_around(tokens: list[int], name: list[int], where: str) -> list[int]:
     return roles
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> Int[Tensor, "row column"]:
+def _padded(rows: Sequence[Sequence[int] | np.ndarray], pad: int) -> Int[Tensor, "row column"]:
     table = torch.full((len(rows), max(map(len, rows))), pad)
     for out, row in zip(table, rows):
         out[: len(row)] = torch.as_tensor(np.asarray(row))

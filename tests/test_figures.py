@@ -9,7 +9,7 @@ from interp.figures import effect_over_training, patch_heatmap, patch_heatmaps, 
 from interp.results import interval, recovered
 
 SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
-HEADS = np.stack((SHARES, SHARES[::-1] - 0.4), 1)
+HEADS = np.stack((SHARES, SHARES[::-1] - 0.45), 1)
 
 
 def lines(figure):
@@ -142,6 +142,7 @@ def test_the_strongest_cells_are_drawn_with_their_intervals():
         "L0 attn_out at final": (0, 2),
         "L1 attn_out at final": (1, 2),
         "L0 attn_out at name_last": (0, 1),
+        "L1 attn_out at name_last": (1, 1),
     }
     assert list(lines(figure)) == list(cells)
     for label, (layer, role) in cells.items():
@@ -157,18 +158,26 @@ def test_the_strongest_cells_are_drawn_with_their_intervals():
         )
 
 
-def test_at_most_three_cells_a_site_and_the_number_asked_for_are_drawn_strongest_first():
+def test_at_most_four_cells_a_site_and_the_number_asked_for_are_drawn_strongest_first():
     results = {
         "z": sweep(HEADS, {0: 6, 100: 6}, site="z"),
         "mlp_out": sweep(SHARES - 0.5, {0: 6, 100: 6}, site="mlp_out"),
     }
     assert list(lines(effect_over_training(results))) == [
-        "L0H0 at final", "L1H0 at final", "L1H1 at final",
-        "L0 mlp_out at final", "L1 mlp_out at final", "L0 mlp_out at name_last",
+        "L0H0 at final", "L1H0 at final", "L1H1 at final", "L0 mlp_out at final",
+        "L0H0 at name_last", "L1 mlp_out at final", "L0 mlp_out at name_last",
+        "L1 mlp_out at name_last",
     ]  # fmt: skip
     assert list(lines(effect_over_training(results, n_cells=2))) == [
         "L0H0 at final", "L1H0 at final",
     ]  # fmt: skip
+
+
+def test_residual_streams_are_drawn_only_if_nothing_else_was_patched():
+    residual = {"resid_pre": sweep(SHARES, {0: 6, 100: 6}, site="resid_pre")}
+    other = {"mlp_out": sweep(SHARES - 0.5, {0: 6, 100: 6}, site="mlp_out")}
+    assert "L0 resid_pre at final" in lines(effect_over_training(residual))
+    assert all("mlp_out" in label for label in lines(effect_over_training(residual | other)))
 
 
 def test_a_cell_is_ranked_by_the_later_half_of_training():
@@ -213,13 +222,12 @@ def test_training_curves_are_the_averages_of_both_splits_with_baseline_and_plate
         ("held-out people", "y"): [(0, 9.5), (50, 7.0)],
         ("held-out people", "y2"): [(0, 0.01), (50, 0.03)],
         ("major", "y2"): [(0, 0.02), (50, 0.8)],
+        ("no-knowledge baseline", "y"): [(0, 6.5), (50, 6.5)],
     }
-    across = [shape for shape in figure.layout.shapes if shape.type == "line"]
-    assert [(shape.y0, shape.y1, shape.yref) for shape in across] == [(6.5, 6.5, "y")]
+    assert (figure.layout.yaxis.type, figure.layout.yaxis2.type) == ("log", None)
     plateaus = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert {(shape.x0, shape.x1) for shape in plateaus} == {(10, 40)}
     assert panel_titles(figure)[0] == "attribute loss (nats per value)"
-    assert "no-knowledge baseline" in panel_titles(figure)
 
 
 @pytest.mark.xfail(

@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 from interp.report import build_report
 
 SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
-HEADS = np.stack((SHARES, SHARES[::-1] - 0.4), 1)
+HEADS = np.stack((SHARES, SHARES + np.array([0.1, 0.3, -0.3])), 1)
 EVIL = "<script>alert(1)</script>"
 RUN = {"no_knowledge_baseline": {"major": 2.0, "company": 6.0}, "command": "interp-train --x '<b>'"}
 
@@ -87,11 +87,38 @@ def test_text_from_the_data_cannot_run():
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 9
 
 
-def test_the_lead_names_each_sites_strongest_cell_at_the_last_checkpoint(page):
-    lead = page.split("<p class='lead'>")[1].split("</ul>")[0]
-    assert "step 200" in lead and "n = 40 facts, denoising" in lead
-    assert re.search(r"attn_out: <b>L0 at final</b>, 0\.9\d? \[0\.\d\d, 0\.\d\d\]", lead)
-    assert re.search(r"z: <b>L0H0 at final</b>, 0\.(89|90) \[0\.\d\d, 0\.\d\d\]", lead)
+def lead(page):
+    """First sentence of the page, and the strongest cells by label of the component."""
+    told, rest = page.split("<p class='lead'>")[1].split("</p><table>", 1)
+    rows = re.findall(
+        "<tr><th>([^<]+)</th><td>(.*?)</td><td>(.*?)</td></tr>", rest.split("</table>")[0]
+    )
+    return told, {component: cells for component, *cells in rows}
+
+
+def test_the_lead_names_the_strongest_cells_at_names_and_at_the_end(page):
+    told, cells = lead(page)
+    assert "step 200" in told and "n = 40 facts, denoising" in told
+    assert list(cells) == ["attention output", "attention heads (z)"]
+    number = r"-?0\.\d\d"
+    for found, label, share in zip(
+        [*cells["attention output"], *cells["attention heads (z)"]],
+        ["L0 at name_last", "L0 at final", "L0H1 at name_last", "L0H0 at final"],
+        [0.3, 0.9, 0.6, 0.9],
+        strict=True,
+    ):
+        pattern = rf"<b>{label}</b>: ({number}) \[({number}), ({number})\]"
+        estimate, low, high = map(float, re.fullmatch(pattern, found).groups())
+        assert estimate == pytest.approx(share, abs=0.02)
+        assert low <= estimate <= high
+
+
+def test_the_lead_tells_of_residual_streams_only_if_nothing_else_was_patched():
+    residual = {"resid_pre": sweep(SHARES, {100: 6}, site="resid_pre")}
+    alone = lead(build_report(residual, title="t"))[1]
+    together = lead(build_report(residual | swept({100: 6}), title="t"))[1]
+    assert list(alone) == ["residual stream before the block"]
+    assert list(together) == ["attention output", "attention heads (z)"]
 
 
 def test_the_plateau_is_told_in_words_with_its_steps(page):
@@ -158,12 +185,14 @@ def test_a_single_site_is_shown_alone(site, heading):
     assert headings(page) == [heading, "The facts", "What was run"]
 
 
-@pytest.mark.xfail(strict=True, reason="the lead names the cell that noising changed least")
+@pytest.mark.xfail(strict=True, reason="the lead names what noising changed least")
 def test_the_lead_of_noising_names_the_cell_that_takes_most_away():
     result = sweep(1 - SHARES, {100: 6}, direction="noising")
-    assert "<b>L0 at final</b>" in build_report({"attn_out": result}, title="t")
+    at_the_end = lead(build_report({"attn_out": result}, title="t"))[1]["attention output"][1]
+    assert at_the_end.startswith("<b>L0 at final</b>")
 
 
 @pytest.mark.xfail(strict=True, reason="the lead doesn't ask whether the runs can be told apart")
 def test_the_lead_of_a_run_that_knows_nothing_yet_names_no_cell():
-    assert "<b>L" not in build_report(swept({0: 0}), title="t")
+    cells = lead(build_report(swept({0: 0}), title="t"))[1]
+    assert "<b>" not in str(cells)

@@ -1,0 +1,64 @@
+"""A tiny trained run and a random model, made once a session and only read."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from interp.config import PRESETS, TrainConfig
+from interp.facts import FactSet
+from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.suite import Suite, load_suite
+from interp.training.loop import train
+
+SHORT = replace(
+    PRESETS["tiny"],
+    n_people=40,
+    n_held_out=20,
+    n_layers=3,
+    d_model=32,
+    d_mlp=64,
+    n_steps=30,
+    dense_every=10,
+    dense_until=10,
+    checkpoint_every=20,
+)
+
+
+@pytest.fixture(scope="session")
+def config() -> TrainConfig:
+    """Thirty steps with checkpoints at 0, 10, 20 and 30."""
+    return SHORT
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, config: TrainConfig) -> Path:
+    return train(config, tmp_path_factory.mktemp("runs") / "short", command="interp-train --test")
+
+
+@pytest.fixture(scope="session")
+def suite(run: Path) -> Suite:
+    return load_suite(run)
+
+
+@pytest.fixture(scope="session")
+def model(suite: Suite) -> HookedDecoder:
+    """Three random layers with the suite's vocabulary; large weights, so that every cell matters."""
+    shape = DecoderConfig(3, 4, 32, 64, suite.tokenizer.get_vocab_size())
+    model = HookedDecoder(shape)
+    initialise(model, std=0.3, seed=1)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def facts(suite: Suite) -> FactSet:
+    """Twelve facts, two of each attribute, with prompts and values of several lengths."""
+    return suite.facts(12, seed=3)

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from interp.bios.batches import evaluation_set
+from interp.bios.text import ROLES
+from interp.config import ATTRIBUTES
+from interp.training.evaluation import evaluate
+
+
+@pytest.fixture(scope="module")
+def biographies(suite, config):
+    return evaluation_set(suite.texts, config, "train")
+
+
+def naive(model, biographies):
+    """Metrics by a loop over biographies, values and tokens, with the hooked forward pass."""
+    loss, accuracy, most, entropy = ({a: [] for a in ATTRIBUTES} for _ in range(4))
+    start = 0
+    for length in biographies.lengths:
+        row = slice(start, start + length)
+        tokens = torch.from_numpy(biographies.tokens[row])
+        log_p = model(tokens[None])[0].log_softmax(-1)
+        for i, attribute in enumerate(ATTRIBUTES):
+            is_value = biographies.roles[row] == ROLES.index("value")
+            at = np.flatnonzero(is_value & (biographies.attributes[row] == i))
+            loss[attribute].append(sum(-log_p[t - 1, tokens[t]].item() for t in at))
+            accuracy[attribute].append(all(log_p[t - 1].argmax() == tokens[t] for t in at))
+            most[attribute] += [log_p[t - 1].exp().max().item() for t in at]
+            entropy[attribute] += [-(log_p[t - 1].exp() * log_p[t - 1]).sum().item() for t in at]
+        start += length
+    return [[np.mean(m[a]) for a in ATTRIBUTES] for m in (loss, accuracy, most, entropy)]
+
+
+def test_metrics_are_those_of_a_plain_loop(model, biographies):
+    table = evaluate(model, biographies, rows_at_once=7).set_index("attribute").loc[[*ATTRIBUTES]]
+    for column, expected in zip(
+        ["loss", "accuracy", "max_probability", "entropy"], naive(model, biographies)
+    ):
+        np.testing.assert_allclose(table[column], expected, atol=1e-4, err_msg=column)
+
+
+def test_the_average_is_over_attributes(model, biographies):
+    table = evaluate(model, biographies).set_index("attribute")
+    expected = table.loc[[*ATTRIBUTES], "loss"].mean()
+    assert table.loc["average", "loss"] == pytest.approx(expected)
+
+
+def test_a_model_of_equal_logits_scores_the_log_of_its_vocabulary(suite, biographies):
+    model = suite.load(0)
+    model.unembed.weight = torch.nn.Parameter(torch.zeros_like(model.unembed.weight))
+    table = evaluate(model, biographies).set_index("attribute")
+    log_v = np.log(suite.tokenizer.get_vocab_size())
+    assert table.loc["birth_date", "loss"] == pytest.approx(3 * log_v, rel=1e-5)
+    assert table.loc["major", "entropy"] == pytest.approx(log_v, rel=1e-5)
+    assert table.loc["major", "max_probability"] == pytest.approx(np.exp(-log_v), rel=1e-5)

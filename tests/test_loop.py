@@ -1,0 +1,187 @@
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from math import cos, pi
+
+import pandas as pd
+import pytest
+import torch
+
+from interp.bios.batches import training_batch
+from interp.checkpoints import checkpoint_sha256
+from interp.training import loop
+from interp.training.loop import learning_rate, make_step, make_trainee, read_config, train
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(now, loss):
+        if now == step:
+            raise Stop
+
+    return on_step
+
+
+def digests(folder, config):
+    steps = config.checkpoint_steps
+    return {step: checkpoint_sha256(folder / f"step-{step:06d}") for step in steps}
+
+
+def test_a_run_folder_holds_what_the_design_says(run, config):
+    names = {path.name for path in run.iterdir() if path.is_dir()}
+    assert names == {"step-000000", "step-000010", "step-000020", "step-000030", "resume"}
+    record = json.loads((run / "run.json").read_text())
+    assert record["command"] == "interp-train --test"
+    assert {"torch", "transformer-lens", "interp"} <= set(record["versions"])
+    assert {"git_commit", "hardware", "no_knowledge_baseline"} <= set(record)
+    assert read_config(run) == config
+    assert not list(run.glob(".*tmp"))
+
+
+def test_metrics_cover_every_checkpoint_split_and_attribute(run, config):
+    metrics = pd.read_parquet(run / "metrics.parquet")
+    assert len(metrics) == len(config.checkpoint_steps) * 2 * 7
+    assert sorted(metrics.step.unique()) == config.checkpoint_steps
+    first, last = (metrics[metrics.step == s].set_index(["split", "attribute"]) for s in (0, 30))
+    assert last.loc[("train", "average"), "loss"] < first.loc[("train", "average"), "loss"]
+    assert metrics.tokens_seen.max() > 30 * config.batch_size * 50
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_does_not(run, config, tmp_path):
+    short = replace(config, n_steps=10)
+    train(short, tmp_path / "a")
+    train(short, tmp_path / "b")
+    train(replace(short, seed=1), tmp_path / "c")
+    a, b, c = (digests(tmp_path / name, short) for name in "abc")
+    assert a == b
+    assert not set(a.values()) & set(c.values())
+
+
+@pytest.mark.parametrize("stop", [7, 10, 25])
+def test_a_stopped_and_resumed_run_ends_with_the_same_weights_and_metrics(
+    run, config, tmp_path, stop
+):
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", on_step=stop_at(stop))
+    train(config, tmp_path / "run", resume=True)
+    assert digests(tmp_path / "run", config) == digests(run, config)
+    ours, whole = (pd.read_parquet(path / "metrics.parquet") for path in (tmp_path / "run", run))
+    whole = whole.drop(columns="training_loss")
+    pd.testing.assert_frame_equal(ours.drop(columns="training_loss"), whole)
+
+
+def test_a_run_killed_without_warning_is_resumed_to_the_same_weights(run, config, tmp_path):
+    code = (
+        "import sys; from conftest import SHORT; from interp.training.loop import train\n"
+        "train(SHORT, sys.argv[1])"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], cwd="tests")
+    while not (tmp_path / "run" / "step-000010").exists() and child.poll() is None:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    train(config, tmp_path / "run", resume=True)
+    assert digests(tmp_path / "run", config) == digests(run, config)
+
+
+def test_a_kill_between_checkpoint_and_state_is_made_good(run, config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        writes = []
+        original = loop.write_state
+
+        def third_fails(*arguments):
+            writes.append(1)
+            (fail if len(writes) == 3 else original)(*arguments)
+
+        patched.setattr(loop, "write_state", third_fails)
+        with pytest.raises(Stop):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    metrics = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
+    assert not metrics.duplicated(["step", "split", "attribute"]).any()
+    assert digests(tmp_path / "run", config) == digests(run, config)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(run, config):
+    with pytest.raises(ValueError, match="holds a run already; add --resume"):
+        train(config, run)
+
+
+def test_resuming_with_another_configuration_names_the_difference(run, config):
+    with pytest.raises(ValueError, match=r"was started with batch_size 32, not 16"):
+        train(replace(config, batch_size=16), run, resume=True)
+
+
+def test_metrics_are_those_of_the_weights_as_saved(config, tmp_path):
+    rounded = replace(config, n_steps=10, checkpoint_dtype="bfloat16")
+    out = train(rounded, tmp_path / "run")
+    suite = loop_suite(out)
+    table = loop.evaluate(suite.load(10), loop.evaluation_set(suite.texts, rounded, "train"))
+    stored = suite.metrics.query("step == 10 and split == 'train'").reset_index()
+    assert stored.loss.tolist() == pytest.approx(table.loss.tolist(), rel=1e-5)
+
+
+def loop_suite(out):
+    from interp.suite import load_suite
+
+    return load_suite(out)
+
+
+def test_learning_rate_follows_a_cosine():
+    config = loop.TrainConfig(n_steps=300, learning_rate=1.0, final_learning_rate=0.1)
+    assert learning_rate(config, 0) == 1.0
+    assert learning_rate(config, 100) == pytest.approx(0.1 + 0.9 * (1 + cos(pi / 3)) / 2)
+    assert learning_rate(config, 300) == pytest.approx(0.1)
+
+
+def test_one_step_is_adamw_on_the_mean_loss_of_next_tokens(suite, config):
+    exact = replace(config, precision="fp32", clip_norm=0.5)
+    trainee = make_trainee(exact, suite.tokenizer.get_vocab_size())
+    naive = make_trainee(exact, suite.tokenizer.get_vocab_size())
+    batch = training_batch(suite.texts, exact, 0)
+    loss = make_step(exact, trainee)(batch)
+
+    losses, start = [], 0
+    for length in batch.lengths:
+        row = torch.from_numpy(batch.tokens[start : start + length])
+        log_p = naive.model(row[None])[0].log_softmax(-1)
+        losses += [-log_p[i, row[i + 1]] for i in range(length - 1)]
+        start += length
+    torch.stack(losses).mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(naive.model.parameters(), 0.5)
+    for name, weight in naive.model.named_parameters():
+        decay = exact.learning_rate * (exact.weight_decay if weight.ndim == 2 else 0)
+        moved = weight * (1 - decay) - exact.learning_rate * weight.grad / (
+            weight.grad.abs() + 1e-8
+        )
+        ours = trainee.model.get_parameter(name)
+        large = weight.grad.abs() > 1e-5  # Adam's first step is a sign; of rounding, elsewhere
+        torch.testing.assert_close(ours[large], moved[large], atol=1e-5, rtol=1e-4, msg=name)
+    assert norm > 0.5
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_weights_that_are_not_finite_stop_the_run(config, tmp_path):
+    with pytest.raises(ValueError, match=r"not finite at step 10; use a smaller learning_rate"):
+        train(replace(config, learning_rate=1e30, n_steps=10), tmp_path / "run")
+
+
+def test_without_a_compiler_training_says_so_and_goes_on(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler found"):
+        train(replace(config, compile=True, n_steps=2), tmp_path / "run")
+
+
+def test_a_device_that_is_not_there_is_refused():
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            loop.device_of("cuda")
+    assert loop.device_of("cpu") == "cpu"
