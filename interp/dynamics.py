@@ -39,11 +39,11 @@ def phases(
     attribute_loss: Float[np.ndarray, " checkpoint"],
     no_knowledge_baseline: float,
     *,
-    margin: float = 0.05,
+    start_margin: float = 0.05,
 ) -> Phases:
-    """The plateau: from the first checkpoint with loss below (1 + margin) · baseline until
+    """The plateau: from the first checkpoint with loss below (1 + start_margin) · baseline until
     ``plateau_end``.
     """
-    near = np.asarray(attribute_loss) < (1 + margin) * no_knowledge_baseline
+    near = np.asarray(attribute_loss) < (1 + start_margin) * no_knowledge_baseline
     start = float(np.asarray(step)[near][0]) if near.any() else float("nan")
     return Phases(start, plateau_end(step, attribute_loss, no_knowledge_baseline))

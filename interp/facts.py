@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from interp.bios.population import NAME_PARTS
+from interp.bios.population import NAME_PARTS, templates
 from interp.bios.text import ROLES, Texts, evaluation_templates, write_biographies
 from interp.bios.tokenizer import BOS, encode
 from interp.config import ATTRIBUTES, Corruption
@@ -104,7 +104,6 @@ class FactSet:
 def draw_facts(
     people: pd.DataFrame,
     texts: Texts,
-    tokenizer: Tokenizer,
     *,
     n: int,
     attributes: Sequence[str],
@@ -138,7 +137,7 @@ def draw_facts(
         asked = asked[asked.length == length]
     chosen = _spread(asked, n, attributes, length)
     twins = _twins(people, texts, chosen, corruption, rng)
-    return _build(people, texts, tokenizer, chosen, twins)
+    return _build(people, texts, chosen, twins)
 
 
 def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
@@ -286,58 +285,69 @@ def _twins(
     return np.array(twins)
 
 
-def _build(
-    people: pd.DataFrame,
-    texts: Texts,
-    tokenizer: Tokenizer,
-    chosen: pd.DataFrame,
-    twins: np.ndarray,
-) -> FactSet:
+def _build(people: pd.DataFrame, texts: Texts, chosen: pd.DataFrame, twins: np.ndarray) -> FactSet:
     person, attribute = chosen.person.to_numpy(), chosen.attribute.to_numpy()
-    order, template = np.stack(chosen.order), np.stack(chosen.template)
-    whole = write_biographies(texts, person, order, template)
+    whole = write_biographies(texts, person, np.stack(chosen.order), np.stack(chosen.template))
     starts = np.cumsum(whole.lengths) - whole.lengths
-    names = {part: ROLES.index(f"name_{part}") for part in NAME_PARTS}
-    clean, corrupted, roles, answers, other_answers = [], [], [], [], []
+    name_roles = [ROLES.index(f"name_{part}") for part in NAME_PARTS]
+    clean, corrupted, roles = [], [], []
     for i, (start, length) in enumerate(zip(starts, chosen.length)):
-        tokens, role = (x[start : start + length].copy() for x in (whole.tokens, whole.roles))
-        other = tokens.copy()
-        name = np.isin(role, list(names.values()))
+        prompt = slice(start, start + length)
+        named = np.isin(whole.roles[prompt], name_roles)
+        other = whole.tokens[prompt].copy()
         twin = _piece(texts, int(texts.name[twins[i]]))
-        other[name] = np.tile(twin, name.sum() // len(twin))
-        in_sentence = (
-            np.arange(length)
-            > np.flatnonzero(whole.attributes[start : start + length] != attribute[i])[-1]
-        )
-        prompt_role = np.full(length, PROMPT_ROLES.index("cue"))
-        for part, number in names.items():
-            prompt_role[role == number] = PROMPT_ROLES.index(f"name_{part}")
-        prompt_role[~in_sentence] = PROMPT_ROLES.index("context")
-        prompt_role[0], prompt_role[-1] = PROMPT_ROLES.index("bos"), PROMPT_ROLES.index("final")
-        clean.append(tokens), corrupted.append(other), roles.append(prompt_role)
-        answers.append(_piece(texts, int(texts.value[person[i], attribute[i]])))
-        other_answers.append(_piece(texts, int(texts.value[twins[i], attribute[i]])))
-    names_of = [ATTRIBUTES[a] for a in attribute]
-    table = pd.DataFrame(
-        {
-            "person": people.id.to_numpy()[person],
-            "corrupted_person": people.id.to_numpy()[twins],
-            "attribute": names_of,
-            "clean_prompt": tokenizer.decode_batch([list(x) for x in clean]),
-            "corrupted_prompt": tokenizer.decode_batch([list(x) for x in corrupted]),
-            "answer": [people[a][p] for a, p in zip(names_of, person)],
-            "corrupted_answer": [people[a][p] for a, p in zip(names_of, twins)],
-        }
-    )
+        other[named] = np.tile(twin, named.sum() // len(twin))
+        clean.append(whole.tokens[prompt])
+        corrupted.append(other)
+        roles.append(_prompt_roles(whole.roles[prompt], whole.attributes[prompt] == attribute[i]))
     return FactSet(
-        _padded(clean, 0),
-        _padded(corrupted, 0),
-        torch.tensor(chosen.length.to_numpy()),
-        _padded(roles, NO_TOKEN),
-        _padded(answers, NO_TOKEN),
-        _padded(other_answers, NO_TOKEN),
-        table,
+        clean=_padded(clean, 0),
+        corrupted=_padded(corrupted, 0),
+        lengths=torch.tensor(chosen.length.to_numpy()),
+        roles=_padded(roles, NO_TOKEN),
+        answers=_padded([_value(texts, p, a) for p, a in zip(person, attribute)], NO_TOKEN),
+        corrupted_answers=_padded(
+            [_value(texts, p, a) for p, a in zip(twins, attribute)], NO_TOKEN
+        ),
+        texts=_table(people, chosen, twins),
     )
+
+
+def _prompt_roles(roles: np.ndarray, asks: np.ndarray) -> np.ndarray:
+    """Roles in ``PROMPT_ROLES`` of a prompt whose last sentence is where ``asks`` is true."""
+    prompt_roles = np.full(len(roles), PROMPT_ROLES.index("cue"))
+    for part in NAME_PARTS:
+        prompt_roles[roles == ROLES.index(f"name_{part}")] = PROMPT_ROLES.index(f"name_{part}")
+    prompt_roles[~asks] = PROMPT_ROLES.index("context")
+    prompt_roles[0], prompt_roles[-1] = PROMPT_ROLES.index("bos"), PROMPT_ROLES.index("final")
+    return prompt_roles
+
+
+def _table(people: pd.DataFrame, chosen: pd.DataFrame, twins: np.ndarray) -> pd.DataFrame:
+    sentences = templates()
+    names = people[list(NAME_PARTS)].agg(" ".join, axis=1)
+    rows = []
+    for person, twin, order, template in zip(chosen.person, twins, chosen.order, chosen.template):
+        pairs = [(ATTRIBUTES[a], int(t)) for a, t in zip(order, template)]
+        *before, (asked, number) = pairs
+        context = [sentences[a][t].replace("{value}", people[a][person]) for a, t in before]
+        prompt = " ".join([*context, sentences[asked][number].split("{value}")[0].rstrip()])
+        rows.append(
+            {
+                "person": people.id[person],
+                "corrupted_person": people.id[twin],
+                "attribute": asked,
+                "clean_prompt": prompt.replace("{name}", names[person]),
+                "corrupted_prompt": prompt.replace("{name}", names[twin]),
+                "answer": people[asked][person],
+                "corrupted_answer": people[asked][twin],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _value(texts: Texts, person: np.integer, attribute: np.integer) -> np.ndarray:
+    return _piece(texts, int(texts.value[person, attribute]))
 
 
 def _piece(texts: Texts, piece: int) -> np.ndarray:

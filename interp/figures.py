@@ -10,7 +10,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from interp.dynamics import Phases
-from interp.results import interval, of_metric, recovered
+from interp.results import distinguishable, interval, recovered, strength
 
 SITE_LABELS = {
     "resid_pre": "residual stream before the block",
@@ -45,8 +45,11 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
         for site, result in results.items()
         for panel in _panels(site, _dataset(result), metric)
     ]
+    if not panels:
+        raise ValueError("no results to show; patch at least one site")
     first = _dataset(next(iter(results.values())))
-    steps = first.step.values.tolist() if "step" in first.dims else [None]
+    steps = sorted({s for _, v in panels if "step" in v.dims for s in v.step.values.tolist()})
+    panels = [(title, v.reindex(step=steps) if steps else v) for title, v in panels]
     n_columns = min(3, len(panels)) if len(panels) != 4 else 2
     n_rows = -(-len(panels) // n_columns)
     figure = make_subplots(
@@ -57,9 +60,7 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
         vertical_spacing=0.42 / n_rows,
     )
     for i, (_, values) in enumerate(panels):
-        figure.add_trace(
-            _heatmap(values, -1, showscale=i == 0), i // n_columns + 1, i % n_columns + 1
-        )
+        figure.add_trace(_heatmap(values, -1), i // n_columns + 1, i % n_columns + 1)
         figure.update_yaxes(
             title_text="layer", dtick=1, row=i // n_columns + 1, col=i % n_columns + 1
         )
@@ -217,7 +218,7 @@ def training_curves(
 
 
 def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.DataArray]]:
-    shares = recovered(result, metric).where(_distinguishable(result, metric))
+    shares = recovered(result, metric).where(distinguishable(result, metric))
     if site != "z":
         return [
             (f"{SITE_LABELS[site]} ({site})", shares.transpose(..., "layer", result.attrs["by"]))
@@ -229,14 +230,7 @@ def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.Da
     ]
 
 
-def _distinguishable(result: xr.Dataset, metric: str) -> xr.DataArray:
-    """Where the mean of clean − corrupted is above 0 by 1.96 standard errors."""
-    values = of_metric(result, metric)
-    gap = values.clean - values.corrupted
-    return gap.mean("fact") > 1.96 * gap.std("fact", ddof=1) / np.sqrt(result.sizes["fact"])
-
-
-def _heatmap(values: xr.DataArray, index: int, *, showscale: bool = False) -> go.Heatmap:
+def _heatmap(values: xr.DataArray, index: int) -> go.Heatmap:
     at = values.isel(step=index) if "step" in values.dims else values
     across = at.dims[-1]
     return go.Heatmap(
@@ -247,7 +241,6 @@ def _heatmap(values: xr.DataArray, index: int, *, showscale: bool = False) -> go
         xgap=1,
         ygap=1,
         hovertemplate=f"layer %{{y}}, {across} %{{x}}<br>recovered %{{z:.3f}}<extra></extra>",
-        showscale=showscale,
     )
 
 
@@ -309,17 +302,19 @@ def _add_slider(
 def _strongest(
     results: dict[str, xr.Dataset], metric: str, n_cells: int
 ) -> list[tuple[str, xr.Dataset]]:
-    """The ``n_cells`` cells with the largest mean share recovered over the later half of training,
-    at most four a site.
+    """The ``n_cells`` cells that moved the run most, in the mean over the later half of training,
+    at most four a site; cells that can't be judged are left out.
     """
     found = []
     for site, result in results.items():
-        lines = interval(result, metric).where(_distinguishable(result, metric))
+        lines = interval(result, metric).where(distinguishable(result, metric))
         cells = lines.stack(
             cell=[d for d in ("layer", "head", result.attrs["by"]) if d in lines.dims]
         )
         later = cells.estimate.isel(step=slice(result.sizes["step"] // 2, None)).mean("step")
-        for i in later.fillna(-np.inf).argsort().values[::-1][:4]:
+        rank = strength(later, result.attrs["direction"]).dropna("cell").argsort().values[::-1]
+        known = np.flatnonzero(later.notnull())
+        for i in known[rank[:4]]:
             place = dict(zip(cells.indexes["cell"].names, cells.indexes["cell"][i]))
             where = (
                 f"L{place['layer']}H{place['head']}"
@@ -327,7 +322,9 @@ def _strongest(
                 else f"L{place['layer']} {site}"
             )
             label = f"{where} at {place[result.attrs['by']]}"
-            found.append((float(later[i]), label, cells.isel(cell=i)))
+            found.append(
+                (float(strength(later[i], result.attrs["direction"])), label, cells.isel(cell=i))
+            )
     return [(label, line) for _, label, line in sorted(found, key=lambda item: -item[0])[:n_cells]]
 
 

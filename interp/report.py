@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from interp.dynamics import Phases, phases
 from interp.figures import SITE_LABELS, effect_over_training, patch_heatmaps, training_curves
-from interp.results import interval, of_metric
+from interp.results import distinguishable, interval, of_metric, strength
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto;
@@ -43,14 +43,15 @@ def build_report(
         run: what run.json holds; together with ``metrics``, the run's metrics table, it adds the
             training curves and phases.
     """
+    if not results or any("step" not in result.dims for result in results.values()):
+        raise ValueError("a report needs results with a step; make them with interp.patch_suite")
     curves, found = "", None
     if run and metrics is not None:
         baseline = float(np.mean(list(run["no_knowledge_baseline"].values())))
         average = metrics[(metrics.split == "train") & (metrics.attribute == "average")]
         found = phases(average.step.to_numpy(), average.loss.to_numpy(), baseline)
-        curves = _figure("training", training_curves(metrics, baseline, found)) + _phases_text(
-            found, average
-        )
+        curves = _figure("training", training_curves(metrics, baseline, found))
+        curves += _phases_text(found, average)
     residual = {site: result for site, result in results.items() if site != "z"}
     sections = [("How knowledge came", curves)] if curves else []
     if residual:
@@ -68,9 +69,10 @@ def build_report(
     sections += [("The facts", _facts_table(results)), ("What was run", _provenance(results, run))]
     body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections)
     return (
-        "<!doctype html>\n<html lang='en'><head><meta "
-        f"charset='utf-8'><title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
-        f"<script>{get_plotlyjs()}</script></head>\n<body><h1>{escape(title)}</h1>\n{_lead(results)}\n{body}\n</body></html>\n"
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<script>{get_plotlyjs()}</script></head>\n"
+        f"<body><h1>{escape(title)}</h1>\n{_lead(results)}\n{body}\n</body></html>\n"
     )
 
 
@@ -82,8 +84,8 @@ so there is nothing to recover.</p>"""
 _HEADS = "<p>The same for the output of single attention heads, a panel a token role.</p>"
 _WHEN = """
 <p>The strongest components, at most four a site, with 95 % bootstrap intervals over facts.
-The grey band is the plateau. Click a name in the legend to hide its line, double-click to see it
-alone.</p>"""
+The grey band is the plateau. Click a name in the legend to hide its line, double-click to see it alone. The
+axis stops at −0.3 and 1.3; double-click in the figure to see all.</p>"""
 
 
 def _lead(results: dict[str, xr.Dataset]) -> str:
@@ -91,35 +93,45 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
     first = next(iter(results.values()))
     step, values = int(first.step[-1]), of_metric(first, "logit_diff").isel(step=-1)
     clean, corrupted = float(values.clean.mean()), float(values.corrupted.mean())
-    components = {site: result for site, result in results.items() if not site.startswith("resid")}
-    rows = []
-    for site, result in (components or results).items():
-        last = interval(result.isel(step=[-1])).isel(step=0)
-        named = [x for x in last[result.attrs["by"]].values if str(x).startswith("name")]
-        cells = (_best(last, result.attrs["by"], where) for where in (named, ["final"]))
-        rows.append(f"<tr><th>{escape(SITE_LABELS[site])}</th>{''.join(cells)}</tr>")
-    return (
+    text = (
         f"<p class='lead'>At the last checkpoint, step {step}, the logit difference is "
         f"{clean:.2f} nats on clean prompts and {corrupted:.2f} on corrupted ones "
         f"(n = {first.sizes['fact']} facts, {escape(first.attrs['direction'])}). "
-        "Strongest single cells, as the share recovered with its 95 % interval:</p>"
-        f"<table><tr><th></th><th>at name tokens</th><th>at the final position</th></tr>"
-        f"{''.join(rows)}</table>"
+    )
+    if not distinguishable(first).isel(step=-1):
+        return text + "It does not tell them apart, so no cell can be named.</p>"
+    components = {site: result for site, result in results.items() if not site.startswith("resid")}
+    labels = [str(x) for x in first[first.attrs["by"]].values]
+    places = {"at name tokens": [x for x in labels if x.startswith("name")], "at final": ["final"]}
+    if first.attrs["by"] == "pos":
+        places = {"at any position": labels}
+    rows = "".join(
+        f"<tr><th>{escape(SITE_LABELS[site])}</th>"
+        f"{''.join(_best(result, where) for where in places.values())}</tr>"
+        for site, result in (components or results).items()
+    )
+    heads = "".join(f"<th>{place}</th>" for place in places)
+    return (
+        f"{text}The single cells that move it most, with the share recovered and its 95 % "
+        f"interval:</p><table><tr><th></th>{heads}</tr>{rows}</table>"
     )
 
 
-def _best(shares: xr.Dataset, by: str, where: list) -> str:
-    """Table cell that names the largest share among the positions ``where``."""
-    wanted = shares.sel({by: [x for x in where if x in shares[by].values]})
+def _best(result: xr.Dataset, where: list[str]) -> str:
+    """Table cell that names the strongest patch among the positions ``where``."""
+    by = result.attrs["by"]
+    last = interval(result.isel(step=[-1])).isel(step=0)
+    wanted = last.isel({by: [str(x) in where for x in last[by].values]})
     cells = wanted.stack(cell=wanted.estimate.dims).dropna("cell")
     if not cells.sizes["cell"]:
         return "<td>–</td>"
-    best = cells.isel(cell=int(cells.estimate.argmax()))
+    moved = strength(cells.estimate, result.attrs["direction"]).values
+    best = cells.isel(cell=int(np.argmax(moved)))
     place = dict(zip(cells.indexes["cell"].names, best.cell.item()))
     label = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
     bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]"
-    where = escape(str(place[by]))
-    return f"<td><b>{label} at {where}</b>: {float(best.estimate):.2f} {bounds}</td>"
+    at = escape(str(place[by]))
+    return f"<td><b>{label} at {at}</b>: {float(best.estimate):.2f} {bounds}</td>"
 
 
 def _phases_text(found: Phases, average: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ is read and written about 20 times faster than netCDF 4.
 import hashlib
 import json
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import xarray as xr
@@ -34,6 +35,7 @@ def read_result(folder: Path, request: dict) -> xr.Dataset | None:
     if not path.is_file():
         return None
     result = open_result(path)
+    path.touch()  # the question asked last is the newest
     return result if result.attrs.get("request") == _canonical(request) else None
 
 
@@ -56,10 +58,8 @@ def open_result(path: Path) -> xr.Dataset:
     """
     try:
         return xr.load_dataset(path, engine="scipy")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); delete it and run interp-patch again"
-        ) from None
+    except (OSError, KeyError, IndexError, TypeError, ValueError):
+        raise ValueError(f"{path} is damaged; delete it and run interp-patch again") from None
 
 
 def read_folder(folder: Path) -> dict[str, xr.Dataset]:
@@ -164,18 +164,34 @@ def interval(
     gained = (values.patched - values.corrupted).fillna(0).transpose(..., "fact")
     gap = (values.clean - values.corrupted).where(there, 0).transpose(*gained.dims)
     n = result.sizes["fact"]
-    counts = (
-        np.random.default_rng(seed)
-        .multinomial(n, np.full(n, 1 / n), size=n_resamples)
-        .astype(np.float32)
-    )
-    share = _resampled(gained.values, counts) / _resampled(gap.values, counts)
-    low, high = np.nanquantile(share, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float32)
+    with np.errstate(invalid="ignore"), catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # a cell that no fact has is NaN
+        share = _resampled(gained.values, counts) / _resampled(gap.values, counts)
+        low, high = np.nanquantile(share, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
     dims = gained.dims[:-1]
     return xr.Dataset(
         {"estimate": recovered(result, metric), "low": (dims, low), "high": (dims, high)},
         attrs=result.attrs,
     )
+
+
+def distinguishable(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
+    """Whether mean (clean − corrupted) is above 0 by 1.96 standard errors: is there a difference
+    of which a share can be recovered?
+    """
+    values = of_metric(result, metric)
+    gap = values.clean - values.corrupted
+    error = gap.std("fact") / np.sqrt(max(1, result.sizes["fact"] - 1))
+    return gap.mean("fact") > 1.96 * error
+
+
+def strength(share: xr.DataArray, direction: str) -> xr.DataArray:
+    """How far patching moved the base run towards the source run: ``recovered`` when denoising,
+    1 − ``recovered`` when noising.
+    """
+    return share if direction == "denoising" else 1 - share
 
 
 def _resampled(values: np.ndarray, counts: Float[np.ndarray, "resample fact"]) -> np.ndarray:

@@ -93,7 +93,6 @@ class Suite:
         return draw_facts(
             self.population,
             self.texts,
-            self.tokenizer,
             n=n,
             attributes=attributes,
             seed=seed,

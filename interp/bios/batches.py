@@ -50,7 +50,7 @@ def sampling_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " pers
 
 @lru_cache(maxsize=4)
 def _weights(n_people: int, n_eligible: int, power_law: float) -> Float[np.ndarray, " person"]:
-    weights = np.arange(1, n_people + 1) ** -power_law * (np.arange(n_people) < n_eligible)
+    weights = np.arange(1.0, n_people + 1) ** -power_law * (np.arange(n_people) < n_eligible)
     weights /= weights.sum()
     weights.setflags(write=False)
     return weights

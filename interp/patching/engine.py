@@ -154,25 +154,30 @@ class Engine:
 
     def _rows(self, sites: list[str], entry: int, positions: np.ndarray) -> Rows:
         """All live rows whose patch changes the residual stream entering layer ``entry`` first."""
-        final = np.take_along_axis(positions, (self.n_prompt - 1)[None, :, None], 2)[..., 0]
-        last = positions.shape[2] - 1 - np.argmax(positions[..., ::-1], 2)
-        live = positions.any(2) & (last >= self.first_difference)
-        if entry == self.n_layers:
-            live = live & final
-        group, fact = np.nonzero(live)
+        after = np.arange(positions.shape[2]) >= self.first_difference[:, None]
+        reaches = positions if entry < self.n_layers else positions & self._is_final(positions)
         tables = []
         for site in sites:
             layer = entry if site == "resid_pre" else entry - 1
-            if 0 <= layer < self.n_layers:
-                heads = range(self.n_heads) if site == "z" else [0]
-                tables += [(site, layer, head) for head in heads]
-        n = len(fact)
-        site, layer, head = (
-            (np.repeat(np.array([t[i] for t in tables]), n) for i in range(3))
-            if tables
-            else [np.zeros(0, int)] * 3
-        )
-        return Rows(site, layer, head, np.tile(group, len(tables)), np.tile(fact, len(tables)))
+            if not 0 <= layer < self.n_layers:
+                continue
+            for head, differs in enumerate(self._differs(site, layer)):
+                live = (positions & (after & differs[:, : after.shape[1]])).any(2)
+                group, fact = np.nonzero(live & reaches.any(2))
+                tables.append((np.full(len(fact), site), *_columns(layer, head, group, fact)))
+        if not tables:
+            return Rows(*(np.zeros(0, int) for _ in range(5)))
+        return Rows(*(np.concatenate(column) for column in zip(*tables)))
+
+    def _is_final(self, positions: np.ndarray) -> Bool[np.ndarray, "fact pos"]:
+        return np.arange(positions.shape[2]) == (self.n_prompt - 1)[:, None]
+
+    def _differs(self, site: str, layer: int) -> Bool[np.ndarray, "head fact pos"]:
+        """Where the two runs' activations differ at all; one head for sites without."""
+        base, source = (getattr(run.layers[layer], site) for run in (self.base, self.source))
+        differs = (base != source).any(-1)
+        differs = rearrange(differs, "f p h -> h f p") if site == "z" else differs[None]
+        return differs.cpu().numpy()
 
     @torch.inference_mode()
     def _patched(self, entry: int, rows: Rows, n_window: int, positions: np.ndarray) -> np.ndarray:
@@ -371,6 +376,10 @@ class Engine:
             .neg()
         )
         return torch.stack((difference, log_p[:, 0], (log_p * wanted).sum(1))).cpu().numpy()
+
+
+def _columns(layer: int, head: int, group: np.ndarray, fact: np.ndarray) -> tuple[np.ndarray, ...]:
+    return np.full(len(fact), layer), np.full(len(fact), head), group, fact
 
 
 def _by_head(

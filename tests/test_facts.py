@@ -1,0 +1,163 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from interp.bios.population import templates
+from interp.config import ATTRIBUTES
+from interp.facts import PROMPT_ROLES, role_masks
+
+
+def full_name(person):
+    return f"{person['first']} {person['middle']} {person['last']}"
+
+
+def test_a_prompt_is_an_evaluation_sentence_up_to_its_value(suite, facts):
+    people = suite.population.set_index("id")
+    for fact in facts:
+        attribute, person = fact.text["attribute"], people.loc[fact.text["person"]]
+        prompts = []
+        for number, template in enumerate(templates()[attribute]):
+            before = template.split("{value}")[0].format(name=full_name(person)).strip()
+            ids = suite.tokenizer.encode(before).ids
+            if ids == fact.clean.tolist():
+                prompts.append(number)
+        order = suite.texts.template_order[fact.text["person"], ATTRIBUTES.index(attribute)]
+        assert prompts and set(prompts) <= set(order[-5:])
+        value = suite.tokenizer.encode(person[attribute], add_special_tokens=False).ids
+        assert fact.answer.tolist() == value and fact.text["answer"] == person[attribute]
+
+
+def test_a_twin_differs_in_every_name_token_and_nowhere_else(suite, facts):
+    people = suite.population.set_index("id")
+    for fact in facts:
+        named = np.array([role.startswith("name") for role in fact.roles])
+        assert ((fact.clean != fact.corrupted).numpy() == named).all()
+        twin = people.loc[fact.text["corrupted_person"]]
+        words = [suite.tokenizer.id_to_token(i) for i in fact.corrupted.numpy()[named]]
+        assert " ".join(words) == full_name(twin)
+        assert fact.text["corrupted_answer"] == twin[fact.text["attribute"]]
+        assert fact.answer[0] != fact.corrupted_answer[0]
+
+
+def test_roles_are_in_the_order_of_the_sentence(facts):
+    for fact in facts:
+        assert fact.roles[0] == "bos" and fact.roles[-1] == "final"
+        first = fact.roles.index("name_first")
+        assert fact.roles[first : first + 3] == ("name_first", "name_middle", "name_last")
+        assert set(fact.roles[1:first] + fact.roles[first + 3 : -1]) <= {"cue"}
+
+
+def test_masks_say_which_positions_have_a_role(facts):
+    masks = role_masks(facts)
+    assert (masks.sum(0).sum(1) == facts.lengths).all()
+    finals = masks[PROMPT_ROLES.index("final")]
+    assert (finals.nonzero()[:, 1] == facts.lengths - 1).all()
+
+
+def test_facts_are_spread_evenly_and_never_repeated(suite):
+    facts = suite.facts(100, seed=1)
+    counts = facts.texts.attribute.value_counts()
+    assert set(counts) == {16, 17} and not facts.texts.duplicated(["person", "attribute"]).any()
+    trained = suite.population.query("split == 'train'").id
+    assert (
+        facts.texts.person.isin(trained).all() and facts.texts.corrupted_person.isin(trained).all()
+    )
+
+
+def test_the_seed_decides_the_facts(suite):
+    one, same, other = (suite.facts(30, seed=seed).texts for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(one, same)
+    assert not one.equals(other)
+
+
+def test_held_out_twins_were_never_trained_on(suite):
+    twins = suite.facts(20, corruption="held-out").texts.corrupted_person
+    assert twins.isin(suite.population.query("split == 'held-out'").id).all()
+
+
+def test_context_sentences_keep_their_values_and_change_their_names(suite):
+    fact = suite.facts(6, n_context=2, seed=0)[0]
+    assert fact.roles.count("context") > 10 and fact.roles[-1] == "final"
+    assert fact.text["clean_prompt"].count(". ") == 2
+    people = suite.population.set_index("id")
+    name, twin = (full_name(people.loc[fact.text[k]]) for k in ("person", "corrupted_person"))
+    assert fact.text["clean_prompt"].replace(name, twin) == fact.text["corrupted_prompt"]
+    assert fact.text["clean_prompt"].count(name) == 3
+
+
+def test_a_length_keeps_prompts_of_that_length_only(suite):
+    assert set(suite.facts(5, length=11).lengths.tolist()) == {11}
+
+
+def test_indexing_gives_a_fact_or_fewer_facts(facts):
+    chosen = facts[[3, 0]]
+    assert len(chosen) == 2 and len(list(chosen)) == 2
+    assert chosen[1].clean.tolist() == facts[0].clean.tolist()
+    assert chosen[0].text == facts[3].text
+    assert len(facts[2:5]) == 3
+    assert facts[-1].text == facts[len(facts) - 1].text
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"n": 0}, "asked for 0 facts"),
+        ({"n": 241}, "asked for 241 facts, the run has 240"),
+        ({"n": 3, "attribute": "shoe_size"}, "no attribute 'shoe_size'; there are birth_date"),
+        ({"n": 3, "length": 99}, "the run has 0 .* with prompts of 99 tokens"),
+        ({"n": 3, "n_context": 6}, "n_context is 6"),
+    ],
+)
+def test_facts_that_cannot_be_drawn_are_refused_with_the_reason(suite, request_, message):
+    with pytest.raises(ValueError, match=message):
+        suite.facts(**request_)
+
+
+def write_csv(path, **changes):
+    row = {
+        "clean_prompt": "James John Smith was born in the city of",
+        "corrupted_prompt": "Mary Robert Jones was born in the city of",
+        "name": "James John Smith",
+        "answer": "Shanghai",
+        "corrupted_answer": "Mumbai",
+    } | changes
+    pd.DataFrame([row]).dropna(axis=1).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def words(suite):
+    """A name and values that the run's vocabulary has."""
+    people = suite.population
+    one, two = people.iloc[0], people.iloc[1]
+    return {
+        "clean_prompt": f"{full_name(one)} was born in the city of",
+        "corrupted_prompt": f"{full_name(two)} was born in the city of",
+        "name": full_name(one),
+        "answer": one.birth_place,
+        "corrupted_answer": two.birth_place,
+    }
+
+
+def test_facts_can_be_read_from_ones_own_prompts(suite, words, tmp_path):
+    facts = suite.read_facts(write_csv(tmp_path / "mine.csv", **words))
+    roles = ("bos", "name_first", "name_middle", "name_last", "cue", "cue", "cue", "cue", "cue")
+    assert facts[0].roles == (*roles, "final")
+    assert facts[0].clean.tolist() == suite.tokenizer.encode(words["clean_prompt"]).ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": None}, "has no column name"),
+        (
+            {"corrupted_prompt": "was born in"},
+            "row 1: clean_prompt has 9 tokens, corrupted_prompt 3",
+        ),
+        ({"clean_prompt": "Zaphod was born in the city of"}, "'Zaphod', not in the vocabulary"),
+        ({"name": "born city"}, "'born city' does not stand in the clean prompt"),
+    ],
+)
+def test_a_csv_that_cannot_be_used_is_refused_by_row(suite, words, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | changes)))
