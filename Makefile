@@ -12,6 +12,7 @@ test: .venv/test-ready
 bench: .venv/test-ready
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.patching
+	$(BIN)/python -m benchmarks.commands
 
 .venv/demo-ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

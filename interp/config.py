@@ -192,6 +192,7 @@ class PatchConfig:
     sites: tuple[str, ...] = SITES
     """Activations to patch, each at every layer (z: at every head) and token role."""
     attributes: tuple[str, ...] = ATTRIBUTES
+    """Which attributes the facts are about."""
     facts: int = 128
     """Number of (person, attribute) pairs, spread evenly over the attributes."""
     corruption: Corruption = "swap"

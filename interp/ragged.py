@@ -107,7 +107,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def embed(weight: Float[Tensor, "d_vocab d_model"], tokens: Int[Tensor, " token"]) -> Tensor:
-    """Rows of ``weight``; the gradient adds up in one order, so that a run can be repeated exactly."""
+    """Rows of ``weight``; the gradient adds up in one order, so that a run repeats exactly."""
     return _Embed.apply(weight, tokens)
 
 

@@ -83,8 +83,8 @@ slider, or press play, to go through training. Grey: the model does not yet tell
 so there is nothing to recover.</p>"""
 _HEADS = "<p>The same for the output of single attention heads, a panel a token role.</p>"
 _WHEN = """
-<p>The strongest components, at most four a site, with 95 % bootstrap intervals over facts.
-The grey band is the plateau. Click a name in the legend to hide its line, double-click to see it alone. The
+<p>The strongest components, at most four a site, with 95 % bootstrap intervals over facts. The grey
+band is the plateau. Click a name in the legend to hide its line, double-click to see it alone. The
 axis stops at −0.3 and 1.3; double-click in the figure to see all.</p>"""
 
 

@@ -99,7 +99,7 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
         compat="override",
     )
     return (
-        joined.assign_coords(step=steps)
+        joined.assign_coords(step=np.array(steps, np.int32))
         .transpose("step", ...)
         .assign_attrs(results[steps[0]].attrs)
     )

@@ -48,13 +48,14 @@ def suite(run: Path) -> Suite:
 
 @pytest.fixture(scope="session")
 def model(suite: Suite) -> HookedDecoder:
-    """Three random layers with the suite's vocabulary; large weights, so that every cell matters."""
+    """Three random layers, with weights so large that every cell matters."""
     shape = DecoderConfig(3, 4, 32, 64, suite.tokenizer.get_vocab_size())
     model = HookedDecoder(shape)
     initialise(model, std=0.3, seed=1)
+    generator = torch.Generator().manual_seed(2)
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
-            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(2))
+            weight.data.normal_(std=0.1, generator=generator)
     return model.eval().requires_grad_(False)
 
 

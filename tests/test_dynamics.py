@@ -36,7 +36,7 @@ def test_a_run_below_the_baseline_throughout_has_no_plateau_but_an_end_at_its_st
 def test_the_plateau_runs_from_five_percent_above_the_baseline_to_its_end():
     loss = np.array([9.0, 2.11, 2.09, 2.0, 1.9])
     assert phases(STEPS, loss, 2.0) == Phases(plateau_start=200.0, plateau_end=400.0)
-    assert phases(STEPS, loss, 2.0, margin=0.06) == Phases(100.0, 400.0)
+    assert phases(STEPS, loss, 2.0, start_margin=0.06) == Phases(100.0, 400.0)
 
 
 def test_a_run_that_never_comes_near_the_baseline_has_no_phases():

@@ -230,9 +230,6 @@ def test_training_curves_are_the_averages_of_both_splits_with_baseline_and_plate
     assert panel_titles(figure)[0] == "attribute loss (nats per value)"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=IndexError, reason="frames are matched by place, not by step"
-)
 def test_sites_with_different_steps_share_a_slider():
     results = {
         "attn_out": sweep(SHARES, {0: 6, 100: 6, 200: 6}),
@@ -243,7 +240,6 @@ def test_sites_with_different_steps_share_a_slider():
         np.testing.assert_array_equal(panel.z, recovered(results[site]).sel(step=200))
 
 
-@pytest.mark.xfail(strict=True, reason="cells are ranked as if every patch were denoising")
 def test_the_strongest_cells_of_noising_are_those_that_take_most_away():
     result = sweep(1 - SHARES, {0: 6, 100: 6}, direction="noising")
     assert list(lines(effect_over_training({"attn_out": result}, n_cells=2))) == [
@@ -251,12 +247,10 @@ def test_the_strongest_cells_of_noising_are_those_that_take_most_away():
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="a line is promised for cells that have no value")
 def test_a_run_that_knows_nothing_yet_has_no_lines():
     assert not lines(effect_over_training({"attn_out": sweep(SHARES, {0: 0, 100: 0})}))
 
 
-@pytest.mark.xfail(strict=True, reason="the spread of one fact is NaN, so nothing is shown")
 def test_a_single_fact_can_be_shown():
     result = one_result([[[2.0]]], [5.0], [1.0])
     assert patch_heatmap(result).data[0].z.tolist() == [[0.25]]

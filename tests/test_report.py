@@ -185,14 +185,12 @@ def test_a_single_site_is_shown_alone(site, heading):
     assert headings(page) == [heading, "The facts", "What was run"]
 
 
-@pytest.mark.xfail(strict=True, reason="the lead names what noising changed least")
 def test_the_lead_of_noising_names_the_cell_that_takes_most_away():
     result = sweep(1 - SHARES, {100: 6}, direction="noising")
     at_the_end = lead(build_report({"attn_out": result}, title="t"))[1]["attention output"][1]
     assert at_the_end.startswith("<b>L0 at final</b>")
 
 
-@pytest.mark.xfail(strict=True, reason="the lead doesn't ask whether the runs can be told apart")
 def test_the_lead_of_a_run_that_knows_nothing_yet_names_no_cell():
     cells = lead(build_report(swept({0: 0}), title="t"))[1]
     assert "<b>" not in str(cells)

@@ -29,7 +29,7 @@ def test_a_step_folder_opens_its_run_at_that_step(run):
 
 
 def test_a_step_that_is_not_there_names_the_nearest(suite):
-    with pytest.raises(ValueError, match="no checkpoint at step 14 in .*; nearest are 10 and 20"):
+    with pytest.raises(ValueError, match=r"no checkpoint at step 14 in .*; nearest are 10 and 20"):
         suite.load(14)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from jaxtyping import Bool
 
@@ -144,12 +145,17 @@ def _dataset(
         variables[f"patched{suffix}"] = (dims, values, attrs)
         for end, scores in ends.items():
             variables[f"{end}{suffix}"] = ("fact", scores[i], attrs)
-    coords = {"layer": np.arange(patched.shape[1]), by: labels}
+    coords = {"layer": _numbers(patched.shape[1]), by: labels}
     if site == "z":
-        coords["head"] = np.arange(patched.shape[2])
+        coords["head"] = _numbers(patched.shape[2])
     coords |= {name: ("fact", _plain(facts.texts[name])) for name in FACT_COORDS}
     return xr.Dataset(variables, coords, {"site": site, "by": by, "direction": direction})
 
 
-def _plain(column) -> np.ndarray:
-    return column.to_numpy(dtype=object if column.dtype.kind not in "iu" else None)
+def _numbers(n: int) -> np.ndarray:
+    return np.arange(n, dtype=np.int32)
+
+
+def _plain(column: pd.Series) -> np.ndarray:
+    """Integers in the 32 bits of a result file, texts as Python strings."""
+    return column.to_numpy(dtype=np.int32 if column.dtype.kind in "iu" else object)

@@ -1,0 +1,1 @@
+"""One file a scientific question. Analyses use ``interp``; ``interp`` never uses them."""

@@ -1,0 +1,189 @@
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from interp import cli
+
+BIN = Path(sys.executable).parent
+ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report")
+QUICK = ["--n-steps", "20", "--n-people", "40", "--dense-until", "10", "--dense-every", "10"]
+
+
+def run(*arguments, cwd=None, limit=None, env=None):
+    """A command as a user types it: (exit code, what it printed, what it said on stderr)."""
+    before = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
+    done = subprocess.run(
+        [str(BIN / arguments[0]), *map(str, arguments[1:])],
+        capture_output=True, text=True, cwd=cwd, preexec_fn=before, env=os.environ | (env or {}),
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def one_line(result, message):
+    """The command ended as house rules say a user's error ends."""
+    code, _, said = result
+    lines = [line for line in said.splitlines() if ": error: " in line]
+    assert code == 2, said
+    assert len(lines) == 1 and "Traceback" not in said, said
+    assert message in lines[0], said
+
+
+@pytest.fixture
+def copy(suite, tmp_path):
+    return shutil.copytree(suite.path, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_help_has_an_example_and_names_every_flag(name):
+    code, said, _ = run(name, "--help")
+    assert code == 0 and f"{name} --" in said.split("options")[0]
+    assert "--out" in said
+
+
+def test_a_run_is_trained_patched_and_reported(tmp_path):
+    code, said, _ = run("interp-train", "--preset", "tiny", "--out", tmp_path / "run", *QUICK)
+    assert code == 0 and "next: interp-patch --ckpt" in said
+    command = json.loads((tmp_path / "run" / "run.json").read_text())["command"]
+    assert command.startswith("interp-train --preset tiny --out ")
+
+    code, said, _ = run("interp-patch", "--ckpt", tmp_path / "run", "--facts", "12", "--sites", "z")
+    assert code == 0 and str(tmp_path / "run" / "report.html") in said
+    results = tmp_path / "run" / "results" / "patching"
+    assert len(list(results.glob("*.nc"))) == 3
+
+    code, *_ = run("interp-report", "--results", results, "--out", tmp_path / "again.html")
+    pages = [(tmp_path / name).read_text() for name in ("run/report.html", "again.html")]
+    assert code == 0 and pages[0] == pages[1]
+    assert "interp-patch --ckpt" in pages[0] and "How knowledge came" in pages[0]
+
+
+def test_resuming_a_finished_run_from_its_record_changes_nothing(copy):
+    before = (copy / "step-000030" / "model.safetensors").read_bytes()
+    code, *_ = run("interp-train", "--out", copy, "--resume")
+    assert code == 0 and (copy / "step-000030" / "model.safetensors").read_bytes() == before
+
+
+def test_options_of_patching_reach_the_results(copy, tmp_path):
+    code, *_ = run(
+        "interp-patch", "--ckpt", copy / "step-000020", "--sites", "mlp_out", "z", "--facts", "4",
+        "--attributes", "major", "company", "--direction", "noising", "--corruption", "held-out",
+        "--precision", "bf16", "--seed", "5", "--out", tmp_path / "out",
+        "--report", tmp_path / "r.html",
+    )  # fmt: skip
+    assert code == 0
+    names = sorted(path.name.rsplit(".", 2)[0] for path in (tmp_path / "out").glob("*.nc"))
+    assert names == ["step-000020.mlp_out", "step-000020.z"]
+    page = (tmp_path / "r.html").read_text()
+    assert "noising" in page and "held-out" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["interp-patch", "--ckpt", "nowhere"], "no folder nowhere; give a run folder"),
+        (["interp-patch", "--ckpt", "."], "no run.json in ."),
+        (["interp-patch"], "Missing from interp-patch: ckpt"),
+        (["interp-patch", "--ckpt", "RUN", "--sites", "zz"], "no site 'zz'; there are resid_pre"),
+        (["interp-patch", "--ckpt", "RUN", "--steps", "14"], "nearest are 10 and 20"),
+        (["interp-patch", "--ckpt", "RUN", "--steps", "many"], "steps 'many' can't be read"),
+        (["interp-patch", "--ckpt", "RUN", "--attributes", "pet"], "no attribute 'pet'; there are"),
+        (["interp-patch", "--ckpt", "RUN", "--facts", "0"], "asked for 0 facts"),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--facts", "9999"],
+            "asked for 9999 facts, the run has 240",
+        ),
+        (["interp-patch", "--ckpt", "RUN", "--direction", "up"], "invalid choice 'up'"),
+        (["interp-patch", "--ckpt", "RUN", "--bogus"], "--bogus"),
+        (["interp-patch", "--ckpt", "RUN", "--out", "FILE/x"], "can't write to FILE/x"),
+        (["interp-patch", "--ckpt", "RUN", "--report", "FILE/r.html"], "can't write to FILE"),
+        (["interp-patch", "--ckpt", "RUN", "--device", "cuda"], "no CUDA device"),
+        (
+            ["interp-train", "--preset", "huge", "--out", "x"],
+            "no preset 'huge'; there are tiny, demo",
+        ),
+        (["interp-train", "--preset", "tiny"], "Missing from interp-train: out"),
+        (["interp-train", "--out", "x"], "no preset was given; choose one"),
+        (["interp-train", "--preset", "tiny", "--out", "RUN"], "holds a run already; add --resume"),
+        (["interp-train", "--out", "x", "--resume"], "no run.json in x"),
+        (["interp-train", "--preset", "tiny", "--out", "FILE/x"], "can't write to FILE/x"),
+        (
+            ["interp-train", "--preset", "tiny", "--out", "x", "--n-people", "500"],
+            "532 people need",
+        ),
+        (
+            ["interp-train", "--preset", "tiny", "--out", "x", "--n-majors", "101"],
+            "n_majors is 101",
+        ),
+        (["interp-train", "--preset", "tiny", "--out", "x", "--d-model", "30"], "d_model 30"),
+        (["interp-train", "--preset", "tiny", "--out", "x", "--n-steps", "0"], "n_steps is 0"),
+        (["interp-report", "--results", "nowhere", "--out", "r.html"], "no results in nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    copy, tmp_path, arguments, message, monkeypatch, capsys
+):
+    (tmp_path / "FILE").write_text("a file, not a folder")
+    name, *rest = [argument.replace("RUN", "run") for argument in arguments]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *rest])
+    with pytest.raises(SystemExit) as end:
+        getattr(cli, name.removeprefix("interp-"))()
+    one_line((end.value.code, "", capsys.readouterr().err), message)
+    assert not list(copy.rglob("*.nc")) and not list(tmp_path.glob("x/step-*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda step: (step / "model.safetensors").write_bytes(b"\0" * 50), "is damaged"),
+        (lambda step: (step / "model.safetensors").unlink(), "no model.safetensors in"),
+        (lambda step: (step / "config.json").unlink(), "no config.json in"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_finished_results_are_kept(copy, damage, message):
+    damage(copy / "step-000020")
+    result = run("interp-patch", "--ckpt", copy, "--sites", "z", "--facts", "6")
+    one_line(result, message)
+    assert "step-000020" in result[2]
+
+
+def test_a_full_disk_while_training_loses_nothing_and_is_resumed(suite, tmp_path):
+    arguments = ["interp-train", "--preset", "tiny", "--out", tmp_path / "run", *QUICK]
+    code, *_ = run(*arguments)
+    size = (tmp_path / "run" / "step-000020" / "model.safetensors").stat().st_size
+    state = (tmp_path / "run" / "resume" / "state.safetensors").stat().st_size
+    whole = (tmp_path / "run" / "step-000020" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run")
+    assert code == 0 and size < state
+    one_line(run(*arguments, limit=(size + state) // 2), "free some space and run")
+    assert not list((tmp_path / "run").glob("**/.*.tmp"))
+    code, *_ = run(*arguments, "--resume")
+    assert code == 0
+    assert (tmp_path / "run" / "step-000020" / "model.safetensors").read_bytes() == whole
+
+
+def test_a_full_disk_while_patching_loses_nothing_and_is_resumed(copy):
+    arguments = ["interp-patch", "--ckpt", copy, "--sites", "mlp_out", "--facts", "12"]
+    one_line(run(*arguments, limit=4000), "free some space and run")
+    assert not list((copy / "results").glob("**/*.tmp"))
+    code, *_ = run(*arguments)
+    assert code == 0 and len(list((copy / "results" / "patching").glob("*.nc"))) == 4
+
+
+def test_a_second_process_on_the_same_results_is_refused(copy):
+    from interp.files import only_process
+
+    with only_process(copy / "results" / "patching", "testing in"):
+        one_line(
+            run("interp-patch", "--ckpt", copy, "--facts", "6"),
+            "another process is writing results",
+        )
+    with only_process(copy, "testing in"):
+        one_line(run("interp-train", "--out", copy, "--resume"), "another process is training in")

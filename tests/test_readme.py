@@ -1,0 +1,69 @@
+"""Every command and snippet in README and docs runs."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORTER = {"interp-train --preset tiny --out runs/tiny": "--n-steps 20 --dense-until 10"}
+
+
+def blocks(kind):
+    return [b for p in PAGES for b in re.findall(rf"```{kind}\n(.*?)```", p.read_text(), re.S)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkout with the demo run's first and last checkpoint only."""
+    folder = tmp_path_factory.mktemp("checkout")
+    demo = ROOT / "checkpoints" / "demo"
+    steps = sorted(path.name for path in demo.glob("step-*"))
+    leave = shutil.ignore_patterns(*steps[1:-1], "results", "resume", "report.html", ".lock")
+    shutil.copytree(demo, folder / "checkpoints" / "demo", ignore=leave)
+    return folder
+
+
+def test_every_command_runs_in_the_order_of_the_page(folder):
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith("interp-")]
+    assert len(commands) >= 5
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in commands:
+        words = shlex.split(command) + shlex.split(SHORTER.get(command, ""))
+        done = subprocess.run(
+            words, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_every_snippet_runs(folder, monkeypatch, code):
+    monkeypatch.chdir(folder)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_make_targets_on_the_page_exist():
+    for target in ("demo", "test"):
+        said = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert said.returncode == 0
+    assert "interp-patch --ckpt checkpoints/demo" in (ROOT / "Makefile").read_text()
+
+
+def test_the_tree_names_every_module():
+    page = (ROOT / "README.md").read_text()
+    for path in (ROOT / "interp").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert f"`{path.relative_to(ROOT)}`" in page, path
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
