@@ -1,6 +1,6 @@
 """A training step against TransformerLens's own and a compiled Hugging Face GPT-NeoX.
 
-All take the same batches of real biographies, in turn, in one process; the ratio is that of medians.
+All take the same batches of real biographies, in turn, in one process; the ratio is of medians.
 TransformerLens trains a native model in fp32, as its ``tools.training.train`` does by default;
 Hugging Face is compiled and multiplies in bf16, with pads masked out of the loss.
 """
@@ -61,7 +61,8 @@ def main() -> None:
     rate = 6 * weights * median(n_tokens) / ours
     peak = matrix_throughput()
     print(
-        f"{median(n_tokens) / ours:,.0f} tokens/s; {rate / 1e9:.0f} GFLOP/s (6 × weights × tokens), "
+        f"{median(n_tokens) / ours:,.0f} tokens/s; {rate / 1e9:.0f} GFLOP/s "
+        f"(6 × weights × tokens), "
         f"{rate / peak:.0%} of the {peak / 1e9:.0f} that a bf16 product of 2048 × 2048 reaches"
     )
 
