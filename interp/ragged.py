@@ -28,23 +28,24 @@ class Ragged(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of the rotary angles; ``pos`` may be preceded by batch axes."""
+    """Rotary angles of positions, for the two halves of a head's rotated dimensions.
 
-    cos: Float[Tensor, "*pos 1 half"]
-    sin: Float[Tensor, "*pos 1 half"]
+    ``pos`` may be preceded by batch axes; the axis of one is for the heads.
+    """
+
+    cos: Float[Tensor, "*pos 1 2 half"]
+    sin: Float[Tensor, "*pos 1 2 half"]
+    """−sin for the first half, sin for the second."""
 
 
 def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*cell d_head"]:
     """``x`` with dimensions i and i + half turned by the angle of their position (Su et al. 2021,
-    GPT-NeoX's pairing).
+    with GPT-NeoX's pairing); dimensions beyond the rotated ones stay.
     """
     n_rotary = 2 * turn.cos.shape[-1]
-    cos, sin = (
-        turn.cos.to(x.dtype)[..., None, :],
-        torch.stack((-turn.sin, turn.sin), -2).to(x.dtype),
-    )
+    cos, sin = turn.cos.to(x.dtype), turn.sin.to(x.dtype)
     pairs = x[..., :n_rotary].unflatten(-1, (2, -1))
-    turned = (pairs * cos + pairs.flip(-2) * sin).flatten(-2)
+    turned = torch.addcmul(pairs * cos, pairs.flip(-2), sin).flatten(-2)
     return turned if n_rotary == x.shape[-1] else torch.cat((turned, x[..., n_rotary:]), -1)
 
 
@@ -66,7 +67,7 @@ def attend(
             F.scaled_dot_product_attention(q, k, v, is_causal=True), "b head p d -> b p (head d)"
         )
     else:
-        turn = Rotation(turn.cos[..., 0, :], turn.sin[..., 0, :])
+        turn = Rotation(turn.cos[..., 0, :, :], turn.sin[..., 0, :, :])
         z = rearrange(
             _Attention.apply(rows, turn, n_heads), "(b head) p d -> b p (head d)", head=n_heads
         )

@@ -80,7 +80,8 @@ def test_rotary_angles_are_position_times_falling_frequencies():
     shape = DecoderConfig(1, 1, 4, 4, 4, rotary_base=100.0)
     turn = rotation(torch.tensor([0, 3]), shape)
     expected = torch.tensor([[1.0, 1.0], [-0.9899925, 0.9553365]])  # cos 0, cos 3 and cos 0.3
-    torch.testing.assert_close(turn.cos[:, 0], expected)
+    torch.testing.assert_close(turn.cos[:, 0, 0], expected)
+    torch.testing.assert_close(turn.sin[1, 0, :, 1], torch.tensor([-0.2955202, 0.2955202]))
 
 
 def test_initial_weights_are_a_function_of_the_seed():

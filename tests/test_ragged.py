@@ -78,6 +78,8 @@ def test_the_last_token_of_a_biography_has_no_target(batch):
 
 
 def test_rotation_turns_a_pair_of_dimensions_by_its_angle():
-    quarter = Rotation(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+    cos = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    sin = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]])
+    quarter = Rotation(cos, sin)  # the first pair by a right angle, the second not at all
     turned = rotate(torch.tensor([[1.0, 2.0, 3.0, 4.0, 9.0]]), quarter)
     assert turned.tolist() == [[-3.0, 2.0, 1.0, 4.0, 9.0]]

@@ -25,7 +25,7 @@ from interp.model import Block, HookedDecoder, rotation
 from interp.ragged import Rotation, rotate
 
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,17 @@ class Engine:
         self.base_prompts, source_prompts = (
             (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         )
-        self.turn = rotation(
-            torch.arange(clean.tokens.shape[1], device=clean.tokens.device), model.cfg
-        )
-        self.base, self.source = self._run(self.base_prompts), self._run(source_prompts)
-        all_facts = np.arange(len(facts))
-        self.base_scores, self.source_scores = (
-            self._read(run.resid_final, all_facts) for run in (self.base, self.source)
-        )
+        self.base, self.source = self._run_both(source_prompts)
         self.n_prompt, self.n_value = (x.cpu().numpy() for x in (clean.n_prompt, clean.n_value))
+        self.n_total = self.n_prompt + self.n_value - 1
+        slots = np.arange(self.n_value.max())
+        read = np.minimum((self.n_prompt - 1)[:, None] + slots, (self.n_total - 1)[:, None])
+        self.read = torch.from_numpy(read).to(clean.tokens.device)
+        every = torch.arange(len(facts), device=clean.tokens.device)
+        self.base_scores, self.source_scores = (
+            self._scores(run.resid_final[every[:, None], self.read], every)
+            for run in (self.base, self.source)
+        )
         differs = (clean.tokens != corrupted.tokens).cpu().numpy()
         self.first_difference = np.where(differs.any(1), differs.argmax(1), differs.shape[1])
 
@@ -144,13 +146,10 @@ class Engine:
         for entry in range(self.n_layers + 1):
             rows = self._rows(sites, entry, positions)
             first = np.argmax(positions, 2)[rows.group, rows.fact]
-            needed = self.n_prompt[rows.fact] + self.n_value[rows.fact] - 1 - first
-            order = np.lexsort((needed, self.n_value[rows.fact]))
-            for part in _portions(order, needed, self.n_value[rows.fact]):
-                yield (
-                    rows[part],
-                    self._patched(entry, rows[part], int(needed[part].max()), positions),
-                )
+            n_window = self.n_total[rows.fact] - first
+            for part in _portions(n_window):
+                n = int(n_window[part].max())
+                yield rows[part], self._patched(entry, rows[part], n, positions)
 
     def _rows(self, sites: list[str], entry: int, positions: np.ndarray) -> Rows:
         """All live rows whose patch changes the residual stream entering layer ``entry`` first."""
@@ -182,29 +181,26 @@ class Engine:
     @torch.inference_mode()
     def _patched(self, entry: int, rows: Rows, n_window: int, positions: np.ndarray) -> np.ndarray:
         """Metrics of ``rows``: from the residual stream entering layer ``entry`` to the logits."""
-        device = self.base.resid_final.device
-        row, pos = (
-            torch.from_numpy(x).to(device) for x in np.nonzero(positions[rows.group, rows.fact])
+        device = self.read.device
+        row, pos, fact, n_total = (
+            torch.from_numpy(x).to(device)
+            for x in (
+                *np.nonzero(positions[rows.group, rows.fact]),
+                rows.fact,
+                self.n_total[rows.fact],
+            )
         )
         changed = self._entering(rows, row, pos)
-        fact = torch.from_numpy(rows.fact).to(device)
-        read = (self.base_prompts.n_prompt[fact] - 1)[:, None] + torch.arange(
-            int(self.n_value[rows.fact].max()), device=device
-        )
+        read = self.read[fact, : self.n_value[rows.fact].max()]
         if entry == self.n_layers:
             resid = self.base.resid_final[fact[:, None], read]
             is_final = pos == read[row, 0]
             resid[row[is_final], 0] = changed[is_final]
             return self._scores(resid, fact)
-        start = (
-            torch.from_numpy(self.n_prompt[rows.fact] + self.n_value[rows.fact] - 1 - n_window)
-            .to(device)
-            .clamp(min=0)
-        )
+        start = (n_total - n_window).clamp(min=0)
         window = start[:, None] + torch.arange(n_window, device=device)
-        resid = self._first_layer(
-            entry, fact, row, pos, changed, read if entry == self.n_layers - 1 else window
-        )
+        dest = read if entry == self.n_layers - 1 else window
+        resid = self._first_layer(entry, fact, row, pos, changed, dest)
         for index in range(entry + 1, self.n_layers):
             resid = self._later_layer(index, fact, resid, window, read)
         return self._scores(resid, fact)
@@ -272,9 +268,7 @@ class Engine:
         only.
         """
         block, base = self.model.blocks[index], self.base.layers[index]
-        q, k, v = block.attn.heads(block.ln1(changed))
-        turn = Rotation(self.turn.cos[pos], self.turn.sin[pos])
-        q, k = rotate(q, turn), rotate(k, turn)
+        q, k, v = self._heads(block, changed, pos)
         keys, values = base.k[fact], base.v[fact]
         keys[row, :, pos], values[row, :, pos] = k, v
         queries, resid = base.q[fact[:, None], :, dest], base.resid_pre[fact[:, None], dest]
@@ -298,9 +292,7 @@ class Engine:
         positions that are read.
         """
         block, base = self.model.blocks[index], self.base.layers[index]
-        q, k, v = block.attn.heads(block.ln1(resid))
-        turn = Rotation(self.turn.cos[window], self.turn.sin[window])
-        q, k = rotate(q, turn), rotate(k, turn)
+        q, k, v = self._heads(block, resid, window)
         keys, values = base.k[fact], base.v[fact]
         rows = torch.arange(len(fact), device=fact.device)[:, None]
         keys[rows, :, window], values[rows, :, window] = k, v
@@ -319,7 +311,7 @@ class Engine:
         values: Tensor,
         dest: Int[Tensor, "row dest"],
     ) -> Float[Tensor, "row dest d_model"]:
-        scores = rearrange(q, "row dest head d -> row head dest d") @ keys.mT * q.shape[-1] ** -0.5
+        scores = rearrange(q, "row dest head d -> row head dest d") @ keys.mT
         future = torch.arange(keys.shape[2], device=dest.device) > dest[:, None, :, None]
         pattern = scores.masked_fill_(future, -torch.inf).softmax(-1)
         attn_out = block.attn.out(
@@ -330,34 +322,45 @@ class Engine:
         resid = resid + attn_out
         return resid + block.mlp(block.ln2(resid))
 
+    def _heads(self, block: Block, resid: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, scaled and rotated, rotated keys, and values of a residual stream at ``pos``."""
+        qkv = rearrange(
+            block.attn.qkv(block.ln1(resid)),
+            "... (head qkv d) -> qkv ... head d",
+            head=self.n_heads,
+            qkv=3,
+        )
+        q, k = rotate(qkv[:2], Rotation(self.turn.cos[:, pos], self.turn.sin[:, pos]))
+        return q, k, qkv[2]
+
     @torch.inference_mode()
-    def _run(self, prompts: Prompts) -> Run:
-        resid, layers = self.model.embed(prompts.tokens), []
-        dest = torch.arange(resid.shape[1], device=resid.device)
-        future = dest > dest[:, None]
+    def _run_both(self, source: Prompts) -> tuple[Run, Run]:
+        """The base and the source run, as one batch."""
+        tokens = torch.cat((self.base_prompts.tokens, source.tokens))
+        resid, layers = self.model.embed(tokens), []
+        pos = torch.arange(tokens.shape[1], device=tokens.device)
+        turn = rotation(pos, self.model.cfg)
+        scale = torch.tensor([self.model.cfg.d_head**-0.5, 1.0], device=tokens.device)
+        scale = rearrange(scale, "qk -> qk 1 1 1 1")
+        self.turn = Rotation(*((x * scale).to(resid.dtype) for x in turn))
+        future = pos > pos[:, None]
         for block in self.model.blocks:
-            q, k, v = block.attn.heads(block.ln1(resid))
-            q, k = rotate(q, self.turn), rotate(k, self.turn)
-            q, k, v = (
-                rearrange(x, "fact pos head d -> fact head pos d").contiguous() for x in (q, k, v)
-            )
-            pattern = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill_(future, -torch.inf).softmax(-1)
-            z = rearrange(pattern @ v, "fact head pos d -> fact pos head d").contiguous()
-            attn_out = block.attn.out(rearrange(z, "fact pos head d -> fact pos (head d)"))
+            q, k, v = self._heads(block, resid, pos[None])
+            q, k, v = (rearrange(x, "f p head d -> f head p d").contiguous() for x in (q, k, v))
+            pattern = (q @ k.mT).masked_fill_(future, -torch.inf).softmax(-1)
+            z = rearrange(pattern @ v, "f head p d -> f p head d").contiguous()
+            attn_out = block.attn.out(rearrange(z, "f p head d -> f p (head d)"))
             mid = resid if block.parallel else resid + attn_out
             mlp_out = block.mlp(block.ln2(mid))
             layers.append(Layer(resid, mid, attn_out, mlp_out, z, q, k, v))
             resid = mid + mlp_out + (attn_out if block.parallel else 0)
-        return Run(layers, resid)
+        n = len(source.tokens)
+        return tuple(
+            Run([Layer(*(x[half] for x in vars(layer).values())) for layer in layers], resid[half])
+            for half in (slice(0, n), slice(n, None))
+        )
 
     @torch.inference_mode()
-    def _read(self, resid: Tensor, facts: np.ndarray) -> np.ndarray:
-        fact = torch.from_numpy(facts).to(resid.device)
-        read = (self.base_prompts.n_prompt - 1)[:, None] + torch.arange(
-            int(self.base_prompts.n_value.max()), device=resid.device
-        )
-        return self._scores(resid[fact[:, None], read.clamp(max=resid.shape[1] - 1)], fact)
-
     def _scores(
         self, resid: Float[Tensor, "row read d_model"], fact: Int[Tensor, " row"]
     ) -> Float[np.ndarray, "metric row"]:
@@ -394,14 +397,11 @@ def _by_head(
     return out
 
 
-def _portions(order: np.ndarray, n_window: np.ndarray, n_value: np.ndarray) -> Iterator[np.ndarray]:
-    """``order`` in pieces of equally many values' tokens and at most ``TOKENS_AT_ONCE`` tokens
-    each.
-    """
-    start = 0
+def _portions(n_window: Int[np.ndarray, " row"]) -> Iterator[Int[np.ndarray, " part"]]:
+    """Rows in pieces of about equal windows and at most ``TOKENS_AT_ONCE`` tokens each."""
+    order, start = np.argsort(n_window, kind="stable"), 0
     while start < len(order):
-        same = np.searchsorted(n_value[order], n_value[order[start]], side="right")
-        cost = n_window[order[start:same]] * np.arange(1, same - start + 1)
+        cost = n_window[order[start:]] * np.arange(1, len(order) - start + 1)
         end = start + max(1, int(np.searchsorted(cost, TOKENS_AT_ONCE, side="right")))
         yield order[start:end]
         start = end
