@@ -7,7 +7,7 @@ way runs in turn, in one process; the ratio is that of medians. fp32.
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from collections.abc import Callable
 from statistics import median

@@ -7,7 +7,7 @@ Hugging Face is compiled and multiplies in bf16, with pads masked out of the los
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from collections.abc import Callable
 from statistics import median

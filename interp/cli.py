@@ -21,8 +21,8 @@ import tyro
 
 from interp.config import PRESETS, PatchConfig, ReportConfig, TrainConfig
 
-# Waiting threads that spin make every step ten times slower once another job wants a core.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that spin for long make everything ten times slower once another job wants a core.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 T = TypeVar("T")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
