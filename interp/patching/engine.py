@@ -22,10 +22,10 @@ from torch import Tensor
 from interp.config import Direction
 from interp.facts import NO_TOKEN, FactSet
 from interp.model import Block, HookedDecoder, rotation
-from interp.ragged import Rotation, rotate
+from interp.ragged import Rotation
 
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
-TOKENS_AT_ONCE = 16384
+TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,16 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block computed in a run. Queries and keys are rotated; heads come before positions,
-    as products want them.
-    """
+    """What one block computed in a run; queries are rotated and scaled, keys rotated."""
 
     resid_pre: Float[Tensor, "fact pos d_model"]
     resid_mid: Float[Tensor, "fact pos d_model"]
     attn_out: Float[Tensor, "fact pos d_model"]
     mlp_out: Float[Tensor, "fact pos d_model"]
     z: Float[Tensor, "fact pos head d_head"]
-    q: Float[Tensor, "fact head pos d_head"]
-    k: Float[Tensor, "fact head pos d_head"]
-    v: Float[Tensor, "fact head pos d_head"]
+    q: Float[Tensor, "fact pos head d_head"]
+    k: Float[Tensor, "fact pos head d_head"]
+    v: Float[Tensor, "fact pos head d_head"]
 
 
 @dataclass(frozen=True)
@@ -269,15 +267,12 @@ class Engine:
         """
         block, base = self.model.blocks[index], self.base.layers[index]
         q, k, v = self._heads(block, changed, pos)
-        keys, values = base.k[fact], base.v[fact]
-        keys[row, :, pos], values[row, :, pos] = k, v
-        queries, resid = base.q[fact[:, None], :, dest], base.resid_pre[fact[:, None], dest]
+        keys, values = (_with_rows(x, fact, row, pos, new) for x, new in ((base.k, k), (base.v, v)))
+        queries, resid = base.q[fact[:, None], dest], base.resid_pre[fact[:, None], dest]
         at = pos - dest[row, 0]
         inside = (at >= 0) & (at < dest.shape[1])
-        queries[row[inside], at[inside]], resid[row[inside], at[inside]] = (
-            q[inside],
-            changed[inside],
-        )
+        queries[row[inside], at[inside]] = q[inside]
+        resid[row[inside], at[inside]] = changed[inside]
         return self._finish(block, resid, queries, keys, values, dest)
 
     def _later_layer(
@@ -293,9 +288,11 @@ class Engine:
         """
         block, base = self.model.blocks[index], self.base.layers[index]
         q, k, v = self._heads(block, resid, window)
-        keys, values = base.k[fact], base.v[fact]
         rows = torch.arange(len(fact), device=fact.device)[:, None]
-        keys[rows, :, window], values[rows, :, window] = k, v
+        keys, values = (
+            _with_rows(x, fact, rows.expand_as(window), window, new)
+            for x, new in ((base.k, k), (base.v, v))
+        )
         dest = window
         if index == self.n_layers - 1:
             at = read - window[:, :1]
@@ -311,9 +308,12 @@ class Engine:
         values: Tensor,
         dest: Int[Tensor, "row dest"],
     ) -> Float[Tensor, "row dest d_model"]:
-        scores = rearrange(q, "row dest head d -> row head dest d") @ keys.mT
-        future = torch.arange(keys.shape[2], device=dest.device) > dest[:, None, :, None]
+        scores = rearrange(q, "row dest head d -> row head dest d") @ rearrange(
+            keys, "row src head d -> row head d src"
+        )
+        future = torch.arange(keys.shape[1], device=dest.device) > dest[:, None, :, None]
         pattern = scores.masked_fill_(future, -torch.inf).softmax(-1)
+        values = rearrange(values, "row src head d -> row head src d")
         attn_out = block.attn.out(
             rearrange(pattern @ values, "row head dest d -> row dest (head d)")
         )
@@ -330,7 +330,7 @@ class Engine:
             head=self.n_heads,
             qkv=3,
         )
-        q, k = rotate(qkv[:2], Rotation(self.turn.cos[:, pos], self.turn.sin[:, pos]))
+        q, k = _rotate(qkv[:2], self.turn.cos[:, pos], self.turn.sin[:, pos])
         return q, k, qkv[2]
 
     @torch.inference_mode()
@@ -346,13 +346,13 @@ class Engine:
         future = pos > pos[:, None]
         for block in self.model.blocks:
             q, k, v = self._heads(block, resid, pos[None])
-            q, k, v = (rearrange(x, "f p head d -> f head p d").contiguous() for x in (q, k, v))
-            pattern = (q @ k.mT).masked_fill_(future, -torch.inf).softmax(-1)
-            z = rearrange(pattern @ v, "f head p d -> f p head d").contiguous()
+            by_head = [rearrange(x, "f p head d -> f head p d") for x in (q, k, v)]
+            pattern = (by_head[0] @ by_head[1].mT).masked_fill_(future, -torch.inf).softmax(-1)
+            z = rearrange(pattern @ by_head[2], "f head p d -> f p head d").contiguous()
             attn_out = block.attn.out(rearrange(z, "f p head d -> f p (head d)"))
             mid = resid if block.parallel else resid + attn_out
             mlp_out = block.mlp(block.ln2(mid))
-            layers.append(Layer(resid, mid, attn_out, mlp_out, z, q, k, v))
+            layers.append(Layer(resid, mid, attn_out, mlp_out, z, q, k, v.contiguous()))
             resid = mid + mlp_out + (attn_out if block.parallel else 0)
         n = len(source.tokens)
         return tuple(
@@ -379,6 +379,31 @@ class Engine:
             .neg()
         )
         return torch.stack((difference, log_p[:, 0], (log_p * wanted).sum(1))).cpu().numpy()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``interp.ragged.rotate`` without autograd: three times as fast here."""
+    n_rotary = 2 * cos.shape[-1]
+    pairs = x[..., :n_rotary].unflatten(-1, (2, -1))
+    turned = x.clone(memory_format=torch.contiguous_format)
+    out = turned[..., :n_rotary].unflatten(-1, (2, -1)).mul_(cos)
+    out[..., 0, :].addcmul_(pairs[..., 1, :], sin[..., 0, :])
+    out[..., 1, :].addcmul_(pairs[..., 0, :], sin[..., 1, :])
+    return turned
+
+
+def _with_rows(
+    base: Float[Tensor, "fact pos head d_head"],
+    fact: Int[Tensor, " row"],
+    row: Int[Tensor, "*change"],
+    pos: Int[Tensor, "*change"],
+    new: Float[Tensor, "*change head d_head"],
+) -> Float[Tensor, "row pos head d_head"]:
+    """``base`` of each row's fact, with ``new`` at the given rows and positions."""
+    out = base.flatten(2).index_select(0, fact)
+    flat = (row * out.shape[1] + pos).flatten()
+    out.flatten(0, 1).index_copy_(0, flat, new.reshape(len(flat), -1))
+    return out.unflatten(2, base.shape[2:])
 
 
 def _columns(layer: int, head: int, group: np.ndarray, fact: np.ndarray) -> tuple[np.ndarray, ...]:
