@@ -76,7 +76,9 @@ def test_every_cell_is_what_a_hook_on_a_whole_forward_pass_gives(model, facts, d
 
 @settings(max_examples=12, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans()),
+    shape=st.tuples(
+        st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans(), st.sampled_from([None, 2])
+    ),
     seed=st.integers(0, 99),
     tokens_at_once=st.sampled_from([1, 40, 8192]),
     direction=st.sampled_from(["denoising", "noising"]),
@@ -85,9 +87,12 @@ def test_every_cell_is_what_a_hook_on_a_whole_forward_pass_gives(model, facts, d
 def test_random_models_cells_and_portions_agree_with_hooks(
     suite, shape, seed, tokens_at_once, direction, data
 ):
-    n_layers, n_heads, parallel = shape
+    n_layers, n_heads, parallel, rotary_dim = shape
     d_vocab = suite.tokenizer.get_vocab_size()
-    model = HookedDecoder(DecoderConfig(n_layers, n_heads, 16, 32, d_vocab, parallel=parallel))
+    config = DecoderConfig(
+        n_layers, n_heads, 16, 32, d_vocab, parallel=parallel, rotary_dim=rotary_dim
+    )
+    model = HookedDecoder(config)
     initialise(model, std=0.4, seed=seed)
     model = model.eval().double()
     facts = suite.facts(5, seed=seed)

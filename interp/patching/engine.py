@@ -25,7 +25,7 @@ from interp.model import Block, HookedDecoder, rotation
 from interp.ragged import Rotation
 
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Engine:
             rows = self._rows(sites, entry, positions)
             first = np.argmax(positions, 2)[rows.group, rows.fact]
             n_window = self.n_total[rows.fact] - first
-            for part in _portions(n_window):
+            for part in _portions(n_window, self.n_value[rows.fact]):
                 n = int(n_window[part].max())
                 yield rows[part], self._patched(entry, rows[part], n, positions)
 
@@ -330,8 +330,8 @@ class Engine:
             head=self.n_heads,
             qkv=3,
         )
-        q, k = _rotate(qkv[:2], self.turn.cos[:, pos], self.turn.sin[:, pos])
-        return q, k, qkv[2]
+        q, k = _rotate(qkv[:2], self.turn.cos[pos], self.turn.sin[pos])
+        return q.mul_(self.model.cfg.d_head**-0.5), k, qkv[2]
 
     @torch.inference_mode()
     def _run_both(self, source: Prompts) -> tuple[Run, Run]:
@@ -339,10 +339,7 @@ class Engine:
         tokens = torch.cat((self.base_prompts.tokens, source.tokens))
         resid, layers = self.model.embed(tokens), []
         pos = torch.arange(tokens.shape[1], device=tokens.device)
-        turn = rotation(pos, self.model.cfg)
-        scale = torch.tensor([self.model.cfg.d_head**-0.5, 1.0], device=tokens.device)
-        scale = rearrange(scale, "qk -> qk 1 1 1 1")
-        self.turn = Rotation(*((x * scale).to(resid.dtype) for x in turn))
+        self.turn = Rotation(*(x.to(resid.dtype) for x in rotation(pos, self.model.cfg)))
         future = pos > pos[:, None]
         for block in self.model.blocks:
             q, k, v = self._heads(block, resid, pos[None])
@@ -368,17 +365,18 @@ class Engine:
         value.
         """
         given = self.base_prompts
-        logits = self.model.unembed(self.model.ln_final(resid)).float()
         answers, n_read = given.answers[fact], resid.shape[1]
-        log_p = logits.log_softmax(-1).gather(-1, answers[:, :n_read, None])[..., 0]
-        wanted = torch.arange(n_read, device=fact.device) < given.n_value[fact][:, None]
-        difference = (
-            logits[:, 0]
-            .gather(-1, torch.stack((answers[:, 0], given.other[fact]), 1))
-            .diff(dim=1)[:, 0]
-            .neg()
+        row, slot = torch.nonzero(
+            torch.arange(n_read, device=fact.device) < given.n_value[fact][:, None], as_tuple=True
         )
-        return torch.stack((difference, log_p[:, 0], (log_p * wanted).sum(1))).cpu().numpy()
+        logits = self.model.unembed(self.model.ln_final(resid[row, slot])).float()
+        at_answer = answers[row, slot][:, None]
+        log_p = (logits.gather(1, at_answer)[:, 0]) - logits.logsumexp(1)
+        whole = log_p.new_zeros(len(fact)).index_add_(0, row, log_p)
+        first = slot == 0
+        pair = torch.stack((answers[:, 0], given.other[fact]), 1)
+        correct, other = logits[first].gather(1, pair).unbind(1)
+        return torch.stack((correct - other, log_p[first], whole)).cpu().numpy()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -422,11 +420,14 @@ def _by_head(
     return out
 
 
-def _portions(n_window: Int[np.ndarray, " row"]) -> Iterator[Int[np.ndarray, " part"]]:
-    """Rows in pieces of about equal windows and at most ``TOKENS_AT_ONCE`` tokens each."""
-    order, start = np.argsort(n_window, kind="stable"), 0
+def _portions(
+    n_window: Int[np.ndarray, " row"], n_read: Int[np.ndarray, " row"]
+) -> Iterator[Int[np.ndarray, " part"]]:
+    """Rows in pieces that are much alike and hold at most ``TOKENS_AT_ONCE`` tokens each."""
+    order, start = np.lexsort((n_window, n_read)), 0
     while start < len(order):
-        cost = n_window[order[start:]] * np.arange(1, len(order) - start + 1)
+        widest = np.maximum.accumulate(n_window[order[start:]])
+        cost = widest * np.arange(1, len(order) - start + 1)
         end = start + max(1, int(np.searchsorted(cost, TOKENS_AT_ONCE, side="right")))
         yield order[start:end]
         start = end
