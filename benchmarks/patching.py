@@ -5,9 +5,9 @@ user builds around the step folder and, in the second column, on the ``HookedDec
 way runs in turn, in one process; the ratio is that of medians. fp32.
 """
 
-import os
+from interp.process import tune_process
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+tune_process()
 
 from collections.abc import Callable
 from statistics import median

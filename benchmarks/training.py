@@ -5,9 +5,9 @@ TransformerLens trains a native model in fp32, as its ``tools.training.train`` d
 Hugging Face is compiled and multiplies in bf16, with pads masked out of the loss.
 """
 
-import os
+from interp.process import tune_process
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+tune_process()
 
 from collections.abc import Callable
 from statistics import median

@@ -5,7 +5,6 @@ printed or exited.
 import errno
 import io
 import json
-import os
 import shlex
 import sys
 import warnings
@@ -20,9 +19,7 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from interp.config import PRESETS, PatchConfig, ReportConfig, TrainConfig
-
-# Threads that spin for long make everything ten times slower once another job wants a core.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+from interp.process import tune_process
 
 T = TypeVar("T")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -183,6 +180,7 @@ def _report(arguments: list[str]) -> None:
 
 def _guarded(name: str, run: Callable[[list[str]], None]) -> None:
     """Runs a command; a user's error becomes one line and exit code 2."""
+    tune_process()
     warnings.showwarning = lambda message, *_: print(f"{name}: note: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", module=r"(?!interp)")
     try:

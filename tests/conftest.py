@@ -1,8 +1,8 @@
 """A tiny trained run and a random model, made once a session and only read."""
 
-import os
+from interp.process import tune_process
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+tune_process()
 
 from dataclasses import replace
 from pathlib import Path

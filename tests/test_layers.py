@@ -13,6 +13,7 @@ ROOT = Path(interp.__file__).parent
 ORDER = [
     "config",
     "files",
+    "process",
     "provenance",
     "bios",
     "ragged",

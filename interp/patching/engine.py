@@ -25,7 +25,7 @@ from interp.model import Block, HookedDecoder, rotation
 from interp.ragged import Rotation
 
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
