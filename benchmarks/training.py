@@ -1,15 +1,16 @@
 """A training step against TransformerLens's own and a compiled Hugging Face GPT-NeoX.
 
-All take the same batches of real biographies, in turn, in one process; the ratio is of medians.
-TransformerLens trains a native model in fp32, as its ``tools.training.train`` does by default;
-Hugging Face is compiled and multiplies in bf16, with pads masked out of the loss.
+All take the same batches of real biographies, each in a process of its own and as its user would
+run it: ``interp`` with the settings that ``interp-train`` makes, TransformerLens with a native
+model in fp32, as its ``tools.training.train`` does by default, Hugging Face compiled and
+multiplying in bf16, pads masked out of the loss. Blocks of steps alternate, A B C A B C; the first
+two steps of a block, whose caches are cold, do not count. The ratio is of medians.
 """
 
-from interp.process import tune_process
-
-tune_process()
-
+import os
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from statistics import median
 from time import perf_counter
 
@@ -21,50 +22,84 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from interp.bios.batches import training_batch
 from interp.bios.population import draw_population
-from interp.bios.text import Biographies, lay_out, tokenizer_for
+from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
 from interp.config import PRESETS, TrainConfig
+from interp.process import tune_process
 from interp.training.loop import make_step, make_trainee
 
-WARM_UP, ROUNDS = 4, 30
+BLOCKS, STEPS = 5, 12
+
+
+WAYS = ("interp (compiled, bf16)", "TransformerLens native (fp32)", "Hugging Face (compiled, bf16)")
 
 
 def main() -> None:
+    context, ends = get_context("spawn"), {}
+    for way in WAYS:
+        ours, theirs = context.Pipe()
+        if way == WAYS[0]:
+            os.environ["GOMP_SPINCOUNT"] = "5000"  # as tune_process sets it, before torch is there
+        context.Process(target=serve, args=(way, theirs), daemon=True).start()
+        os.environ.pop("GOMP_SPINCOUNT", None)
+        ends[way] = ours
+    times: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
+    for end in ends.values():  # compile
+        end.send(0)
+        end.recv()
+    for block in range(BLOCKS):
+        for way, end in ends.items():
+            end.send(block * STEPS)
+            times[way] += end.recv()[2:]
+    ours = median(seconds for seconds, _, _ in times[WAYS[0]])
+    for way in WAYS:
+        value = median(seconds for seconds, _, _ in times[way])
+        print(f"{way:32} {1000 * value:8.2f} ms   {value / ours:6.3f} × interp")
+    batch = median(seconds for _, seconds, _ in times[WAYS[0]])
+    print(f"{'building the batch':32} {1000 * batch:8.2f} ms   {batch / ours:6.3f} × interp")
+    for end in ends.values():
+        end.send(None)
+    n_tokens = median(n for _, _, n in times[WAYS[0]])
+    rate, peak = 6 * n_weights() * n_tokens / ours, matrix_throughput()
+    print(
+        f"{n_tokens / ours:,.0f} tokens/s; {rate / 1e9:.0f} GFLOP/s (6 × weights × tokens), "
+        f"{rate / peak:.0%} of the {peak / 1e9:.0f} that a bf16 product of 2048 × 2048 reaches"
+    )
+
+
+def serve(way: str, end: Connection) -> None:
+    """Takes the number of a block's first step; answers, for each of its steps, with the seconds
+    it took, the seconds of building the batch, and the batch's tokens.
+    """
+    config, texts, d_vocab = demo()
+    if way == WAYS[0]:
+        tune_process()
+        step = make_step(config, make_trainee(config, d_vocab))
+    else:
+        make = transformer_lens_step if way == WAYS[1] else hugging_face_step
+        step = make(config, d_vocab)
+    while (first := end.recv()) is not None:
+        times = []
+        for i in range(first, first + STEPS):
+            start = perf_counter()
+            batch = training_batch(texts, config, i)
+            built = perf_counter()
+            step(batch)
+            times.append((perf_counter() - built, built - start, len(batch.tokens)))
+        end.send(times)
+
+
+def demo() -> tuple[TrainConfig, Texts, int]:
     config = PRESETS["demo"]
     people = draw_population(config.n_people, config.n_held_out, config, seed=0)
     tokenizer = tokenizer_for(people)
-    texts = lay_out(people, tokenizer, seed=0)
-    d_vocab = tokenizer.get_vocab_size()
-    trainee = make_trainee(config, d_vocab)
-    steps = {
-        "interp (compiled, bf16)": make_step(config, trainee),
-        "TransformerLens native (fp32)": transformer_lens_step(config, d_vocab),
-        "Hugging Face (compiled, bf16)": hugging_face_step(config, d_vocab),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ["building the batch", *steps]}
-    n_tokens = []
-    for i in range(WARM_UP + ROUNDS):
-        start = perf_counter()
-        batch = training_batch(texts, config, i)
-        times["building the batch"].append(perf_counter() - start)
-        n_tokens.append(len(batch.tokens))
-        for name, step in steps.items():
-            start = perf_counter()
-            step(batch)
-            times[name].append(perf_counter() - start)
-    ours = median(times["interp (compiled, bf16)"][WARM_UP:])
-    for name, seconds in times.items():
-        value = median(seconds[WARM_UP:])
-        print(f"{name:32} {1000 * value:8.2f} ms   {value / ours:6.3f} × interp")
-    weights = (
-        sum(w.numel() for w in trainee.model.parameters()) - trainee.model.embed.weight.numel()
-    )
-    rate = 6 * weights * median(n_tokens) / ours
-    peak = matrix_throughput()
-    print(
-        f"{median(n_tokens) / ours:,.0f} tokens/s; {rate / 1e9:.0f} GFLOP/s "
-        f"(6 × weights × tokens), "
-        f"{rate / peak:.0%} of the {peak / 1e9:.0f} that a bf16 product of 2048 × 2048 reaches"
-    )
+    return config, lay_out(people, tokenizer, seed=0), tokenizer.get_vocab_size()
+
+
+def n_weights() -> int:
+    """Of the matrices that a token is multiplied by."""
+    config, _, d_vocab = demo()
+    model = make_trainee(config, d_vocab).model
+    return sum(w.numel() for w in model.parameters()) - model.embed.weight.numel()
 
 
 def transformer_lens_step(config: TrainConfig, d_vocab: int) -> Callable[[Biographies], None]:

@@ -102,14 +102,16 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
 
 
 def checkpoint_sha256(folder: Path) -> str:
-    """Digest of the weights file; it names the checkpoint in results."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no model.safetensors in {folder}; copy the checkpoint again, or train it again"
-        )
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Digest of both files; it names the checkpoint in results."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {name} in {folder}; copy the checkpoint again, or train it again"
+            )
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -187,5 +189,5 @@ def _decoder_config(folder: Path, device: str) -> DecoderConfig:
             ln_eps=neox["layer_norm_eps"],
             device=device,
         )
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ZeroDivisionError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or incomplete ({error}); copy it again") from None

@@ -4,7 +4,6 @@ printed or exited.
 
 import errno
 import io
-import json
 import shlex
 import sys
 import warnings
@@ -23,19 +22,6 @@ from interp.process import tune_process
 
 T = TypeVar("T")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@dataclass(frozen=True)
-class TrainArguments:
-    """What ``interp-train`` takes beside the fields of the configuration."""
-
-    out: str
-    """The run folder to write."""
-    config: TrainConfig
-    preset: Literal["tiny", "demo", "paper"] | None = None
-    """The configuration to start from."""
-    resume: bool = False
-    """Go on from the newest checkpoint in --out, with the configuration recorded there."""
 
 
 def train() -> None:
@@ -66,8 +52,8 @@ def _train(arguments: list[str]) -> None:
 
     Any field can be changed; the defaults shown are those of the preset (without one, the paper's).
     """
-    default = TrainArguments(out=tyro.MISSING, config=_default_config(arguments))
-    given = _parse(TrainArguments, "interp-train", _train.__doc__, arguments, default)
+    kind = _train_arguments(_default_config(arguments))
+    given = _parse(kind, "interp-train", _train.__doc__, arguments)
     if given.preset is None and not given.resume:
         raise ValueError(
             f"no preset was given; choose one with --preset, from {', '.join(PRESETS)}"
@@ -124,8 +110,8 @@ def _patch(arguments: list[str]) -> None:
     from interp.sweep import patch_suite
     from interp.training.loop import device_of
 
-    check_sites(config.sites)
     suite = load_suite(config.ckpt)
+    sites = check_sites(config.sites, parallel=suite.config.parallel)
     steps = select_steps(suite, config.steps)
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
     target = Path(config.report) if config.report else suite.path / "report.html"
@@ -135,14 +121,14 @@ def _patch(arguments: list[str]) -> None:
     )
     with _progress() as progress:
         task = progress.add_task(
-            f"patching {len(config.sites)} sites on {len(facts)} facts, checkpoint",
+            f"patching {len(sites)} sites on {len(facts)} facts, checkpoint",
             total=len(steps),
         )
 
         tree = patch_suite(
             suite,
             facts,
-            sites=config.sites,
+            sites=sites,
             steps=steps,
             direction=config.direction,
             out=out,
@@ -153,7 +139,8 @@ def _patch(arguments: list[str]) -> None:
             options={"corruption": config.corruption, "seed": config.seed},
             on_step=lambda n_done: progress.update(task, completed=n_done),
         )
-    _write_report({site: tree[site].to_dataset() for site in tree.children}, suite.path, target)
+    results = {site: tree[site].to_dataset() for site in tree.children}
+    _write_report(results, suite.path, target, _command("interp-patch", arguments))
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
 
 
@@ -188,17 +175,12 @@ def _guarded(name: str, run: Callable[[list[str]], None]) -> None:
     except (ValueError, FileNotFoundError) as error:
         _exit(name, str(error))
     except OSError as error:
-        again = (
-            "free some space and run the same again; nothing finished is lost"
-            if error.errno in _DISK_FULL
-            else "choose another place"
-        )
-        _exit(
-            name,
-            f"can't write {error.filename or ''} ({error.strerror or error}); {again}".replace(
-                "  ", " "
-            ),
-        )
+        what = f"{error.filename or 'a file'} ({error.strerror or error})"
+        if error.errno in _DISK_FULL:
+            _exit(
+                name, f"can't write {what}; free some space and run the same again, nothing is lost"
+            )
+        _exit(name, f"can't use {what}; see that it can be read and written")
     except KeyboardInterrupt:
         again = "add --resume to go on" if name == "interp-train" else "run the same again to go on"
         print(f"{name}: stopped; {again}", file=sys.stderr)
@@ -210,9 +192,23 @@ def _exit(name: str, message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _parse(
-    kind: type[T], name: str, description: str, arguments: list[str], default: T | None = None
-) -> T:
+def _train_arguments(default: TrainConfig) -> type:
+    """What ``interp-train`` takes: the fields of a configuration, and three flags beside them."""
+
+    @dataclass(frozen=True)
+    class TrainArguments:
+        out: str
+        """The run folder to write."""
+        config: TrainConfig = default
+        preset: Literal["tiny", "demo", "paper"] | None = None
+        """The configuration to start from."""
+        resume: bool = False
+        """Go on from the newest checkpoint in --out, with the configuration recorded there."""
+
+    return TrainArguments
+
+
+def _parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T:
     """``arguments`` as a ``kind``; what tyro has against them is said in one line."""
     said = io.StringIO()
     try:
@@ -222,7 +218,6 @@ def _parse(
                 prog=name,
                 description=cleandoc(description),
                 args=arguments,
-                default=default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as end:
@@ -255,19 +250,18 @@ def _default_config(arguments: list[str]) -> TrainConfig:
     return PRESETS[name or "paper"]
 
 
-def _write_report(results: dict, run: Path, target: Path) -> None:
-    import pandas as pd
-
-    from interp.files import write_bytes
+def _write_report(results: dict, run: Path, target: Path, command: str = "") -> None:
+    from interp.files import read_table, write_bytes
     from interp.report import build_report
+    from interp.training.loop import read_record
 
-    record, metrics = run / "run.json", run / "metrics.parquet"
-    known = record.is_file() and metrics.is_file()
+    known = (run / "run.json").is_file() and (run / "metrics.parquet").is_file()
     page = build_report(
         results,
-        run=json.loads(record.read_text()) if known else None,
-        metrics=pd.read_parquet(metrics) if known else None,
-        title=f"Where and when {run.name} recalls facts",
+        run=read_record(run) if known else None,
+        metrics=read_table(run / "metrics.parquet") if known else None,
+        title=f"Where and when {run.resolve().name} recalls facts",
+        command=command,
     )
     write_bytes(target, page.encode())
 

@@ -15,7 +15,6 @@ Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Corruption = Literal["swap", "held-out"]
 Direction = Literal["denoising", "noising"]
-Metric = Literal["logit_diff", "first_logprob", "value_logprob"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,19 @@ class TrainConfig(PoolSizes):
             "n_evaluated",
         ]
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in (
+            "warmup_people",
+            "warmup_steps",
+            "weight_decay",
+            "final_learning_rate",
+            "seed",
+        ):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it can't be negative")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or None")
         if self.n_train_templates > N_TEMPLATES - N_EVALUATION_TEMPLATES:
             raise ValueError(
                 f"n_train_templates is {self.n_train_templates}; at most "
@@ -189,8 +199,9 @@ class PatchConfig:
     """A run folder, or one of its step folders."""
     steps: str = "all"
     """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
-    sites: tuple[str, ...] = SITES
-    """Activations to patch, each at every layer (z: at every head) and token role."""
+    sites: tuple[str, ...] = ()
+    """Activations to patch, each at every layer (z: at every head) and token role: any of
+    resid_pre, resid_mid, attn_out, mlp_out, z. By default all that the model has."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
     facts: int = 128

@@ -171,6 +171,12 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
                 f"({table.clean_prompt[row]!r}, {table.corrupted_prompt[row]!r}); they must be "
                 "aligned"
             )
+        first, other = ids["answer"][row], ids["corrupted_answer"][row]
+        if not first or not other or first[0] == other[0]:
+            raise ValueError(
+                f"{path}, row {row + 1}: the answers {table.answer[row]!r} and "
+                f"{table.corrupted_answer[row]!r} must begin with different words"
+            )
         roles.append(_roles_around(clean, name, f"{path}, row {row + 1}: {table.name[row]!r}"))
     texts = table.assign(attribute=table.get("attribute", ""), person=-1, corrupted_person=-1)
     return FactSet(

@@ -10,7 +10,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from interp.dynamics import Phases
-from interp.results import distinguishable, interval, recovered, strength
+from interp.results import distinguishable, moved, recovered
 
 SITE_LABELS = {
     "resid_pre": "residual stream before the block",
@@ -23,12 +23,13 @@ _DIRECTIONS = {
     "denoising": "corrupted run ← clean activation",
     "noising": "clean run ← corrupted activation",
 }
+_SHARES = {"denoising": "recovered", "noising": "lost"}
 _FONT = {"family": "system-ui, sans-serif", "size": 13}
 
 
 def patch_heatmap(result: xr.Dataset | xr.DataTree, *, metric: str = "logit_diff") -> go.Figure:
-    """Share recovered of every cell of one site, layer by role or position (z: layer by head, a
-    panel a role).
+    """Share recovered (noising: lost) of every cell of one site, layer by role or position
+    (z: layer by head, a panel a role).
 
     With a ``step`` of several checkpoints the figure has a slider and a play button. A step is left
     grey where clean and corrupted run can't be told apart (the 95 % interval of their mean
@@ -78,7 +79,7 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
             "cmid": 0,
             "cmin": -1,
             "cmax": 1,
-            "colorbar": {"title": "recovered"},
+            "colorbar": {"title": _SHARES[first.attrs["direction"]]},
         },
         height=190 + 255 * n_rows,
         font=_FONT,
@@ -147,7 +148,10 @@ def effect_over_training(
         font=_FONT,
         hovermode="closest",
         xaxis_title="optimizer step",
-        yaxis={"title": "share of clean − corrupted recovered", "range": [-0.3, 1.3]},
+        yaxis={
+            "title": f"share of clean − corrupted {_SHARES[first.attrs['direction']]}",
+            "range": [-0.3, 1.3],
+        },
         template="simple_white",
         margin={"t": 90},
     )
@@ -218,7 +222,10 @@ def training_curves(
 
 
 def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.DataArray]]:
-    shares = recovered(result, metric).where(distinguishable(result, metric))
+    shares = recovered(result, metric)
+    if result.attrs["direction"] == "noising":
+        shares = 1 - shares
+    shares = shares.where(distinguishable(result, metric))
     if site != "z":
         return [
             (f"{SITE_LABELS[site]} ({site})", shares.transpose(..., "layer", result.attrs["by"]))
@@ -240,7 +247,7 @@ def _heatmap(values: xr.DataArray, index: int) -> go.Heatmap:
         coloraxis="coloraxis",
         xgap=1,
         ygap=1,
-        hovertemplate=f"layer %{{y}}, {across} %{{x}}<br>recovered %{{z:.3f}}<extra></extra>",
+        hovertemplate=f"layer %{{y}}, {across} %{{x}}<br>share %{{z:.3f}}<extra></extra>",
     )
 
 
@@ -307,12 +314,12 @@ def _strongest(
     """
     found = []
     for site, result in results.items():
-        lines = interval(result, metric).where(distinguishable(result, metric))
+        lines = moved(result, metric).where(distinguishable(result, metric))
         cells = lines.stack(
             cell=[d for d in ("layer", "head", result.attrs["by"]) if d in lines.dims]
         )
         later = cells.estimate.isel(step=slice(result.sizes["step"] // 2, None)).mean("step")
-        rank = strength(later, result.attrs["direction"]).dropna("cell").argsort().values[::-1]
+        rank = later.dropna("cell").argsort().values[::-1]
         known = np.flatnonzero(later.notnull())
         for i in known[rank[:4]]:
             place = dict(zip(cells.indexes["cell"].names, cells.indexes["cell"][i]))
@@ -322,9 +329,7 @@ def _strongest(
                 else f"L{place['layer']} {site}"
             )
             label = f"{where} at {place[result.attrs['by']]}"
-            found.append(
-                (float(strength(later[i], result.attrs["direction"])), label, cells.isel(cell=i))
-            )
+            found.append((float(later[i]), label, cells.isel(cell=i)))
     return [(label, line) for _, label, line in sorted(found, key=lambda item: -item[0])[:n_cells]]
 
 
@@ -346,7 +351,12 @@ def _shade_plateau(figure: go.Figure, phases: Phases | None) -> None:
 
 def _title(text: str, result: xr.Dataset, metric: str) -> dict:
     run, n = _DIRECTIONS[result.attrs["direction"]], result.sizes["fact"]
-    how = f"{run}; {metric}; n = {n} facts; 0 = corrupted, 1 = clean"
+    ends = (
+        "0 = corrupted, 1 = clean"
+        if run == _DIRECTIONS["denoising"]
+        else "0 = clean, 1 = corrupted"
+    )
+    how = f"{run}; {metric}; n = {n} facts; {ends}"
     return {
         "text": f"{text[0].upper()}{text[1:]}<br><sup>{how}</sup>",
         "x": 0.02,

@@ -4,12 +4,17 @@ against a second process.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -30,6 +35,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """A parquet file in memory.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing or damaged.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path.name} in {path.parent}; the run folder is incomplete, copy it again"
+        )
+    try:
+        return pd.read_parquet(path)
+    except (ValueError, OSError):
+        raise ValueError(f"{path} is damaged; copy it again, or train again") from None
 
 
 def check_writable(folder: Path) -> None:
@@ -65,6 +88,11 @@ def only_process(folder: Path, doing: str) -> Iterator[None]:
             f"another process is {doing} {folder}; wait until it has ended, or stop it"
         ) from None
     try:
+        for leftover in (
+            *folder.glob(".*.tmp"),
+            *folder.glob("resume/.*.tmp"),
+        ):  # of a process that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
     finally:
         lock.release()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,8 +26,14 @@ def provenance() -> dict:
 
 
 def _git_commit() -> str | None:
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True
+    """Of the checkout this package is run from, with ``+`` if files have changed since."""
+    root = Path(__file__).parents[1]
+    if not shutil.which("git") or not (root / ".git").exists():
+        return None
+    commit, changed = (
+        subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+        for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
     )
-    return git.stdout.strip() if git.returncode == 0 else None
+    if commit.returncode != 0:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

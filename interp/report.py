@@ -1,5 +1,4 @@
-"""Results in, one self-contained HTML page out. Reads and writes nothing; the same input gives "
-"the same page."""
+"""Results in, one self-contained HTML page out; the same input gives the same page."""
 
 import json
 from html import escape
@@ -12,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from interp.dynamics import Phases, phases
 from interp.figures import SITE_LABELS, effect_over_training, patch_heatmaps, training_curves
-from interp.results import distinguishable, interval, of_metric, strength
+from interp.results import distinguishable, moved, of_metric
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto;
@@ -35,16 +34,22 @@ def build_report(
     run: dict | None = None,
     metrics: pd.DataFrame | None = None,
     title: str,
+    command: str = "",
 ) -> str:
     """HTML page on one patching sweep.
 
     Args:
         results: a data set with ``step`` a site.
+        command: that asked for the report; by default the one that made the first result.
         run: what run.json holds; together with ``metrics``, the run's metrics table, it adds the
             training curves and phases.
     """
     if not results or any("step" not in result.dims for result in results.values()):
         raise ValueError("a report needs results with a step; make them with interp.patch_suite")
+    common = sorted(set.intersection(*(set(r.step.values.tolist()) for r in results.values())))
+    if not common:
+        raise ValueError("the sites have no step in common; patch them at the same steps")
+    results = {site: result.sel(step=common) for site, result in results.items()}
     curves, found = "", None
     if run and metrics is not None:
         baseline = float(np.mean(list(run["no_knowledge_baseline"].values())))
@@ -66,7 +71,10 @@ def build_report(
         sections.append(
             ("When", _WHEN + _figure("over-training", effect_over_training(results, phases=found)))
         )
-    sections += [("The facts", _facts_table(results)), ("What was run", _provenance(results, run))]
+    sections += [
+        ("The facts", _facts_table(results)),
+        ("What was run", _provenance(results, run, command)),
+    ]
     body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -78,7 +86,8 @@ def build_report(
 
 _WHERE = """
 <p>Each cell replaces one activation, at one layer and at the tokens of one role, by what it is in
-the other run, and measures how much of the difference between the runs comes back. Move the
+the other run, and measures how much of the difference between the runs comes back (denoising) or is
+lost (noising). Move the
 slider, or press play, to go through training. Grey: the model does not yet tell the two runs apart,
 so there is nothing to recover.</p>"""
 _HEADS = "<p>The same for the output of single attention heads, a panel a token role.</p>"
@@ -111,8 +120,9 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
         for site, result in (components or results).items()
     )
     heads = "".join(f"<th>{place}</th>" for place in places)
+    share = "recovered" if first.attrs["direction"] == "denoising" else "lost"
     return (
-        f"{text}The single cells that move it most, with the share recovered and its 95 % "
+        f"{text}The single cells that move it most, with the share {share} and its 95 % "
         f"interval:</p><table><tr><th></th>{heads}</tr>{rows}</table>"
     )
 
@@ -120,13 +130,12 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
 def _best(result: xr.Dataset, where: list[str]) -> str:
     """Table cell that names the strongest patch among the positions ``where``."""
     by = result.attrs["by"]
-    last = interval(result.isel(step=[-1])).isel(step=0)
+    last = moved(result.isel(step=[-1])).isel(step=0)
     wanted = last.isel({by: [str(x) in where for x in last[by].values]})
     cells = wanted.stack(cell=wanted.estimate.dims).dropna("cell")
     if not cells.sizes["cell"]:
         return "<td>–</td>"
-    moved = strength(cells.estimate, result.attrs["direction"]).values
-    best = cells.isel(cell=int(np.argmax(moved)))
+    best = cells.isel(cell=int(np.argmax(cells.estimate.values)))
     place = dict(zip(cells.indexes["cell"].names, best.cell.item()))
     label = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
     bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]"
@@ -165,12 +174,12 @@ def _facts_table(results: dict[str, xr.Dataset]) -> str:
     return f"{caption}<table><tr>{heads}</tr>{rows}</table>"
 
 
-def _provenance(results: dict[str, xr.Dataset], run: dict | None) -> str:
+def _provenance(results: dict[str, xr.Dataset], run: dict | None, command: str) -> str:
     first = next(iter(results.values()))
     made_by, request = (json.loads(first.attrs.get(name, "{}")) for name in ("made_by", "request"))
     steps = ", ".join(map(str, first.step.values.tolist()))
     rows = {
-        "command": made_by.get("command") or "from Python",
+        "command": command or made_by.get("command") or "from Python",
         "training command": (run or {}).get("command") or "unknown",
         "checkpoints": f"steps {steps}",
         "sites": ", ".join(results),

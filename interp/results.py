@@ -179,19 +179,24 @@ def interval(
 
 def distinguishable(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
     """Whether mean (clean − corrupted) is above 0 by 1.96 standard errors: is there a difference
-    of which a share can be recovered?
+    of which a share can be recovered? A single fact is taken at its word.
     """
     values = of_metric(result, metric)
     gap = values.clean - values.corrupted
-    error = gap.std("fact") / np.sqrt(max(1, result.sizes["fact"] - 1))
+    n = result.sizes["fact"]
+    error = gap.std("fact") / np.sqrt(max(1, n - 1))
     return gap.mean("fact") > 1.96 * error
 
 
-def strength(share: xr.DataArray, direction: str) -> xr.DataArray:
-    """How far patching moved the base run towards the source run: ``recovered`` when denoising,
-    1 − ``recovered`` when noising.
+def moved(result: xr.Dataset, metric: str = "logit_diff") -> xr.Dataset:
+    """How far patching moved the run, with ``interval``'s bounds: 0 = as unpatched, 1 = as the run
+    patched from. When denoising it is the share recovered, when noising the share lost.
     """
-    return share if direction == "denoising" else 1 - share
+    shares = interval(result, metric)
+    if result.attrs["direction"] == "denoising":
+        return shares
+    lost = {"estimate": 1 - shares.estimate, "low": 1 - shares.high, "high": 1 - shares.low}
+    return xr.Dataset(lost, attrs=shares.attrs)
 
 
 def _resampled(values: np.ndarray, counts: Float[np.ndarray, "resample fact"]) -> np.ndarray:

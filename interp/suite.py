@@ -2,7 +2,6 @@
 facts that go with them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +11,13 @@ import pandas as pd
 from tokenizers import Tokenizer
 
 from interp.bios.text import Texts, lay_out
+from interp.bios.tokenizer import read_tokenizer
 from interp.checkpoints import checkpoint_sha256, read_checkpoint
 from interp.config import ATTRIBUTES, Corruption, TrainConfig
 from interp.facts import FactSet, draw_facts, read_facts
+from interp.files import read_table
 from interp.model import HookedDecoder
-from interp.training.loop import read_config
+from interp.training.loop import read_record
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Suite:
     @cached_property
     def population(self) -> pd.DataFrame:
         """One row a person."""
-        return pd.read_parquet(self._file("population.parquet"))
+        return read_table(self.path / "population.parquet")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self._file("tokenizer.json")))
+        return read_tokenizer(self.path)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """One row a (step, split, attribute); the attribute ``average`` is the mean of the six."""
-        return pd.read_parquet(self._file("metrics.parquet"))
+        return read_table(self.path / "metrics.parquet")
 
     @cached_property
     def texts(self) -> Texts:
@@ -89,7 +90,7 @@ class Suite:
         length: int | None = None,
     ) -> FactSet:
         """``n`` facts of this run's training people; see ``interp.facts.draw_facts``."""
-        attributes = (attribute,) if isinstance(attribute, str) else tuple(attribute)
+        attributes = (attribute,) if isinstance(attribute, str) else tuple(dict.fromkeys(attribute))
         return draw_facts(
             self.population,
             self.texts,
@@ -104,14 +105,6 @@ class Suite:
     def read_facts(self, path: str | Path) -> FactSet:
         """Facts from a CSV of one's own prompts; see ``interp.facts.read_facts``."""
         return read_facts(path, self.tokenizer)
-
-    def _file(self, name: str) -> Path:
-        if not (self.path / name).is_file():
-            raise FileNotFoundError(
-                f"no {name} in {self.path}; the run folder is incomplete, copy it again or train "
-                "again"
-            )
-        return self.path / name
 
 
 def load_suite(path: str | Path) -> Suite:
@@ -128,7 +121,7 @@ def load_suite(path: str | Path) -> Suite:
             "folders"
         )
     run = path.resolve().parent if _step_of(path.resolve()) is not None else path
-    config = read_config(run)
+    record = read_record(run)
     folders = (
         [path.resolve()] if run != path else [folder for folder in run.iterdir() if folder.is_dir()]
     )
@@ -137,7 +130,7 @@ def load_suite(path: str | Path) -> Suite:
         raise FileNotFoundError(
             f"no step folder in {run}; wait for its first checkpoint, or train again"
         )
-    return Suite(run, steps, config, json.loads((run / "run.json").read_text()))
+    return Suite(run, steps, TrainConfig(**record["config"]), record)
 
 
 def select_steps(suite: Suite, wanted: str) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import xarray as xr
 
-from interp.config import SITES, Direction, Precision
+from interp.config import Direction, Precision
 from interp.facts import FactSet
 from interp.files import only_process
 from interp.patching.patch import By, check_sites, patch_sites
@@ -41,7 +41,7 @@ def patch_suite(
     suite: Suite,
     facts: FactSet,
     *,
-    sites: Sequence[str] = SITES,
+    sites: Sequence[str] = (),
     steps: Sequence[int] | None = None,
     by: By = "role",
     direction: Direction = "denoising",
@@ -56,6 +56,7 @@ def patch_suite(
     """A node a site, each a ``patch`` result with a leading ``step``.
 
     Args:
+        sites: all that the model has by default.
         steps: all of the suite's by default.
         out: folder of result files; what is there already is reused, what is new is written as it
             is finished.

@@ -57,14 +57,17 @@ def test_the_last_checkpoint_is_as_good_as_its_metrics_say(demo):
 
 
 def test_hugging_face_reads_every_checkpoint_with_the_same_logits(demo):
+    """In float64: in float32 even Hugging Face's two attentions differ by 4e-5 on these logits."""
     facts = demo.facts(12, seed=0)
+    real = torch.arange(facts.clean.shape[1]) < facts.lengths[:, None]
     for step in demo.steps[:: len(demo.steps) - 1]:
         theirs = AutoModelForCausalLM.from_pretrained(demo.step_dir(step))
-        with torch.no_grad():
-            expected = theirs(facts.clean).logits
-        ours = demo.load(step)(facts.clean)
-        real = torch.arange(facts.clean.shape[1]) < facts.lengths[:, None]
-        np.testing.assert_allclose(ours[real], expected[real], atol=1e-5)
+        ours = demo.load(step)
+        for kind, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-5)):
+            with torch.no_grad():
+                expected = theirs.to(kind)(facts.clean).logits[real]
+            found = ours.to(kind)(facts.clean)[real]
+            np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
 
 
 def test_the_tokenizer_loads_as_a_hugging_face_tokenizer(demo):

@@ -155,6 +155,7 @@ def test_facts_can_be_read_from_ones_own_prompts(suite, words, tmp_path):
             "row 1: clean_prompt has 9 tokens, corrupted_prompt 3",
         ),
         ({"clean_prompt": "Zaphod was born in the city of"}, "'Zaphod', not in the vocabulary"),
+        ({"corrupted_answer": ""}, "row 1: the answers .* must begin with different words"),
         ({"name": "born city"}, "'born city' does not stand in the clean prompt"),
     ],
 )

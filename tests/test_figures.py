@@ -84,7 +84,7 @@ def test_the_title_tells_direction_metric_and_number_of_facts(direction, how):
         effect_over_training({"attn_out": result}, metric="value_logprob"),
     ):
         title = figure.layout.title.text
-        assert f"{how}; value_logprob; n = 26 facts; 0 = corrupted, 1 = clean" in title
+        assert f"{how}; value_logprob; n = 26 facts; 0 = clean, 1 = corrupted" in title
 
 
 def test_the_slider_has_a_step_a_checkpoint_and_each_frame_its_values():

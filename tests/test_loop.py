@@ -1,9 +1,11 @@
 import json
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from math import cos, pi
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -30,6 +32,12 @@ def stop_at(step):
 def digests(folder, config):
     steps = config.checkpoint_steps
     return {step: checkpoint_sha256(folder / f"step-{step:06d}") for step in steps}
+
+
+def test_the_population_says_how_often_each_person_is_drawn(run, config):
+    people = pd.read_parquet(run / "population.parquet").set_index("split")
+    assert people.loc["train", "sampling_weight"].tolist() == [1 / 40] * 40
+    assert people.loc["held-out", "sampling_weight"].tolist() == [0] * 20
 
 
 def test_a_run_folder_holds_what_the_design_says(run, config):
@@ -71,8 +79,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights_and_metrics(
     train(config, tmp_path / "run", resume=True)
     assert digests(tmp_path / "run", config) == digests(run, config)
     ours, whole = (pd.read_parquet(path / "metrics.parquet") for path in (tmp_path / "run", run))
-    whole = whole.drop(columns="training_loss")
-    pd.testing.assert_frame_equal(ours.drop(columns="training_loss"), whole)
+    pd.testing.assert_frame_equal(ours, whole)
 
 
 def test_a_run_killed_without_warning_is_resumed_to_the_same_weights(run, config, tmp_path):
@@ -80,7 +87,9 @@ def test_a_run_killed_without_warning_is_resumed_to_the_same_weights(run, config
         "import sys; from conftest import SHORT; from interp.training.loop import train\n"
         "train(SHORT, sys.argv[1])"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], cwd="tests")
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "run"], cwd=Path(__file__).parent
+    )
     while not (tmp_path / "run" / "step-000010").exists() and child.poll() is None:
         time.sleep(0.01)
     child.kill()
@@ -89,25 +98,60 @@ def test_a_run_killed_without_warning_is_resumed_to_the_same_weights(run, config
     assert digests(tmp_path / "run", config) == digests(run, config)
 
 
-def test_a_kill_between_checkpoint_and_state_is_made_good(run, config, tmp_path, monkeypatch):
-    def fail(*_):
-        raise Stop
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_kill_between_checkpoint_and_state_is_made_good(
+    run, config, tmp_path, monkeypatch, number
+):
+    writes, original = [], loop.write_state
+
+    def fails_once(*arguments):
+        writes.append(1)
+        if len(writes) == number:
+            raise Stop
+        original(*arguments)
 
     with monkeypatch.context() as patched:
-        writes = []
-        original = loop.write_state
-
-        def third_fails(*arguments):
-            writes.append(1)
-            (fail if len(writes) == 3 else original)(*arguments)
-
-        patched.setattr(loop, "write_state", third_fails)
+        patched.setattr(loop, "write_state", fails_once)
         with pytest.raises(Stop):
             train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
     metrics = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
     assert not metrics.duplicated(["step", "split", "attribute"]).any()
     assert digests(tmp_path / "run", config) == digests(run, config)
+
+
+def test_a_copied_run_without_its_state_is_not_resumed_but_left_alone(run, config, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("resume"))
+    with pytest.raises(ValueError, match=r"no resume/state.safetensors to go on from"):
+        train(config, copy, resume=True)
+    assert digests(copy, config) == digests(run, config)
+    assert (copy / "metrics.parquet").read_bytes() == (run / "metrics.parquet").read_bytes()
+
+
+COMPILE = """
+import sys
+from dataclasses import replace
+from interp.bios.batches import training_batch
+from interp.config import TrainConfig
+from interp.suite import load_suite
+from interp.training.loop import make_step, make_trainee
+
+suite = load_suite(sys.argv[1])
+for compiled in (False, True):
+    config = replace(suite.config, precision="fp32", compile=compiled)
+    step = make_step(config, make_trainee(config, suite.tokenizer.get_vocab_size()))
+    print(*(step(training_batch(suite.texts, config, i)).item() for i in range(3)))
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_compiled_steps_are_those_of_the_plain_ones(run):
+    """In a process of its own, without the type checker, which can't be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, run], capture_output=True, text=True, check=True
+    )
+    plain, compiled = ([float(x) for x in line.split()] for line in done.stdout.splitlines())
+    assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run, config):

@@ -66,6 +66,14 @@ def test_a_missing_population_is_named_when_it_is_needed(copy):
         suite.facts(6)
 
 
+@pytest.mark.parametrize("name", ["population.parquet", "tokenizer.json", "run.json"])
+def test_a_cut_file_is_named(copy, name):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        load_suite(copy).facts(6)
+
+
 @pytest.mark.parametrize(
     ("wanted", "steps"),
     [("all", [0, 10, 20, 30]), ("30,0", [0, 30]), ("every:2", [0, 20, 30]), ("every:9", [0, 30])],

@@ -22,8 +22,7 @@ NO_ATTRIBUTE = -1
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokens and roles of every piece, and which pieces each template, person and value is made "
-    "of."""
+    """Tokens and roles of every piece, and the pieces of each template, person and value."""
 
     tokens: Int[np.ndarray, " piece_token"]
     roles: Int8[np.ndarray, " piece_token"]

@@ -45,6 +45,21 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", SPECIAL)
 
 
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer saved in ``folder``.
+
+    Raises:
+        FileNotFoundError, ValueError: tokenizer.json is missing or damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {folder}; copy the run folder again")
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+
+
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, without ``<bos>``.
 

@@ -92,7 +92,7 @@ def patch_sites(
 
 
 def check_sites(sites: Sequence[str], *, parallel: bool = False) -> list[str]:
-    """``sites`` as a list.
+    """``sites`` as a list; none are all that the model has.
 
     Raises:
         ValueError: one is unknown, or a model with parallel blocks lacks it.
@@ -106,7 +106,7 @@ def check_sites(sites: Sequence[str], *, parallel: bool = False) -> list[str]:
                 "it out"
             )
     if not sites:
-        raise ValueError(f"no site to patch; choose from {', '.join(SITES)}")
+        return [site for site in SITES if not (parallel and site == "resid_mid")]
     return list(dict.fromkeys(sites))
 
 

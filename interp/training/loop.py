@@ -22,13 +22,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.bios.batches import evaluation_set, training_batch
+from interp.bios.batches import evaluation_set, sampling_weights, training_batch
 from interp.bios.population import draw_population, no_knowledge_baseline
 from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
-from interp.bios.tokenizer import save_tokenizer
+from interp.bios.tokenizer import read_tokenizer, save_tokenizer
 from interp.checkpoints import write_checkpoint
-from interp.config import TrainConfig
-from interp.files import only_process, write_bytes, write_json
+from interp.config import ATTRIBUTES, TrainConfig
+from interp.files import only_process, read_table, write_bytes, write_json
 from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.provenance import provenance
 from interp.ragged import Ragged
@@ -159,7 +159,13 @@ def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: On
     if (out / "resume" / "state.safetensors").is_file():
         read_state(trainee, out / "resume")
         metrics.forget_after(trainee.step)
+    elif any(folder.name > "step-000000" for folder in out.glob("step-*")):
+        raise ValueError(
+            f"{out} has checkpoints but no resume/state.safetensors to go on from, as a copied or "
+            "downloaded run; train again into another --out"
+        )
     else:
+        metrics.forget_after(-1)
         _checkpoint(config, out, trainee, metrics)
     step, last = make_step(config, trainee), config.n_steps
     wanted = set(config.checkpoint_steps)
@@ -197,11 +203,12 @@ class _Metrics:
     def __init__(self, config: TrainConfig, out: Path, texts: Texts) -> None:
         self.config, self.path = config, out / "metrics.parquet"
         self.sets = {split: evaluation_set(texts, config, split) for split in ("train", "held-out")}
-        self.table = pd.read_parquet(self.path) if self.path.is_file() else pd.DataFrame()
+        self.table = read_table(self.path) if self.path.is_file() else pd.DataFrame()
         self.losses: list[Tensor] = []
 
     def forget_after(self, step: int) -> None:
-        self.table = self.table[self.table.step <= step]
+        if len(self.table):
+            self.table = self.table[self.table.step <= step]
 
     def add(self, model: HookedDecoder, trainee: Trainee) -> None:
         training_loss = torch.stack(self.losses).double().mean().item() if self.losses else np.nan
@@ -255,12 +262,12 @@ def _open_run(
                 f"{getattr(config, name)}; "
                 "resume it with what it was started with, or choose another --out"
             )
-        return pd.read_parquet(out / "population.parquet"), Tokenizer.from_file(
-            str(out / "tokenizer.json")
-        )
+        return read_table(out / "population.parquet"), read_tokenizer(out)
     people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
     tokenizer = tokenizer_for(people)
     save_tokenizer(tokenizer, out)
+    weights = sampling_weights(config, config.n_steps)
+    people["sampling_weight"] = np.pad(weights, (0, config.n_held_out))
     write_bytes(out / "population.parquet", people.to_parquet(index=False))
     record = {
         "command": command,
@@ -277,19 +284,32 @@ def read_config(run: Path) -> TrainConfig:
     Raises:
         FileNotFoundError, ValueError: there is none, or it can't be read.
     """
+    return TrainConfig(**read_record(run)["config"])
+
+
+def read_record(run: Path) -> dict:
+    """All of a run folder's run.json.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it can't be read.
+    """
     path = run / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"no run.json in {run}; give the folder that interp-train wrote")
     try:
-        return TrainConfig(**json.loads(path.read_text())["config"])
+        record = json.loads(path.read_text())
+        TrainConfig(**record["config"])
+        if set(record["no_knowledge_baseline"]) != set(ATTRIBUTES):
+            raise KeyError("no_knowledge_baseline")
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); copy it again, or train again into another folder"
         ) from None
+    return record
 
 
 def _has_compiler() -> bool:
-    if any(shutil.which(name) for name in (environ.get("CXX", "g++"), "g++", "clang++")):
+    if shutil.which(environ.get("CXX", "g++")):
         return True
     warnings.warn(
         "no C++ compiler found, so training is not compiled and takes about half as long again",

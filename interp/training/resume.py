@@ -45,6 +45,10 @@ def read_state(trainee: "Trainee", folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             position = file.metadata()
+        wanted = {name for name, _ in trainee.model.named_parameters()}
+        wanted |= {f"{moment}.{name}" for moment in _MOMENTS for name in wanted}
+        if position is None or wanted != tensors.keys():
+            raise SafetensorError("not the state of this run")
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete the folder resume to start the run again"
