@@ -82,7 +82,7 @@ class TrainConfig(PoolSizes):
     """bf16 multiplies matrices in bfloat16 and keeps weights and optimizer in fp32."""
     device: Device = "auto"
     compile: bool = True
-    """Compile the step; takes half a minute once, saves about a third of each step."""
+    """Compile the step, which takes its time once and makes every step quicker."""
 
     def __post_init__(self) -> None:
         positive = [
