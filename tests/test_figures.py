@@ -71,20 +71,20 @@ def test_the_colour_scale_diverges_from_0():
 
 
 @pytest.mark.parametrize(
-    "direction, how",
+    "direction, how, ends",
     [
-        ("denoising", "corrupted run ← clean activation"),
-        ("noising", "clean run ← corrupted activation"),
+        ("denoising", "corrupted run ← clean activation", "0 = corrupted, 1 = clean"),
+        ("noising", "clean run ← corrupted activation", "0 = clean, 1 = corrupted"),
     ],
 )
-def test_the_title_tells_direction_metric_and_number_of_facts(direction, how):
+def test_the_title_tells_direction_metric_and_number_of_facts(direction, how, ends):
     result = sweep(SHARES, {0: 6, 100: 6}, n=26, direction=direction)
     for figure in (
         patch_heatmap(result, metric="value_logprob"),
         effect_over_training({"attn_out": result}, metric="value_logprob"),
     ):
         title = figure.layout.title.text
-        assert f"{how}; value_logprob; n = 26 facts; 0 = clean, 1 = corrupted" in title
+        assert f"{how}; value_logprob; n = 26 facts; {ends}" in title
 
 
 def test_the_slider_has_a_step_a_checkpoint_and_each_frame_its_values():
