@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "location")
+METRICS = ("logit_diff", "first_logprob", "value_logprob")
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z")
 N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
 

@@ -16,9 +16,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from interp.config import METRICS
 from interp.files import write_bytes
-
-METRICS = ("logit_diff", "first_logprob", "value_logprob")
 
 
 def file_of(folder: Path, request: dict) -> Path:

@@ -16,10 +16,10 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool
 
-from interp.config import SITES, Direction
+from interp.config import METRICS, SITES, Direction
 from interp.facts import PROMPT_ROLES, FactSet, role_masks
 from interp.model import HookedDecoder
-from interp.patching.engine import METRICS, Engine
+from interp.patching.engine import Engine
 
 By = Literal["role", "pos"]
 FACT_COORDS = (
