@@ -94,10 +94,9 @@ class HookedDecoder(HookedRootModule):
         """What ``unembed`` reads at each real token of a batch; the fast path of training, where
         attention hooks stay silent.
         """
-        turn = rotation(torch.arange(ragged.real.shape[1], device=tokens.device), self.cfg)
         resid = embed(self.embed.weight, tokens)
         for block in self.blocks:
-            resid = block(resid, turn, ragged)
+            resid = block(resid, ragged.turn, ragged)
         return self.ln_final(resid)
 
     def to_tokens(self, *_: object, **__: object) -> None:
@@ -180,7 +179,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "*cell d_model"], turn: Rotation, ragged: Ragged | None = None
     ) -> Float[Tensor, "*cell d_model"]:
         if ragged is not None:
-            return self.out(attend(self.qkv(x), turn, ragged, n_heads=self.n_heads))
+            return self.out(attend(self.qkv(x), ragged, n_heads=self.n_heads))
         q, k, v = self.heads(x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         q, k = self.hook_rot_q(rotate(q, turn)), self.hook_rot_k(rotate(k, turn))

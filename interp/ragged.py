@@ -16,17 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Ragged(NamedTuple):
-    """Where the real tokens of a right-padded batch lie."""
-
-    token_to_cell: Int[Tensor, " token"]
-    """``row · n_pos + pos`` of each real token."""
-    cell_to_token: Int[Tensor, "batch pos"]
-    """The token in each cell; for a pad any token, its content is never used."""
-    real: Float[Tensor, "batch pos"]
-    """1 for a real token, 0 for a pad."""
-
-
 class Rotation(NamedTuple):
     """Rotary angles of positions, for the two halves of a head's rotated dimensions.
 
@@ -36,6 +25,22 @@ class Rotation(NamedTuple):
     cos: Float[Tensor, "*pos 1 2 half"]
     sin: Float[Tensor, "*pos 1 2 half"]
     """−sin for the first half, sin for the second."""
+
+
+class Ragged(NamedTuple):
+    """Where the real tokens of a right-padded batch lie, and tables of its positions: a compiled
+    step that made these itself would compute a cosine for every element it turns.
+    """
+
+    token_to_cell: Int[Tensor, " token"]
+    """``row · n_pos + pos`` of each real token."""
+    cell_to_token: Int[Tensor, "batch pos"]
+    """The token in each cell; for a pad any token, its content is never used."""
+    real: Float[Tensor, "batch pos"]
+    """1 for a real token, 0 for a pad."""
+    future: Float[Tensor, "pos pos"]
+    """−inf where the source lies after the destination, else 0."""
+    turn: Rotation
 
 
 def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*cell d_head"]:
@@ -50,12 +55,12 @@ def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*
 
 
 def attend(
-    qkv: Float[Tensor, "token width"], turn: Rotation, ragged: Ragged, *, n_heads: int
+    qkv: Float[Tensor, "token width"], ragged: Ragged, *, n_heads: int
 ) -> Float[Tensor, "token d_model"]:
     """Causal attention output z of the real tokens, heads side by side; ``width`` is (head, qkv,
     d_head), as in GPT-NeoX.
     """
-    rows = _Pad.apply(qkv, ragged)
+    rows, turn = _Pad.apply(qkv, ragged), ragged.turn
     if qkv.is_cuda:
         q, k, v = rearrange(
             rows, "b p (head qkv d) -> qkv b p head d", head=n_heads, qkv=3
@@ -69,7 +74,9 @@ def attend(
     else:
         turn = Rotation(turn.cos[..., 0, :, :], turn.sin[..., 0, :, :])
         z = rearrange(
-            _Attention.apply(rows, turn, n_heads), "(b head) p d -> b p (head d)", head=n_heads
+            _Attention.apply(rows, turn, ragged.future, n_heads),
+            "(b head) p d -> b p (head d)",
+            head=n_heads,
         )
     return _Unpad.apply(z, ragged)
 
@@ -80,27 +87,24 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, turn: Rotation, n_heads: int) -> Tensor:
+    def forward(ctx, qkv: Tensor, turn: Rotation, future: Tensor, n_heads: int) -> Tensor:
         q, k, v = rearrange(
             qkv, "b p (head qkv d) -> qkv (b head) p d", head=n_heads, qkv=3
         ).unbind()
         ctx.n_heads, ctx.scale = n_heads, q.shape[-1] ** -0.5
         q, k = rotate(q, turn) * ctx.scale, rotate(k, turn)
-        future = torch.full(
-            (q.shape[1], q.shape[1]), -torch.inf, dtype=torch.float32, device=q.device
-        ).triu(1)
         pattern = _wide(q @ k.mT).add(future).softmax(-1).to(q.dtype)
         ctx.save_for_backward(q, k, v, pattern, *turn)
         return pattern @ v
 
     @staticmethod
-    def backward(ctx, d_z: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, d_z: Tensor) -> tuple[Tensor, None, None, None]:
         q, k, v, pattern, cos, sin = ctx.saved_tensors
         weighted = _wide(d_z @ v.mT) * pattern
         d_scores = (weighted - pattern * weighted.sum(-1, keepdim=True)).to(q.dtype)
         back = Rotation(cos, -sin)
         d_q, d_k = rotate(d_scores @ k, back) * ctx.scale, rotate(d_scores.mT @ q, back)
-        return _join_heads(d_q, d_k, pattern.mT @ d_z, ctx.n_heads), None, None
+        return _join_heads(d_q, d_k, pattern.mT @ d_z, ctx.n_heads), None, None, None
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -45,13 +45,13 @@ def hooked_hidden(model, batch):
 
 
 def test_training_states_are_those_of_each_biography_run_alone(wide_model, batch):
-    tokens, ragged = to_ragged(batch, "cpu")
+    tokens, ragged = to_ragged(batch, wide_model.cfg, "cpu")
     difference = wide_model.hidden(tokens, ragged) - hooked_hidden(wide_model, batch)
     assert difference.abs().max() < 1e-9
 
 
 def test_gradients_are_those_autograd_finds_for_the_hooked_forward_pass(wide_model, batch):
-    tokens, ragged = to_ragged(batch, "cpu")
+    tokens, ragged = to_ragged(batch, wide_model.cfg, "cpu")
     target, has_next = (torch.from_numpy(x) for x in next_tokens(batch))
     ways = []
     for hidden in (wide_model.hidden(tokens, ragged), hooked_hidden(wide_model, batch)):
@@ -64,7 +64,7 @@ def test_gradients_are_those_autograd_finds_for_the_hooked_forward_pass(wide_mod
 
 
 def test_what_a_pad_holds_changes_nothing(wide_model, batch):
-    tokens, ragged = to_ragged(batch, "cpu")
+    tokens, ragged = to_ragged(batch, wide_model.cfg, "cpu")
     elsewhere = torch.where(ragged.real > 0, ragged.cell_to_token, len(tokens) - 1)
     same = wide_model.hidden(tokens, ragged._replace(cell_to_token=elsewhere))
     assert torch.equal(same, wide_model.hidden(tokens, ragged))

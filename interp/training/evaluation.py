@@ -50,7 +50,7 @@ def evaluate(
 
 def _value_tokens(model: HookedDecoder, biographies: Biographies) -> pd.DataFrame:
     device = model.embed.weight.device
-    tokens, ragged = to_ragged(biographies, device)
+    tokens, ragged = to_ragged(biographies, model.cfg, device)
     at = np.flatnonzero(biographies.roles == ROLES.index("value"))
     log_p = model.unembed(
         model.hidden(tokens, ragged)[torch.from_numpy(at - 1).to(device)]

@@ -6,20 +6,25 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.bios.text import Biographies
+from interp.model import DecoderConfig, rotation
 from interp.ragged import Ragged
 
 
 def to_ragged(
-    biographies: Biographies, device: torch.device | str
+    biographies: Biographies, cfg: DecoderConfig, device: torch.device | str
 ) -> tuple[Int[Tensor, " token"], Ragged]:
-    """Tokens end to end, and their places in rows padded to the longest."""
+    """Tokens end to end, and their places in rows padded to the longest, for a model of shape
+    ``cfg``.
+    """
     lengths = biographies.lengths
     pos = np.arange(lengths.max())
     real = pos < lengths[:, None]
     cell_to_token = np.where(real, (np.cumsum(lengths) - lengths)[:, None] + pos, 0)
     arrays = biographies.tokens, np.flatnonzero(real), cell_to_token, real.astype(np.float32)
     tokens, *places = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
-    return tokens, Ragged(*places)
+    future = torch.full((len(pos), len(pos)), -torch.inf, device=device).triu(1)
+    turn = rotation(torch.arange(len(pos), device=device), cfg)
+    return tokens, Ragged(*places, future, turn)
 
 
 def next_tokens(biographies: Biographies) -> tuple[np.ndarray, np.ndarray]:

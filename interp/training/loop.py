@@ -140,7 +140,7 @@ def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], 
         target, has_next = (
             torch.from_numpy(x).to(device, non_blocking=True) for x in next_tokens(batch)
         )
-        value = compiled(*to_ragged(batch, device), target, has_next)
+        value = compiled(*to_ragged(batch, model.cfg, device), target, has_next)
         value.backward()
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
