@@ -179,7 +179,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "*cell d_model"], turn: Rotation, ragged: Ragged | None = None
     ) -> Float[Tensor, "*cell d_model"]:
         if ragged is not None:
-            return self.out(attend(self.qkv(x), ragged, n_heads=self.n_heads))
+            return self.out(attend(self.qkv(x), ragged))
         q, k, v = self.heads(x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         q, k = self.hook_rot_q(rotate(q, turn)), self.hook_rot_k(rotate(k, turn))

@@ -10,7 +10,6 @@ which is slow on a CPU; tests compare them with autograd in float64.
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,11 +31,13 @@ class Ragged(NamedTuple):
     step that made these itself would compute a cosine for every element it turns.
     """
 
-    token_to_cell: Int[Tensor, " token"]
-    """``row · n_pos + pos`` of each real token."""
-    cell_to_token: Int[Tensor, "batch pos"]
-    """The token in each cell; for a pad any token, its content is never used."""
-    real: Float[Tensor, "batch pos"]
+    to_rows: Int[Tensor, "qkv batch_head pos"]
+    """``(token · n_heads + head) · 3 + qkv`` of each cell; for a pad of any token, its content is
+    never used.
+    """
+    to_tokens: Int[Tensor, "token head qkv"]
+    """The flat place in ``to_rows`` of each real token."""
+    real: Float[Tensor, "batch_head pos 1"]
     """1 for a real token, 0 for a pad."""
     future: Float[Tensor, "pos pos"]
     """−inf where the source lies after the destination, else 0."""
@@ -54,57 +55,43 @@ def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*
     return turned if n_rotary == x.shape[-1] else torch.cat((turned, x[..., n_rotary:]), -1)
 
 
-def attend(
-    qkv: Float[Tensor, "token width"], ragged: Ragged, *, n_heads: int
-) -> Float[Tensor, "token d_model"]:
+def attend(qkv: Float[Tensor, "token width"], ragged: Ragged) -> Float[Tensor, "token d_model"]:
     """Causal attention output z of the real tokens, heads side by side; ``width`` is (head, qkv,
     d_head), as in GPT-NeoX.
     """
-    rows, turn = _Pad.apply(qkv, ragged), ragged.turn
+    q, k, v = _ToRows.apply(qkv, ragged.to_rows, ragged.to_tokens)
+    turn = Rotation(ragged.turn.cos[:, 0], ragged.turn.sin[:, 0])  # heads lie beside the batch
     if qkv.is_cuda:
-        q, k, v = rearrange(
-            rows, "b p (head qkv d) -> qkv b p head d", head=n_heads, qkv=3
-        ).unbind()
-        q, k, v = (
-            rearrange(x, "b p head d -> b head p d") for x in (rotate(q, turn), rotate(k, turn), v)
-        )
-        z = rearrange(
-            F.scaled_dot_product_attention(q, k, v, is_causal=True), "b head p d -> b p (head d)"
-        )
+        q, k, v = (x[None] for x in (rotate(q, turn), rotate(k, turn), v))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0] * ragged.real
     else:
-        turn = Rotation(turn.cos[..., 0, :, :], turn.sin[..., 0, :, :])
-        z = rearrange(
-            _Attention.apply(rows, turn, ragged.future, n_heads),
-            "(b head) p d -> b p (head d)",
-            head=n_heads,
-        )
-    return _Unpad.apply(z, ragged)
+        z = _Attention.apply(q, k, v, turn, ragged.future, ragged.real)
+    return _ToTokens.apply(z, ragged.to_rows, ragged.to_tokens)
 
 
 class _Attention(torch.autograd.Function):
     """Softmax attention, batch and heads in one axis; keeps the patterns in the dtype of the matrix
-    products.
+    products. Pads attend to nothing, so whatever gradient reaches them is gone here.
     """
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, turn: Rotation, future: Tensor, n_heads: int) -> Tensor:
-        q, k, v = rearrange(
-            qkv, "b p (head qkv d) -> qkv (b head) p d", head=n_heads, qkv=3
-        ).unbind()
-        ctx.n_heads, ctx.scale = n_heads, q.shape[-1] ** -0.5
-        q, k = rotate(q, turn) * ctx.scale, rotate(k, turn)
-        pattern = _wide(q @ k.mT).add(future).softmax(-1).to(q.dtype)
+    def forward(ctx, q, k, v, turn: Rotation, future: Tensor, real: Tensor) -> Tensor:
+        ctx.scale = q.shape[-1] ** -0.5
+        q, k = rotate(q, turn), rotate(k, turn)
+        scores = _wide(q @ k.mT) * ctx.scale + future
+        pattern = (scores.softmax(-1) * real).to(v.dtype)
         ctx.save_for_backward(q, k, v, pattern, *turn)
         return pattern @ v
 
     @staticmethod
-    def backward(ctx, d_z: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, d_z: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, pattern, cos, sin = ctx.saved_tensors
         weighted = _wide(d_z @ v.mT) * pattern
-        d_scores = (weighted - pattern * weighted.sum(-1, keepdim=True)).to(q.dtype)
+        d_scores = weighted - pattern * weighted.sum(-1, keepdim=True)
+        d_scores = (d_scores * ctx.scale).to(v.dtype)
         back = Rotation(cos, -sin)
-        d_q, d_k = rotate(d_scores @ k, back) * ctx.scale, rotate(d_scores.mT @ q, back)
-        return _join_heads(d_q, d_k, pattern.mT @ d_z, ctx.n_heads), None, None, None
+        d_q, d_k = rotate(d_scores @ k, back), rotate(d_scores.mT @ q, back)
+        return d_q, d_k, pattern.mT @ d_z, None, None, None
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -129,67 +116,73 @@ class _Embed(torch.autograd.Function):
         return _add_rows(d_rows, tokens, ctx.d_vocab), None
 
 
-class _Pad(torch.autograd.Function):
-    """Tokens to rows. The gradient at a pad is zero, so the way back is a gather too."""
+class _ToRows(torch.autograd.Function):
+    """Tokens to rows of q, k and v of every head. The gradient at a pad is zero, so the way back is
+    a gather too.
+    """
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, ragged: Ragged) -> Tensor:
-        ctx.save_for_backward(ragged.token_to_cell)
-        return _take_rows(tokens, ragged.cell_to_token.flatten()).unflatten(
-            0, ragged.cell_to_token.shape
-        )
+    def forward(ctx, tokens: Tensor, to_rows: Tensor, to_tokens: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(to_tokens)
+        return _take_rows(tokens.unflatten(1, (to_tokens.shape[1] * 3, -1)), to_rows).unbind()
 
     @staticmethod
-    def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None]:
-        (token_to_cell,) = ctx.saved_tensors
-        return _take_rows(d_rows.flatten(0, 1), token_to_cell), None
+    def backward(ctx, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
+        (to_tokens,) = ctx.saved_tensors
+        return _join_rows(d_q, d_k, d_v, to_tokens).flatten(1), None, None
 
 
-class _Unpad(torch.autograd.Function):
-    """Rows to tokens; pads are dropped, and get no gradient."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, ragged: Ragged) -> Tensor:
-        ctx.save_for_backward(ragged.cell_to_token, ragged.real)
-        return _take_rows(rows.flatten(0, 1), ragged.token_to_cell)
+class _ToTokens(torch.autograd.Function):
+    """Rows of z to tokens; pads are dropped, and get whatever gradient."""
 
     @staticmethod
-    def backward(ctx, d_tokens: Tensor) -> tuple[Tensor, None]:
-        cell_to_token, real = ctx.saved_tensors
-        d_rows = _take_rows(d_tokens, cell_to_token.flatten()).unflatten(0, cell_to_token.shape)
-        return d_rows * real[..., None].to(d_rows.dtype), None
+    def forward(ctx, z: Tensor, to_rows: Tensor, to_tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(to_rows, to_tokens)
+        return _take_rows(z, to_tokens[:, :, 0]).flatten(1)
+
+    @staticmethod
+    def backward(ctx, d_tokens: Tensor) -> tuple[Tensor, None, None]:
+        to_rows, to_tokens = ctx.saved_tensors
+        d_z = d_tokens.unflatten(1, (to_tokens.shape[1], -1))
+        return _take_rows(d_z, to_rows[0] // 3), None, None
 
 
-# Opaque to the compiler on purpose: fused into a neighbour, the two copies become scalar loops and
+# Opaque to the compiler on purpose: fused into a neighbour, the copies become scalar loops and
 # cost several times more, and the sum is made by atomic additions, in another order each time.
-@torch.library.custom_op("interp::take_rows", mutates_args=())
-def _take_rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.index_select(0, index)
+_library = torch.library.Library("interp", "DEF")
+_library.define("take_rows(Tensor x, Tensor index) -> Tensor")
+_library.define("join_rows(Tensor q, Tensor k, Tensor v, Tensor index) -> Tensor")
+_library.define("add_rows(Tensor d_rows, Tensor tokens, int d_vocab) -> Tensor")
+_take_rows = torch.ops.interp.take_rows
+_join_rows = torch.ops.interp.join_rows
+_add_rows = torch.ops.interp.add_rows
 
 
-@_take_rows.register_fake
+@torch.library.impl(_library, "take_rows", "CompositeExplicitAutograd")
 def _(x: Tensor, index: Tensor) -> Tensor:
-    return x.new_empty(index.shape[0], x.shape[1])
+    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, x.shape[2])
 
 
-@torch.library.custom_op("interp::join_heads", mutates_args=())
-def _join_heads(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
-    qkv = torch.stack(
-        [rearrange(x, "(b head) p d -> b p head d", head=n_heads) for x in (q, k, v)], 3
-    )
-    return rearrange(qkv, "b p head qkv d -> b p (head qkv d)")
+@torch.library.register_fake("interp::take_rows")
+def _(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty(*index.shape, x.shape[2])
 
 
-@_join_heads.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
-    return q.new_empty(q.shape[0] // n_heads, q.shape[1], n_heads * 3 * q.shape[2])
+@torch.library.impl(_library, "join_rows", "CompositeExplicitAutograd")
+def _(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
+    return torch.ops.interp.take_rows(torch.cat((q, k, v)), index)
 
 
-@torch.library.custom_op("interp::add_rows", mutates_args=())
-def _add_rows(d_rows: Tensor, tokens: Tensor, d_vocab: int) -> Tensor:
+@torch.library.register_fake("interp::join_rows")
+def _(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
+    return q.new_empty(*index.shape, q.shape[2])
+
+
+@torch.library.impl(_library, "add_rows", "CompositeExplicitAutograd")
+def _(d_rows: Tensor, tokens: Tensor, d_vocab: int) -> Tensor:
     return torch.ops.aten.embedding_dense_backward(d_rows, tokens, d_vocab, -1, False)
 
 
-@_add_rows.register_fake
+@torch.library.register_fake("interp::add_rows")
 def _(d_rows: Tensor, tokens: Tensor, d_vocab: int) -> Tensor:
     return d_rows.new_empty(d_vocab, d_rows.shape[1])

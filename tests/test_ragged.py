@@ -65,8 +65,9 @@ def test_gradients_are_those_autograd_finds_for_the_hooked_forward_pass(wide_mod
 
 def test_what_a_pad_holds_changes_nothing(wide_model, batch):
     tokens, ragged = to_ragged(batch, wide_model.cfg, "cpu")
-    elsewhere = torch.where(ragged.real > 0, ragged.cell_to_token, len(tokens) - 1)
-    same = wide_model.hidden(tokens, ragged._replace(cell_to_token=elsewhere))
+    elsewhere = torch.where(ragged.real[..., 0] > 0, ragged.to_rows, ragged.to_rows.max())
+    assert not torch.equal(elsewhere, ragged.to_rows)
+    same = wide_model.hidden(tokens, ragged._replace(to_rows=elsewhere))
     assert torch.equal(same, wide_model.hidden(tokens, ragged))
 
 

@@ -16,12 +16,20 @@ def to_ragged(
     """Tokens end to end, and their places in rows padded to the longest, for a model of shape
     ``cfg``.
     """
-    lengths = biographies.lengths
-    pos = np.arange(lengths.max())
+    lengths, pos = biographies.lengths, np.arange(biographies.lengths.max())
     real = pos < lengths[:, None]
-    cell_to_token = np.where(real, (np.cumsum(lengths) - lengths)[:, None] + pos, 0)
-    arrays = biographies.tokens, np.flatnonzero(real), cell_to_token, real.astype(np.float32)
-    tokens, *places = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+    first = np.cumsum(lengths) - lengths
+    token = np.where(real, first[:, None] + pos, 0)[:, None]
+    qkv, head = np.arange(3), np.arange(cfg.n_heads)[:, None]
+    to_rows = 3 * (token * cfg.n_heads + head) + qkv[:, None, None, None]
+    to_rows = to_rows.reshape(3, -1, len(pos))
+    row, column = (index[:, None, None] for index in np.nonzero(real))
+    to_tokens = ((qkv * len(real) + row) * cfg.n_heads + head) * len(pos) + column
+    head_real = real.repeat(cfg.n_heads, 0)[..., None].astype(np.float32)
+    tokens, *places = (
+        torch.from_numpy(array).to(device, non_blocking=True)
+        for array in (biographies.tokens, to_rows, to_tokens, head_real)
+    )
     future = torch.full((len(pos), len(pos)), -torch.inf, device=device).triu(1)
     turn = rotation(torch.arange(len(pos), device=device), cfg)
     return tokens, Ragged(*places, future, turn)

@@ -132,7 +132,7 @@ def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], 
             F.cross_entropy(logits.float(), target, reduction="none") * has_next
         ).sum() / has_next.sum()
 
-    compiled = torch.compile(loss, dynamic=True) if config.compile and _has_compiler() else loss
+    value_of = _compiled(loss) if config.compile and _has_compiler() else loss
 
     def step(batch: Biographies) -> Tensor:
         for group in optimizer.param_groups:
@@ -140,7 +140,7 @@ def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], 
         target, has_next = (
             torch.from_numpy(x).to(device, non_blocking=True) for x in next_tokens(batch)
         )
-        value = compiled(*to_ragged(batch, model.cfg, device), target, has_next)
+        value = value_of(*to_ragged(batch, model.cfg, device), target, has_next)
         value.backward()
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -151,6 +151,23 @@ def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], 
         return value.detach()
 
     return step
+
+
+def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``loss``, compiled once for batches of every length. Only sizes that do change are left open:
+    with all of them open the loops divide sizes over and over, and a step takes a quarter longer.
+    """
+    compiled = torch.compile(loss)
+
+    def call(tokens: Tensor, ragged: Ragged, target: Tensor, has_next: Tensor) -> Tensor:
+        per_token = tokens, target, has_next, ragged.to_tokens
+        for x in (*per_token, ragged.future, *ragged.turn):
+            torch._dynamo.mark_dynamic(x, 0)
+        for x, dim in ((ragged.real, 1), (ragged.future, 1), (ragged.to_rows, 2)):
+            torch._dynamo.mark_dynamic(x, dim)
+        return compiled(tokens, ragged, target, has_next)
+
+    return call
 
 
 def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: OnStep) -> None:
