@@ -4,6 +4,7 @@ printed or exited.
 
 import errno
 import io
+import json
 import shlex
 import sys
 import warnings
@@ -161,7 +162,8 @@ def _report(arguments: list[str]) -> None:
     check_writable(Path(config.out).parent)
     folder = Path(config.results)
     results = read_folder(folder)
-    _write_report(results, folder.resolve().parent.parent, Path(config.out))
+    made_by = json.loads(next(iter(results.values())).attrs["made_by"])
+    _write_report(results, folder / made_by.get("run", "../.."), Path(config.out))
     print(f"report: {config.out}")
 
 

@@ -65,7 +65,7 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
         figure.update_yaxes(
             title_text="layer", dtick=1, row=i // n_columns + 1, col=i % n_columns + 1
         )
-        across = "head" if values.dims[-1] == "head" else None
+        across = {"head": "head", "pos": "position (0 = bos)"}.get(values.dims[-1])
         figure.update_xaxes(
             title_text=across,
             dtick=1 if across else None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from multiprocessing import get_context
+from os.path import relpath
 from pathlib import Path
 
 import torch
@@ -83,9 +84,8 @@ def patch_suite(
     else:
         with only_process(Path(out), "writing results to"):
             asked = _asked(facts, by, direction, precision, options or {})
-            done = _reuse_or_compute(
-                jobs, Path(out), asked, provenance() | {"command": command}, workers, on_step
-            )
+            made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
+            done = _reuse_or_compute(jobs, Path(out), asked, made_by, workers, on_step)
     return xr.DataTree.from_dict(
         {site: join_steps({step: done[step][site] for step in steps}) for site in sites}
     )

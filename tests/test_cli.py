@@ -52,9 +52,19 @@ def test_a_run_is_trained_patched_and_reported(tmp_path):
     command = json.loads((tmp_path / "run" / "run.json").read_text())["command"]
     assert command.startswith("interp-train --preset tiny --out ")
 
-    code, said, _ = run("interp-patch", "--ckpt", tmp_path / "run", "--facts", "12", "--sites", "z")
+    results = tmp_path / "elsewhere"
+    code, said, _ = run(
+        "interp-patch",
+        "--ckpt",
+        tmp_path / "run",
+        "--facts",
+        "12",
+        "--sites",
+        "z",
+        "--out",
+        results,
+    )
     assert code == 0 and str(tmp_path / "run" / "report.html") in said
-    results = tmp_path / "run" / "results" / "patching"
     assert len(list(results.glob("*.nc"))) == 3
 
     code, *_ = run("interp-report", "--results", results, "--out", tmp_path / "again.html")
