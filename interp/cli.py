@@ -51,7 +51,8 @@ def _train(arguments: list[str]) -> None:
 
     interp-train --out runs/demo-1 --resume
 
-    Any field can be changed; the defaults shown are those of the preset (without one, the paper's).
+    A new run needs a preset: tiny (90 s), demo (minutes) or paper (hours on a GPU). Any field of it
+    can be changed; the defaults shown are those of the preset given, else the paper's.
     """
     kind = _train_arguments(_default_config(arguments))
     given = _parse(kind, "interp-train", _train.__doc__, arguments)
@@ -105,18 +106,19 @@ def _patch(arguments: list[str]) -> None:
     from the last checkpoint done.
     """
     config = _parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
-    from interp.files import check_writable
+    from interp.files import check_file, check_writable
+    from interp.model import device_of
     from interp.patching.patch import check_sites
     from interp.suite import load_suite, select_steps
     from interp.sweep import patch_suite
-    from interp.training.loop import device_of
 
     suite = load_suite(config.ckpt)
     sites = check_sites(config.sites, parallel=suite.config.parallel)
     steps = select_steps(suite, config.steps)
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
     target = Path(config.report) if config.report else suite.path / "report.html"
-    check_writable(out), check_writable(target.parent)
+    check_writable(out), check_file(target)
+    metrics = _metrics(suite.path)
     facts = suite.facts(
         config.facts, attribute=config.attributes, seed=config.seed, corruption=config.corruption
     )
@@ -140,8 +142,8 @@ def _patch(arguments: list[str]) -> None:
             options={"corruption": config.corruption, "seed": config.seed},
             on_step=lambda n_done: progress.update(task, completed=n_done),
         )
-    results = {site: tree[site].to_dataset() for site in tree.children}
-    _write_report(results, suite.path, target, _command("interp-patch", arguments))
+    command = _command("interp-patch", arguments)
+    _write_report(tree, suite.path, metrics, target, command)
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
 
 
@@ -156,14 +158,15 @@ def _report(arguments: list[str]) -> None:
     shown.
     """
     config = _parse(ReportConfig, "interp-report", _report.__doc__, arguments)
-    from interp.files import check_writable
+    from interp.files import check_file
     from interp.results import read_folder
 
-    check_writable(Path(config.out).parent)
+    check_file(Path(config.out))
     folder = Path(config.results)
     results = read_folder(folder)
     made_by = json.loads(next(iter(results.values())).attrs["made_by"])
-    _write_report(results, folder / made_by.get("run", "../.."), Path(config.out))
+    run = folder / made_by.get("run", "../..")
+    _write_report(results, run, _metrics(run), Path(config.out))
     print(f"report: {config.out}")
 
 
@@ -252,16 +255,23 @@ def _default_config(arguments: list[str]) -> TrainConfig:
     return PRESETS[name or "paper"]
 
 
-def _write_report(results: dict, run: Path, target: Path, command: str = "") -> None:
-    from interp.files import read_table, write_bytes
+def _metrics(run: Path):
+    """A run's metrics table; None if its folder has none."""
+    from interp.files import read_table
+
+    path = run / "metrics.parquet"
+    return read_table(path) if path.is_file() and (run / "run.json").is_file() else None
+
+
+def _write_report(results, run: Path, metrics, target: Path, command: str = "") -> None:
+    from interp.files import write_bytes
     from interp.report import build_report
     from interp.training.loop import read_record
 
-    known = (run / "run.json").is_file() and (run / "metrics.parquet").is_file()
     page = build_report(
         results,
-        run=read_record(run) if known else None,
-        metrics=read_table(run / "metrics.parquet") if known else None,
+        run=None if metrics is None else read_record(run),
+        metrics=metrics,
         title=f"Where and when {run.resolve().name} recalls facts",
         command=command,
     )
@@ -290,4 +300,11 @@ def _progress():
         TimeElapsedColumn(),
         TextColumn("left:"),
     )
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    console = Console(stderr=True)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -5,7 +5,7 @@ Standard library only, so that ``--help`` answers before torch is imported.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "location")
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
@@ -18,11 +18,18 @@ Corruption = Literal["swap", "held-out"]
 Direction = Literal["denoising", "noising"]
 
 
+def check_choice(name: str, got: str, choices: object) -> None:
+    """Raises a ValueError unless ``got`` is one of a Literal's values."""
+    if got not in get_args(choices):
+        raise ValueError(f"no {name} {got!r}; there are {', '.join(get_args(choices))}")
+
+
 @dataclass(frozen=True)
 class PoolSizes:
     """How many names and values there are to draw from; the defaults are the paper's."""
 
     n_first_names: int = 900
+    """Size of the pool; the same for the other names and values."""
     n_middle_names: int = 900
     n_last_names: int = 1000
     n_cities: int = 800
@@ -39,6 +46,7 @@ class TrainConfig(PoolSizes):
     """Everything that determines a training run; the defaults are the paper's."""
 
     n_people: int = 64_000
+    """People to learn about."""
     n_held_out: int = 16_000
     """People from the same pools, never trained on."""
     n_train_templates: int = 20
@@ -48,23 +56,35 @@ class TrainConfig(PoolSizes):
     warmup_people: int = 0
     """Draw from the first so many people only, until warmup_steps; 0 is off."""
     warmup_steps: int = 0
+    """Steps of the warm-up."""
 
     n_layers: int = 8
+    """Transformer blocks."""
     n_heads: int = 8
+    """Attention heads a block."""
     d_model: int = 512
+    """Width of the residual stream."""
     d_mlp: int = 2048
+    """Neurons an MLP."""
     parallel: bool = False
     """Attention and MLP read the same residual stream."""
     init_std: float = 0.02
+    """Standard deviation of the initial weights."""
 
     n_steps: int = 16_000
+    """Optimizer steps."""
     batch_size: int = 128
+    """Biographies a step."""
     learning_rate: float = 4e-4
     """Peak, at step 0; falls to final_learning_rate along a cosine."""
     final_learning_rate: float = 1e-7
+    """At the last step."""
     beta1: float = 0.9
+    """AdamW's decay of the gradient's mean."""
     beta2: float = 0.95
+    """AdamW's decay of the gradient's square."""
     weight_decay: float = 0.1
+    """Of matrices; vectors have none."""
     clip_norm: float | None = None
     """Largest gradient norm; None does not clip."""
 
@@ -79,9 +99,11 @@ class TrainConfig(PoolSizes):
     """Training people, and held-out people, in each evaluation."""
 
     seed: int = 0
+    """Of people, batches and initial weights."""
     precision: Precision = "bf16"
     """bf16 multiplies matrices in bfloat16 and keeps weights and optimizer in fp32."""
     device: Device = "auto"
+    """auto is CUDA where there is one."""
     compile: bool = True
     """Compile the step, which takes its time once and makes every step quicker."""
 
@@ -122,6 +144,11 @@ class TrainConfig(PoolSizes):
                 f"{N_TEMPLATES - N_EVALUATION_TEMPLATES} of the "
                 f"{N_TEMPLATES} templates can be trained on, {N_EVALUATION_TEMPLATES} are for "
                 "evaluation"
+            )
+        if self.d_model % self.n_heads or self.d_model // self.n_heads % 2:
+            raise ValueError(
+                f"d_model {self.d_model} and n_heads {self.n_heads} don't fit; a head needs an "
+                "even number of dimensions, d_model ÷ n_heads"
             )
         if self.warmup_people > self.n_people:
             raise ValueError(
@@ -201,12 +228,12 @@ class PatchConfig:
     steps: str = "all"
     """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
     sites: tuple[str, ...] = ()
-    """Activations to patch, each at every layer (z: at every head) and token role: any of
-    resid_pre, resid_mid, attn_out, mlp_out, z. By default all that the model has."""
+    """Activations to patch, each at every layer (z: at every head) and token role: resid_pre,
+    resid_mid, attn_out, mlp_out, z. By default all that the model has."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
     facts: int = 128
-    """Number of (person, attribute) pairs, spread evenly over the attributes."""
+    """How many (person, attribute) pairs, spread evenly over the attributes."""
     corruption: Corruption = "swap"
     """Whose name the corrupted prompt holds: another training person's, or a held-out person's."""
     direction: Direction = "denoising"
@@ -216,10 +243,19 @@ class PatchConfig:
     report: str | None = None
     """The HTML report; by default report.html in the run folder."""
     device: Device = "auto"
+    """auto is CUDA where there is one."""
     precision: Precision = "fp32"
+    """Of the model that is patched."""
     seed: int = 0
+    """Of the choice of facts."""
     workers: int = 1
     """Checkpoints patched side by side, each in a process of its own."""
+
+    def __post_init__(self) -> None:
+        if not self.attributes:
+            raise ValueError(f"attributes is empty; name some of {', '.join(ATTRIBUTES)}")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it can't be negative")
 
 
 @dataclass(frozen=True)

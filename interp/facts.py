@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.bios.population import NAME_PARTS, templates
 from interp.bios.text import ROLES, Texts, evaluation_templates, write_biographies
 from interp.bios.tokenizer import BOS, encode
-from interp.config import ATTRIBUTES, Corruption
+from interp.config import ATTRIBUTES, Corruption, check_choice
 
 PROMPT_ROLES = ("bos", "context", "name_first", "name_middle", "name_last", "cue", "final")
 """``context``: tokens of earlier sentences. ``cue``: template text. ``final``: the position that
@@ -122,11 +122,12 @@ def draw_facts(
         length: keep to prompts of exactly so many tokens, so that positions can be compared.
 
     Raises:
-        ValueError: unknown attribute; too few people, or none fit to be a twin.
+        ValueError: unknown attribute or corruption; too few people, or none fit to be a twin.
     """
     for attribute in attributes:
         if attribute not in ATTRIBUTES:
             raise ValueError(f"no attribute {attribute!r}; there are {', '.join(ATTRIBUTES)}")
+    check_choice("corruption", corruption, Corruption)
     if not 0 <= n_context < len(ATTRIBUTES):
         raise ValueError(
             f"n_context is {n_context}; there are at most {len(ATTRIBUTES) - 1} other sentences"
@@ -148,10 +149,13 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
     between them get their roles.
 
     Raises:
-        ValueError: a column is missing, a word is unknown, or a row's prompts differ in their
-            number of tokens.
+        ValueError: no CSV there; a column is missing, a word is unknown, or a row's prompts differ
+            in their number of tokens.
     """
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} can't be read as a CSV ({error}); see that it is one") from None
     if missing := [column for column in CSV_COLUMNS if column not in table]:
         raise ValueError(
             f"{path} has no column {', '.join(missing)}; it needs {', '.join(CSV_COLUMNS)}"

@@ -39,8 +39,11 @@ def patch_heatmap(result: xr.Dataset | xr.DataTree, *, metric: str = "logit_diff
     return patch_heatmaps({result.attrs["site"]: result}, metric=metric)
 
 
-def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff") -> go.Figure:
+def patch_heatmaps(
+    results: dict[str, xr.Dataset] | xr.DataTree, *, metric: str = "logit_diff"
+) -> go.Figure:
     """``patch_heatmap`` of several sites side by side under one slider."""
+    results = by_site(results)
     panels = [
         panel
         for site, result in results.items()
@@ -62,18 +65,22 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
     )
     for i, (_, values) in enumerate(panels):
         figure.add_trace(_heatmap(values, -1), i // n_columns + 1, i % n_columns + 1)
+        place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
+        # Said outright, since a frame of missing values alone would leave the axes without any.
+        labels = [str(x) for x in values[values.dims[-1]].values]
         figure.update_yaxes(
-            title_text="layer", dtick=1, row=i // n_columns + 1, col=i % n_columns + 1
+            title_text="layer", dtick=1, range=_span(values.sizes["layer"]), **place
         )
-        across = {"head": "head", "pos": "position (0 = bos)"}.get(values.dims[-1])
         figure.update_xaxes(
-            title_text=across,
-            dtick=1 if across else None,
-            row=i // n_columns + 1,
-            col=i % n_columns + 1,
+            title_text={"head": "head", "pos": "position (0 = bos)"}.get(values.dims[-1]),
+            type="category",
+            categoryarray=labels,
+            range=_span(len(labels)),
+            **place,
         )
+    figure.add_trace(_color_bar_holder(), 1, 1)
     figure.update_layout(
-        title=_title(f"{', '.join(SITE_LABELS[site] for site in results)} patched", first, metric),
+        title=_title(f"Patched: {', '.join(results)}", first, metric),
         coloraxis={
             "colorscale": "RdBu",
             "cmid": 0,
@@ -94,7 +101,7 @@ def patch_heatmaps(results: dict[str, xr.Dataset], *, metric: str = "logit_diff"
 
 
 def effect_over_training(
-    results: dict[str, xr.Dataset],
+    results: dict[str, xr.Dataset] | xr.DataTree,
     *,
     metric: str = "logit_diff",
     n_cells: int = 10,
@@ -104,13 +111,14 @@ def effect_over_training(
     streams only if nothing else was patched), with 95 %
     bootstrap intervals over facts.
     """
+    results = by_site(results)
     components = {site: r for site, r in results.items() if not site.startswith("resid")}
     shown = {site: _dataset(result) for site, result in (components or results).items()}
     cells = _strongest(shown, metric, n_cells)
     figure = go.Figure()
     for i, (label, line) in enumerate(cells):
         color = qualitative.Dark24[i % 24]
-        shown = line.dropna("step", how="any")
+        shown = line.dropna("step", subset=["estimate"])
         steps = shown.step.values
         band = {
             "x": np.concatenate((steps, steps[::-1])),
@@ -210,7 +218,7 @@ def training_curves(
     )
     _shade_plateau(figure, phases)
     figure.update_xaxes(title_text="optimizer step")
-    figure.update_yaxes(type="log", row=1, col=1)
+    figure.update_yaxes(type="log", dtick=1, row=1, col=1)
     figure.update_layout(
         height=430,
         template="simple_white",
@@ -219,6 +227,14 @@ def training_curves(
         margin={"t": 60},
     )
     return figure
+
+
+def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Dataset]:
+    """What ``patch_suite`` returns, as a data set a site; so is a single site's result."""
+    if isinstance(results, xr.DataTree):
+        children = results.children or {results.attrs.get("site", ""): results}
+        return {site: node.to_dataset() for site, node in children.items()}
+    return {site: _dataset(result) for site, result in results.items()}
 
 
 def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.DataArray]]:
@@ -248,6 +264,22 @@ def _heatmap(values: xr.DataArray, index: int) -> go.Heatmap:
         xgap=1,
         ygap=1,
         hovertemplate=f"layer %{{y}}, {across} %{{x}}<br>share %{{z:.3f}}<extra></extra>",
+    )
+
+
+def _span(n: int) -> list[float]:
+    return [-0.5, n - 0.5]
+
+
+def _color_bar_holder() -> go.Scatter:
+    """An invisible point, without which a frame of missing values has no colour bar."""
+    return go.Scatter(
+        x=[0],
+        y=[0],
+        mode="markers",
+        marker={"color": [0], "coloraxis": "coloraxis", "opacity": 0, "size": 0.1},
+        showlegend=False,
+        hoverinfo="skip",
     )
 
 
@@ -334,7 +366,7 @@ def _strongest(
 
 
 def _shade_plateau(figure: go.Figure, phases: Phases | None) -> None:
-    if phases and np.isfinite([phases.plateau_start, phases.plateau_end]).all():
+    if phases and phases.plateau_start < phases.plateau_end:
         figure.add_vrect(
             phases.plateau_start, phases.plateau_end, fillcolor="#999", opacity=0.15, line_width=0
         )

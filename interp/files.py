@@ -71,6 +71,17 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def check_file(path: Path) -> None:
+    """Makes the folder of ``path`` if need be.
+
+    Raises:
+        ValueError: no file can be written there.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file; name one, such as {path.name}.html")
+    check_writable(path.parent)
+
+
 @contextmanager
 def only_process(folder: Path, doing: str) -> Iterator[None]:
     """Holds ``folder`` for this process; the operating system lets go of it when the process ends,

@@ -222,3 +222,10 @@ def rotation(pos: Int[Tensor, "*pos"], cfg: DecoderConfig) -> Rotation:
     angle = rearrange(pos, "... -> ... 1 1") * (1 / cfg.rotary_base**exponent)
     sin = angle.sin()
     return Rotation(torch.stack((angle.cos(),) * 2, -2), torch.stack((-sin, sin), -2))
+
+
+def device_of(device: str) -> str:
+    """``auto`` is CUDA where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device on this machine; use --device cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

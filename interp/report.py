@@ -10,7 +10,13 @@ import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from interp.dynamics import Phases, phases
-from interp.figures import SITE_LABELS, effect_over_training, patch_heatmaps, training_curves
+from interp.figures import (
+    SITE_LABELS,
+    by_site,
+    effect_over_training,
+    patch_heatmaps,
+    training_curves,
+)
 from interp.results import distinguishable, moved, of_metric
 
 _STYLE = """
@@ -29,7 +35,7 @@ th { color: #555; }
 
 
 def build_report(
-    results: dict[str, xr.Dataset],
+    results: dict[str, xr.Dataset] | xr.DataTree,
     *,
     run: dict | None = None,
     metrics: pd.DataFrame | None = None,
@@ -39,11 +45,12 @@ def build_report(
     """HTML page on one patching sweep.
 
     Args:
-        results: a data set with ``step`` a site.
+        results: a data set with ``step`` a site, as ``patch_suite`` returns them.
         command: that asked for the report; by default the one that made the first result.
         run: what run.json holds; together with ``metrics``, the run's metrics table, it adds the
             training curves and phases.
     """
+    results = by_site(results)
     if not results or any("step" not in result.dims for result in results.values()):
         raise ValueError("a report needs results with a step; make them with interp.patch_suite")
     common = sorted(set.intersection(*(set(r.step.values.tolist()) for r in results.values())))
@@ -87,7 +94,7 @@ def build_report(
 _WHERE = """
 <p>Each cell replaces one activation, at one layer and at the tokens of one role, by what it is in
 the other run, and measures how much of the difference between the runs comes back (denoising) or is
-lost (noising). Move the
+lost (noising). With several checkpoints, move the
 slider, or press play, to go through training. Grey: the model does not yet tell the two runs apart,
 so there is nothing to recover.</p>"""
 _HEADS = "<p>The same for the output of single attention heads, a panel a token role.</p>"
@@ -103,7 +110,7 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
     step, values = int(first.step[-1]), of_metric(first, "logit_diff").isel(step=-1)
     clean, corrupted = float(values.clean.mean()), float(values.corrupted.mean())
     text = (
-        f"<p class='lead'>At the last checkpoint, step {step}, the logit difference is "
+        f"<p class='lead'>At the last checkpoint patched, step {step}, the logit difference is "
         f"{clean:.2f} nats on clean prompts and {corrupted:.2f} on corrupted ones "
         f"(n = {first.sizes['fact']} facts, {escape(first.attrs['direction'])}). "
     )
@@ -132,21 +139,21 @@ def _best(result: xr.Dataset, where: list[str]) -> str:
     by = result.attrs["by"]
     last = moved(result.isel(step=[-1])).isel(step=0)
     wanted = last.isel({by: [str(x) in where for x in last[by].values]})
-    cells = wanted.stack(cell=wanted.estimate.dims).dropna("cell")
+    cells = wanted.stack(cell=wanted.estimate.dims).dropna("cell", subset=["estimate"])
     if not cells.sizes["cell"]:
         return "<td>–</td>"
     best = cells.isel(cell=int(np.argmax(cells.estimate.values)))
     place = dict(zip(cells.indexes["cell"].names, best.cell.item()))
     label = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
-    bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]"
+    bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]" if np.isfinite(best.low) else ""
     at = escape(str(place[by]))
     return f"<td><b>{label} at {at}</b>: {float(best.estimate):.2f} {bounds}</td>"
 
 
 def _phases_text(found: Phases, average: pd.DataFrame) -> str:
     last = average.iloc[-1]
-    final = f"At the last checkpoint, step {int(last.step)}, accuracy is {last.accuracy:.3f}."
-    if not np.isfinite([found.plateau_start, found.plateau_end]).all():
+    final = f"At the end of training, step {int(last.step)}, accuracy is {last.accuracy:.3f}."
+    if not found.plateau_start < found.plateau_end:
         return f"<p>This run shows no complete plateau. {final}</p>"
     return (
         "<p>First the model learns how values are distributed: by step "
@@ -207,7 +214,8 @@ _TERMS = """
 sentence with another person's name. Logit difference: logit of the first token of the right value
 minus that of the other person's, in nats, at the position that predicts it. Recovered: (patched −
 corrupted) ÷ (clean − corrupted), means over facts, unclipped; 0 is the corrupted run, 1 the clean
-one. Shares of different cells need not add up to 1.</p>"""
+one. Lost (noising): 1 − recovered; 0 is the clean run, 1 the corrupted one. Shares of different
+cells need not add up to 1.</p>"""
 
 
 def _figure(name: str, figure: go.Figure) -> str:

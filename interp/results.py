@@ -33,7 +33,10 @@ def read_result(folder: Path, request: dict) -> xr.Dataset | None:
     path = file_of(folder, request)
     if not path.is_file():
         return None
-    result = open_result(path)
+    try:
+        result = open_result(path)
+    except ValueError:  # damaged: as if it were not there
+        return None
     path.touch()  # the question asked last is the newest
     return result if result.attrs.get("request") == _canonical(request) else None
 
@@ -104,12 +107,14 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
     )
 
 
-def of_metric(result: xr.Dataset, metric: str) -> xr.Dataset:
+def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """``patched``, ``clean`` and ``corrupted`` in one metric.
 
     Raises:
-        ValueError: no such metric.
+        ValueError: no such metric, or not the result of one site.
     """
+    if "patched" not in result:
+        raise ValueError("this is not the result of one site; give one, such as tree['z']")
     if metric not in METRICS:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
     suffix = "" if metric == "logit_diff" else f"_{metric}"
@@ -119,7 +124,7 @@ def of_metric(result: xr.Dataset, metric: str) -> xr.Dataset:
     )
 
 
-def effect(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
+def effect(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
     """Patched − base per fact, nats: towards clean when denoising, away from it (negative) when
     noising.
     """
@@ -132,7 +137,7 @@ def effect(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
     )
 
 
-def recovered(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
+def recovered(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
     """Mean (patched − corrupted) ÷ mean (clean − corrupted) over the facts that have the cell: 0 =
     corrupted, 1 = clean, unclipped.
     """
@@ -145,7 +150,7 @@ def recovered(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
 
 
 def interval(
-    result: xr.Dataset,
+    result: xr.Dataset | xr.DataTree,
     metric: str = "logit_diff",
     *,
     confidence: float = 0.95,
@@ -153,7 +158,7 @@ def interval(
     seed: int = 0,
 ) -> xr.Dataset:
     """``recovered`` with a percentile bootstrap interval over facts: ``estimate``, ``low``,
-    ``high``.
+    ``high``, which are NaN for a single fact.
 
     The same resampled facts serve every cell and step, so that differences between them can be
     compared.
@@ -169,6 +174,8 @@ def interval(
         simplefilter("ignore", RuntimeWarning)  # a cell that no fact has is NaN
         share = _resampled(gained.values, counts) / _resampled(gap.values, counts)
         low, high = np.nanquantile(share, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    if n == 1:  # one fact says nothing about others
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     dims = gained.dims[:-1]
     return xr.Dataset(
         {"estimate": recovered(result, metric), "low": (dims, low), "high": (dims, high)},

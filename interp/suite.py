@@ -16,7 +16,7 @@ from interp.checkpoints import checkpoint_sha256, read_checkpoint
 from interp.config import ATTRIBUTES, Corruption, TrainConfig
 from interp.facts import FactSet, draw_facts, read_facts
 from interp.files import read_table
-from interp.model import HookedDecoder
+from interp.model import HookedDecoder, device_of
 from interp.training.loop import read_record
 
 
@@ -73,7 +73,7 @@ class Suite:
 
     def load(self, step: int, *, device: str = "cpu") -> HookedDecoder:
         """The model at ``step``, in fp32."""
-        return read_checkpoint(self.step_dir(step), device=device)
+        return read_checkpoint(self.step_dir(step), device=device_of(device))
 
     def sha256(self, step: int) -> str:
         """Digest of the weights at ``step``."""

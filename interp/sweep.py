@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import xarray as xr
 
-from interp.config import Direction, Precision
+from interp.config import Direction, Precision, check_choice
 from interp.facts import FactSet
 from interp.files import only_process
 from interp.patching.patch import By, check_sites, patch_sites
@@ -73,6 +73,8 @@ def patch_suite(
     """
     sites = check_sites(sites, parallel=suite.config.parallel)
     steps = suite.steps if steps is None else sorted(steps)
+    check_choice("direction", direction, Direction)
+    check_choice("precision", precision, Precision)
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     jobs = [_Job(suite, facts, step, sites, by, direction, device, precision) for step in steps]

@@ -103,6 +103,9 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
         (["interp-patch", "--ckpt", "RUN", "--steps", "14"], "nearest are 10 and 20"),
         (["interp-patch", "--ckpt", "RUN", "--steps", "many"], "steps 'many' can't be read"),
         (["interp-patch", "--ckpt", "RUN", "--attributes", "pet"], "no attribute 'pet'; there are"),
+        (["interp-patch", "--ckpt", "RUN", "--attributes"], "attributes is empty; name some of"),
+        (["interp-patch", "--ckpt", "RUN", "--seed", "-1"], "seed is -1"),
+        (["interp-patch", "--ckpt", "RUN", "--report", "/dev/null"], "/dev/null is not a file"),
         (["interp-patch", "--ckpt", "RUN", "--facts", "0"], "asked for 0 facts"),
         (
             ["interp-patch", "--ckpt", "RUN", "--facts", "9999"],
@@ -130,7 +133,7 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
             ["interp-train", "--preset", "tiny", "--out", "x", "--n-majors", "101"],
             "n_majors is 101",
         ),
-        (["interp-train", "--preset", "tiny", "--out", "x", "--d-model", "30"], "d_model 30"),
+        (["interp-train", "--preset", "tiny", "--out", "x", "--d-model", "30"], "d_model 30 and"),
         (["interp-train", "--preset", "tiny", "--out", "x", "--n-steps", "0"], "n_steps is 0"),
         (["interp-report", "--results", "nowhere", "--out", "r.html"], "no results in nowhere"),
     ],

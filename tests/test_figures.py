@@ -21,18 +21,22 @@ def bands(figure):
     return {trace.legendgroup: trace for trace in figure.data if trace.fill == "toself"}
 
 
+def heatmaps(figure):
+    return [trace for trace in figure.data if trace.type == "heatmap"]
+
+
 def panel_titles(figure):
     return [annotation.text for annotation in figure.layout.annotations]
 
 
 def test_a_heatmap_takes_its_labels_from_the_data():
     figure = patch_heatmap(result_with_shares(SHARES, site="mlp_out"))
-    (panel,) = figure.data
+    (panel,) = heatmaps(figure)
     assert list(panel.x) == list(LABELS)
     assert list(panel.y) == [0, 1]
     assert panel_titles(figure) == ["MLP output (mlp_out)"]
     assert figure.layout.yaxis.title.text == "layer"
-    assert "MLP output patched" in figure.layout.title.text
+    assert "Patched: mlp_out" in figure.layout.title.text
     assert figure.layout.coloraxis.colorbar.title.text == "recovered"
 
 
@@ -45,7 +49,7 @@ def test_heads_are_layer_by_head_with_a_panel_a_role():
     result = result_with_shares(HEADS, site="z")
     figure = patch_heatmap(result)
     assert panel_titles(figure) == [f"z at {role}" for role in LABELS]
-    for panel, role in zip(figure.data, LABELS, strict=True):
+    for panel, role in zip(heatmaps(figure), LABELS, strict=True):
         np.testing.assert_array_equal(panel.z, recovered(result).sel(role=role))
         assert list(panel.x) == ["0", "1"]
     assert figure.layout.xaxis.title.text == "head"
@@ -57,9 +61,25 @@ def test_several_sites_stand_side_by_side_each_with_its_own_values():
         for i, site in enumerate(("resid_pre", "mlp_out"))
     }
     figure = patch_heatmaps(results)
-    for panel, result in zip(figure.data, results.values(), strict=True):
+    for panel, result in zip(heatmaps(figure), results.values(), strict=True):
         np.testing.assert_array_equal(panel.z, recovered(result))
     assert [title.split("(")[1] for title in panel_titles(figure)] == ["resid_pre)", "mlp_out)"]
+
+
+def test_axes_and_colour_bar_do_not_hang_on_the_values_of_a_frame():
+    figure = patch_heatmap(sweep(SHARES, {0: 0, 100: 6}))
+    assert list(figure.layout.xaxis.range) == [-0.5, len(LABELS) - 0.5]
+    assert list(figure.layout.yaxis.range) == [-0.5, len(SHARES) - 0.5]
+    holder = [trace for trace in figure.data if trace.type == "scatter"]
+    assert [trace.marker.coloraxis for trace in holder] == ["coloraxis"]
+    assert all(len(frame.data) == len(figure.data) - 1 for frame in figure.frames)
+
+
+def test_a_data_tree_of_sites_is_taken_as_it_is():
+    results = {site: result_with_shares(SHARES, site=site) for site in ("resid_pre", "mlp_out")}
+    assert patch_heatmaps(xr.DataTree.from_dict(results)) == patch_heatmaps(results)
+    alone = xr.DataTree.from_dict(results)["mlp_out"]
+    assert patch_heatmaps(alone) == patch_heatmaps({"mlp_out": results["mlp_out"]})
 
 
 def test_the_colour_scale_diverges_from_0():

@@ -10,7 +10,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
 
 from interp.checkpoints import write_checkpoint
-from interp.config import SITES
+from interp.config import SITES, Direction, check_choice
 from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.patching import engine, patch, patch_sites
 
@@ -268,6 +268,11 @@ def test_unknown_sites_groups_and_lengths_are_refused_with_what_there_is(model, 
     parallel = HookedDecoder(DecoderConfig(1, 1, 4, 4, model.cfg.d_vocab, parallel=True))
     with pytest.raises(ValueError, match="no site 'resid_mid' in a model whose attention and MLP"):
         patch(parallel, facts, site="resid_mid")
+
+
+def test_an_unknown_direction_is_refused_where_types_are_not_checked():
+    with pytest.raises(ValueError, match="no direction 'up'; there are denoising, noising"):
+        check_choice("direction", "up", Direction)
 
 
 def test_hooks_left_on_the_model_are_refused(model, facts):

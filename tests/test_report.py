@@ -4,8 +4,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from builders import sweep
+from builders import one_result, sweep
 from plotly.offline import get_plotlyjs
+from xarray import DataTree
 
 from interp.report import build_report
 
@@ -124,7 +125,7 @@ def test_the_lead_tells_of_residual_streams_only_if_nothing_else_was_patched():
 def test_the_plateau_is_told_in_words_with_its_steps(page):
     assert "by step 100 its loss is within 5 %" in page
     assert "until step 200, the first" in page
-    assert "At the last checkpoint, step 200, accuracy is 0.250." in page
+    assert "At the end of training, step 200, accuracy is 0.250." in page
 
 
 def test_a_run_that_is_still_on_its_plateau_is_not_said_to_have_left_it():
@@ -194,3 +195,19 @@ def test_the_lead_of_noising_names_the_cell_that_takes_most_away():
 def test_the_lead_of_a_run_that_knows_nothing_yet_names_no_cell():
     cells = lead(build_report(swept({0: 0}), title="t"))[1]
     assert "<b>" not in str(cells)
+
+
+def test_a_data_tree_gives_the_page_of_its_sites():
+    results = swept({0: 0, 100: 6})
+    assert build_report(DataTree.from_dict(results), title="t") == build_report(results, title="t")
+
+
+def test_a_plateau_that_ends_where_it_starts_is_none():
+    page = build_report(swept({0: 0, 100: 6}), run=RUN, metrics=metrics([9.0, 0.1]), title="t")
+    assert "no complete plateau" in page
+
+
+def test_a_single_fact_gets_no_interval():
+    one = {"attn_out": one_result([[[1.0], [2.0], [3.0]]], [4.0], [1.0]).expand_dims(step=[100])}
+    cells = lead(build_report(one, title="t"))[1]["attention output"]
+    assert cells[1] == "<b>L0 at final</b>: 0.67 "

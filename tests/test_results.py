@@ -258,3 +258,23 @@ def test_joined_steps_keep_each_steps_own_clean_and_corrupted_scores():
     assert joined.clean.dims == ("step", "fact")
     assert joined.clean.values.tolist() == [CLEAN, [6.0, 5.0, 4.0]]
     assert joined.answer.dims == ("fact",)
+
+
+def test_a_damaged_stored_result_is_computed_again(tmp_path):
+    write_at(tmp_path, 1, REQUEST)
+    assert read_result(tmp_path, REQUEST) is not None
+    path = file_of(tmp_path, REQUEST)
+    path.write_bytes(path.read_bytes()[:200])
+    assert read_result(tmp_path, REQUEST) is None
+
+
+def test_a_whole_tree_is_not_one_result():
+    tree = xr.DataTree.from_dict({"attn_out": one_result(PATCHED, CLEAN, CORRUPTED)})
+    with pytest.raises(ValueError, match="not the result of one site; give one, such as"):
+        recovered(tree)
+    assert recovered(tree["attn_out"]).equals(recovered(one_result(PATCHED, CLEAN, CORRUPTED)))
+
+
+def test_a_single_fact_has_an_estimate_and_no_interval():
+    bounds = interval(one_result([[[3.0]]], [4.0], [1.0]))
+    assert np.isfinite(bounds.estimate).all() and np.isnan([bounds.low, bounds.high]).all()

@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool
 
-from interp.config import METRICS, SITES, Direction
+from interp.config import METRICS, SITES, Direction, check_choice
 from interp.facts import PROMPT_ROLES, FactSet, role_masks
 from interp.model import HookedDecoder
 from interp.patching.engine import Engine
@@ -49,8 +49,8 @@ def patch(
         after their names. NaN: the fact has no such position.
 
     Raises:
-        ValueError: unknown site, a site this model lacks, prompts of several lengths with
-            ``by="pos"``, hooks left on the model.
+        ValueError: unknown site or direction, a site this model lacks, prompts of several lengths
+            with ``by="pos"``, hooks left on the model.
     """
     return patch_sites(model, facts, sites=[site], by=by, direction=direction)[site]
 
@@ -65,6 +65,7 @@ def patch_sites(
 ) -> dict[str, xr.Dataset]:
     """``patch`` for several sites at once, which share their runs and their batches."""
     sites = check_sites(sites, parallel=model.cfg.parallel)
+    check_choice("direction", direction, Direction)
     if any(hook.has_hooks() for hook in model.hook_points()):
         raise ValueError(
             "the model has hooks, which patching would not run; take them off with "

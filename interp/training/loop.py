@@ -29,7 +29,7 @@ from interp.bios.tokenizer import read_tokenizer, save_tokenizer
 from interp.checkpoints import write_checkpoint
 from interp.config import ATTRIBUTES, TrainConfig
 from interp.files import only_process, read_table, write_bytes, write_json
-from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.model import DecoderConfig, HookedDecoder, device_of, initialise
 from interp.provenance import provenance
 from interp.ragged import Ragged
 from interp.training.evaluation import evaluate
@@ -111,13 +111,6 @@ def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
     )
     return Trainee(model, optimizer)
-
-
-def device_of(device: str) -> str:
-    """``auto`` is CUDA where there is one."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device on this machine; use --device cpu or auto")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], Tensor]:
