@@ -9,13 +9,32 @@ from typing import Literal, get_args
 
 ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "location")
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
-SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z")
+DEFAULT_SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z")
+SITES = (
+    "embed",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "mlp_post",
+    "z",
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "edge",
+    "knockout",
+)
+HEAD_SITES = ("z", "q", "k", "v", "pattern", "edge")
 N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Corruption = Literal["swap", "held-out"]
 Direction = Literal["denoising", "noising"]
+Replacement = Literal["run", "noise", "mean", "zero", "resample"]
+By = Literal["role", "pos"]
 
 
 def check_choice(name: str, got: str, choices: object) -> None:

@@ -99,7 +99,10 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
         (["interp-patch", "--ckpt", "nowhere"], "no folder nowhere; give a run folder"),
         (["interp-patch", "--ckpt", "."], "no run.json in ."),
         (["interp-patch"], "Missing from interp-patch: ckpt"),
-        (["interp-patch", "--ckpt", "RUN", "--sites", "zz"], "no site 'zz'; there are resid_pre"),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "zz"],
+            "no site 'zz'; there are embed, resid_pre",
+        ),
         (["interp-patch", "--ckpt", "RUN", "--steps", "14"], "nearest are 10 and 20"),
         (["interp-patch", "--ckpt", "RUN", "--steps", "many"], "steps 'many' can't be read"),
         (["interp-patch", "--ckpt", "RUN", "--attributes", "pet"], "no attribute 'pet'; there are"),

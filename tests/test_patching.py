@@ -10,7 +10,8 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
 
 from interp.checkpoints import write_checkpoint
-from interp.config import SITES, Direction, check_choice
+from interp.config import DEFAULT_SITES as SITES
+from interp.config import Direction, check_choice
 from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.patching import engine, patch, patch_sites
 
@@ -259,7 +260,7 @@ def test_the_model_and_the_random_stream_are_left_alone(model, facts):
 
 
 def test_unknown_sites_groups_and_lengths_are_refused_with_what_there_is(model, facts):
-    with pytest.raises(ValueError, match="no site 'zz'; there are resid_pre, resid_mid"):
+    with pytest.raises(ValueError, match="no site 'zz'; there are embed, resid_pre"):
         patch(model, facts, site="zz")
     with pytest.raises(
         ValueError, match=r"prompts of one length, got \d+ to \d+ tokens; draw them"

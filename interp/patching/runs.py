@@ -1,12 +1,13 @@
-"""What patching keeps of a forward pass, and the inputs it runs on."""
+"""What patching keeps of a forward pass, the inputs it runs on, and what it pastes."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.facts import NO_TOKEN, FactSet
+from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,15 @@ class Prompts:
     """
 
     tokens: Int[Tensor, "fact pos"]
+    roles: Int[Tensor, "fact pos"]
+    """Index into ``PROMPT_ROLES``; −1 beyond the prompt."""
     n_prompt: Int[Tensor, " fact"]
     n_value: Int[Tensor, " fact"]
     answers: Int[Tensor, "fact value_token"]
     other: Int[Tensor, " fact"]
     """First token of the corrupted prompt's value."""
+    noise: Float[Tensor, "fact pos d_model"] | None = None
+    """Added to the embeddings."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +34,30 @@ class Layer:
 
     resid_pre: Float[Tensor, "fact pos d_model"]
     resid_mid: Float[Tensor, "fact pos d_model"]
+    resid_post: Float[Tensor, "fact pos d_model"]
     attn_out: Float[Tensor, "fact pos d_model"]
     mlp_out: Float[Tensor, "fact pos d_model"]
     z: Float[Tensor, "fact pos head d_head"]
     q: Float[Tensor, "fact pos head d_head"]
     k: Float[Tensor, "fact pos head d_head"]
     v: Float[Tensor, "fact pos head d_head"]
+    mlp_post: Float[Tensor, "fact pos neuron"]
+    """Without any neuron unless it was asked for, since it is the largest."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Layer":
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
-@dataclass(frozen=True)
-class Run:
-    """A whole forward pass, kept."""
-
-    layers: list[Layer]
-    resid_final: Float[Tensor, "fact pos d_model"]
+Run = list[Layer]
+"""A whole forward pass, kept."""
 
 
 def prompts(facts: FactSet, device: torch.device | str) -> tuple[Prompts, Prompts]:
     """The clean and the corrupted run's input; both go on with the clean value."""
     n_value = (facts.answers != NO_TOKEN).sum(1)
     n_pos = int((facts.lengths + n_value).max()) - 1
+    roles = torch.full((len(facts), n_pos), NO_TOKEN)
+    roles[:, : facts.roles.shape[1]] = facts.roles
     both = []
     for prompt in (facts.clean, facts.corrupted):
         tokens = torch.zeros(len(facts), n_pos, dtype=torch.long)
@@ -60,6 +69,7 @@ def prompts(facts: FactSet, device: torch.device | str) -> tuple[Prompts, Prompt
             x.to(device)
             for x in (
                 tokens,
+                roles,
                 facts.lengths,
                 n_value,
                 facts.answers.clamp(min=0),
@@ -68,3 +78,49 @@ def prompts(facts: FactSet, device: torch.device | str) -> tuple[Prompts, Prompt
         )
         both.append(Prompts(*moved))
     return both[0], both[1]
+
+
+def role_means(runs: list[tuple[Run, Int[Tensor, "fact pos"]]]) -> Run:
+    """Mean of each activation over all tokens of a role, as layers with an axis (1, role)."""
+    means = []
+    for index in range(len(runs[0][0])):
+        layers = [(run[index], roles) for run, roles in runs]
+        fields_of = vars(layers[0][0])
+        out = {}
+        for name, x in fields_of.items():
+            table = x.new_zeros(len(PROMPT_ROLES), *x.shape[2:])
+            for role in range(len(PROMPT_ROLES)):
+                tokens = torch.cat([getattr(layer, name)[roles == role] for layer, roles in layers])
+                table[role] = tokens.mean(0) if len(tokens) else 0.0
+            out[name] = table[None]
+        means.append(Layer(**out))
+    return means
+
+
+def same_place(
+    roles: Int[Tensor, "fact pos"], giver_roles: Int[Tensor, "fact giver_pos"]
+) -> Int[Tensor, "fact pos"]:
+    """For each token the giver's token of the same role and rank in it: the last one's if the giver
+    has fewer, −1 if it has none.
+    """
+    place = torch.full_like(roles, -1)
+    for fact, (mine, theirs) in enumerate(zip(roles, giver_roles)):
+        for role in range(len(PROMPT_ROLES)):
+            to, of = ((x == role).nonzero()[:, 0] for x in (mine, theirs))
+            if len(to) and len(of):
+                place[fact, to] = of[torch.arange(len(to), device=of.device).clamp(max=len(of) - 1)]
+    return place
+
+
+def taken_from(run: Run, giver: Run, place: Int[Tensor, "fact pos"]) -> Run:
+    """``giver``'s activations at ``place``; ``run``'s where there is none."""
+    fact = torch.arange(len(place), device=place.device)[:, None]
+    taken = []
+    for mine, theirs in zip(run, giver):
+        out = {}
+        for name, x in vars(mine).items():
+            there = (place >= 0).reshape(*place.shape, *[1] * (x.ndim - 2))
+            given = getattr(theirs, name)[fact if len(getattr(theirs, name)) > 1 else 0, place]
+            out[name] = torch.where(there, given, x)
+        taken.append(Layer(**out))
+    return taken

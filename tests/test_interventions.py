@@ -1,0 +1,293 @@
+"""Every site, window and replacement against hooks on whole forward passes, in float64."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp.config import HEAD_SITES, SITES
+from interp.facts import PROMPT_ROLES
+from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.patching import engine, patch, patch_sites
+
+EDGES = ("edge", "knockout")
+HOOKS = {
+    "embed": "hook_embed",
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_mid": "blocks.{}.hook_resid_mid",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "mlp_post": "blocks.{}.mlp.hook_post",
+    "z": "blocks.{}.attn.hook_z",
+    "q": "blocks.{}.attn.hook_q",
+    "k": "blocks.{}.attn.hook_k",
+    "v": "blocks.{}.attn.hook_v",
+    "pattern": "blocks.{}.attn.hook_pattern",
+    "edge": "blocks.{}.attn.hook_pattern",
+    "knockout": "blocks.{}.attn.hook_attn_scores",
+}
+N_NEURONS = 8
+
+
+def random_model(suite, *, n_layers=3, n_heads=4, seed=1, **shape):
+    d_vocab = suite.tokenizer.get_vocab_size()
+    model = HookedDecoder(DecoderConfig(n_layers, n_heads, 16, 32, d_vocab, **shape))
+    initialise(model, std=0.4, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.data.normal_(std=0.2, generator=generator)
+    return model.eval().double()
+
+
+@pytest.fixture(scope="module")
+def wide(suite):
+    return random_model(suite)
+
+
+@pytest.fixture(scope="module")
+def few(suite):
+    return suite.facts(6, seed=3)
+
+
+def change(x, hook, *, site, source, part, positions, sources):
+    """``x`` with one cell changed: what a user would write as a hook."""
+    x = x.clone()
+    if site == "knockout":
+        for dest in positions:
+            x[:, :, dest, sources] = -torch.inf
+        return x
+    new = source[hook.name]
+    if site in ("pattern", "edge"):
+        for dest in positions:
+            src = sources if site == "edge" else slice(None)
+            x[:, part, dest, src] = new[:, part, dest, src]
+    elif site == "mlp_post":
+        units = slice(part * N_NEURONS, (part + 1) * N_NEURONS)
+        x[:, positions, units] = new[:, positions, units]
+    elif site in HEAD_SITES:
+        x[:, positions, part] = new[:, positions, part]
+    else:
+        x[:, positions] = new[:, positions]
+    return x
+
+
+def inputs(fact, direction="denoising"):
+    """Tokens of the base and of the source run, with the value after them."""
+    ends = [torch.cat((p, fact.answer[:-1]))[None] for p in (fact.corrupted, fact.clean)]
+    return ends if direction == "denoising" else ends[::-1]
+
+
+def metrics(logits, fact):
+    log_p, final = logits[0].log_softmax(-1), len(fact.clean) - 1
+    first = logits[0, final, fact.answer[0]] - logits[0, final, fact.corrupted_answer[0]]
+    whole = sum(log_p[final + i, token] for i, token in enumerate(fact.answer))
+    return [first.item(), log_p[final, fact.answer[0]].item(), whole.item()]
+
+
+def by_hooks(model, fact, tokens, source, cell, window, hooks=()):
+    site, layer, part, group, src = cell
+    at = [[p for p, role in enumerate(fact.roles) if role == label] for label in (group, src)]
+    if not at[0] or (site in EDGES and (not at[1] or at[1][0] > at[0][-1])):
+        return [np.nan] * 3
+    start = layer - window // 2
+    layers = range(max(0, start), min(model.cfg.n_layers, start + window))
+    hook = partial(change, site=site, source=source, part=part, positions=at[0], sources=at[1])
+    names = dict.fromkeys(HOOKS[site].format(i) for i in layers)
+    logits = model.run_with_hooks(tokens, fwd_hooks=[*hooks, *((name, hook) for name in names)])
+    return metrics(logits, fact)
+
+
+def ours(result, cell, fact):
+    site, layer, part, group, src = cell
+    place = {"layer": layer} | ({"dest": group, "src": src} if site in EDGES else {"role": group})
+    if site in HEAD_SITES:
+        place["head"] = part
+    if site == "mlp_post":
+        place["neuron"] = part * N_NEURONS
+    names = ("patched", "patched_first_logprob", "patched_value_logprob")
+    return [float(result[name].sel(place)[fact]) for name in names]
+
+
+def cells_of(site, model, result):
+    """All cells of ``site``, as (site, layer, part, group, source)."""
+    roles = result[("dest" if site in EDGES else "role")].values.tolist()
+    n_parts = model.cfg.n_heads if site in HEAD_SITES else 1
+    n_parts = model.cfg.d_mlp // N_NEURONS if site == "mlp_post" else n_parts
+    n_layers = 1 if site == "embed" else model.cfg.n_layers
+    sources = roles if site in EDGES else roles[:1]
+    return [
+        (site, layer, part, group, src)
+        for layer in range(n_layers)
+        for part in range(n_parts)
+        for group in roles
+        for src in sources
+    ]
+
+
+def compare(model, facts, site, results, chosen, direction, window=1):
+    worst = 0.0
+    for cell, i in chosen:
+        base, source = inputs(facts[i], direction)
+        _, cache = model.run_with_cache(source)
+        theirs = by_hooks(model, facts[i], base, cache, cell, window)
+        np.testing.assert_allclose(
+            ours(results[site], cell, i), theirs, atol=1e-6, err_msg=f"{cell}, fact {i}"
+        )
+        gap = np.abs(np.array(theirs) - metrics(model(base), facts[i]))
+        worst = max(worst, np.nanmax(gap, initial=0.0))
+    return worst
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("site", SITES)
+def test_every_site_is_what_hooks_on_a_whole_forward_pass_give(wide, few, site, direction, window):
+    if site == "knockout" and direction == "denoising":
+        pytest.skip("a knockout changes the clean run")
+    results = patch_sites(
+        wide, few, sites=[site], direction=direction, window=window, n_neurons=N_NEURONS
+    )
+    rng = np.random.default_rng(0)
+    cells = cells_of(site, wide, results[site])
+    chosen = [(cells[i], int(rng.integers(len(few)))) for i in rng.permutation(len(cells))[:24]]
+    assert compare(wide, few, site, results, chosen, direction, window) > 1e-3
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    site=st.sampled_from(SITES),
+    shape=st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans()),
+    window=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    tokens_at_once=st.sampled_from([1, 40, 8192]),
+    max_memory=st.sampled_from([2.0, 2e-4]),
+    data=st.data(),
+)
+def test_random_models_windows_and_portions_agree_with_hooks(
+    suite, site, shape, window, seed, tokens_at_once, max_memory, data
+):
+    n_layers, n_heads, parallel = shape
+    if site == "resid_mid" and parallel:
+        site = "resid_post"
+    model = random_model(
+        suite, n_layers=n_layers, n_heads=n_heads, seed=seed, parallel=parallel, rotary_dim=2
+    )
+    facts = suite.facts(5, seed=seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "TOKENS_AT_ONCE", tokens_at_once)
+        results = patch_sites(
+            model, facts, sites=[site], direction="noising", window=window,
+            n_neurons=N_NEURONS, max_memory=max_memory,
+        )  # fmt: skip
+    cells = cells_of(site, model, results[site])
+    pairs = st.tuples(st.sampled_from(cells), st.integers(0, len(facts) - 1))
+    chosen = data.draw(st.lists(pairs, min_size=6, max_size=6))
+    compare(model, facts, site, results, chosen, "noising", window)
+
+
+def role_means(model, facts, name):
+    """Mean activation over all facts' tokens of each role, and 0 for pads."""
+    seen = {role: [] for role in PROMPT_ROLES}
+    for fact in facts:
+        _, cache = model.run_with_cache(inputs(fact, "noising")[0])
+        for pos, role in enumerate(fact.roles):
+            seen[role].append(cache[name][0, pos])
+    return {role: torch.stack(values).mean(0) for role, values in seen.items() if values}
+
+
+@pytest.mark.parametrize("replacement", ["mean", "zero"])
+@pytest.mark.parametrize("site", [s for s in SITES if s not in ("pattern", *EDGES)])
+def test_ablations_paste_the_mean_of_the_role_or_nothing(wide, few, site, replacement):
+    result = patch(
+        wide, few, site=site, direction="noising", replacement=replacement, n_neurons=N_NEURONS
+    )
+    rng = np.random.default_rng(1)
+    cells = cells_of(site, wide, result)
+    for cell in (cells[i] for i in rng.permutation(len(cells))[:12]):
+        name = HOOKS[site].format(cell[1])
+        means = role_means(wide, few, name)
+        i = int(rng.integers(len(few)))
+        base, _ = inputs(few[i], "noising")
+        _, cache = wide.run_with_cache(base)
+        source = torch.zeros_like(cache[name])
+        if replacement == "mean":
+            source[0, : len(few[i].roles)] = torch.stack([means[r] for r in few[i].roles])
+        theirs = by_hooks(wide, few[i], base, {name: source}, cell, 1)
+        np.testing.assert_allclose(ours(result, cell, i), theirs, atol=1e-6, err_msg=str(cell))
+
+
+def test_resampling_pastes_another_facts_token_of_the_same_role(wide, few):
+    result = patch(wide, few, site="mlp_out", direction="noising", replacement="resample", seed=4)
+    runs = [wide.run_with_cache(inputs(fact, "noising")[0])[1] for fact in few]
+    name, group = HOOKS["mlp_out"].format(1), "name_last"
+    for i, fact in enumerate(few):
+        seen = []
+        for j, other in enumerate(few):
+            source = runs[i][name].clone()
+            source[0, fact.roles.index(group)] = runs[j][name][0, other.roles.index(group)]
+            cell = ("mlp_out", 1, 0, group, group)
+            base, _ = inputs(fact, "noising")
+            seen.append(by_hooks(wide, fact, base, {name: source}, cell, 1)[0])
+        mine = float(result.patched.sel(layer=1, role=group)[i])
+        nearest = int(np.argmin(np.abs(np.array(seen) - mine)))
+        assert abs(seen[nearest] - mine) < 1e-6 and nearest != i
+
+
+def test_noise_is_added_to_the_embeddings_of_name_tokens(wide, few):
+    options = dict(replacement="noise", noise_draws=1, seed=7, noise_std=2.0)
+    result = patch(wide, few, site="resid_mid", **options)
+    weight = wide.embed.weight.detach()
+    named = [[p for p, role in enumerate(f.roles) if role.startswith("name")] for f in few]
+    used = torch.cat([f.clean[at] for f, at in zip(few, named)]).unique()
+    for i, fact in enumerate(few):
+        rng = np.random.default_rng([7, 5, 0, i])
+        noise = torch.zeros(1, len(fact.clean) + len(fact.answer) - 1, 16, dtype=torch.float64)
+        noise[0] = torch.from_numpy(rng.standard_normal(noise.shape[1:])) * 2 * weight[used].std()
+        keep = torch.zeros(noise.shape[1], 1)
+        keep[named[i]] = 1
+        hook = ("hook_embed", lambda x, hook, add=noise * keep: x + add)
+        clean = inputs(fact, "noising")[0]
+        noised = metrics(wide.run_with_hooks(clean, fwd_hooks=[hook]), fact)
+        assert float(result.corrupted[i]) == pytest.approx(noised[0], abs=1e-6)
+        _, cache = wide.run_with_cache(clean)
+        cell = ("resid_mid", 1, 0, "name_middle", "")
+        theirs = by_hooks(wide, fact, clean, cache, cell, 1, hooks=[hook])
+        np.testing.assert_allclose(ours(result, cell, i), theirs, atol=1e-6)
+
+
+def test_several_draws_of_noise_are_averaged(wide, few):
+    one = [patch(wide, few, site="z", replacement="noise", noise_draws=n) for n in (1, 3)]
+    assert not np.allclose(one[0].corrupted, one[1].corrupted)
+    spread = [float(r.corrupted.std()) for r in one]
+    assert spread[1] < 1.5 * spread[0]
+
+
+@pytest.mark.parametrize("site", ["embed", "resid_pre", "resid_mid", "resid_post"])
+def test_every_position_of_the_residual_stream_together_restores_the_clean_run(wide, few, site):
+    roles = torch.where(few.roles >= 0, 2, few.roles)
+    together = type(few)(**{**vars(few), "roles": roles})
+    result = patch(wide, together, site=site).isel(role=0)
+    if site == "resid_mid":  # the value's own tokens are beyond the prompt
+        result = result.isel(fact=[len(fact.answer) == 1 for fact in few])
+    np.testing.assert_allclose(
+        result.patched, result.clean.broadcast_like(result.patched), atol=1e-6
+    )
+
+
+def test_an_ablation_needs_the_clean_run(wide, few):
+    for replacement in ("mean", "zero", "resample"):
+        with pytest.raises(ValueError, match="changes the clean run; use direction noising"):
+            patch(wide, few, site="z", replacement=replacement)
+    with pytest.raises(ValueError, match="a knockout changes the clean run"):
+        patch(wide, few, site="knockout")
+    with pytest.raises(ValueError, match="site 'edge' of different prompts can't be compared"):
+        patch(wide, few, site="edge", direction="noising", replacement="mean")
+    with pytest.raises(ValueError, match="n_neurons is 5, which doesn't divide the 32 neurons"):
+        patch(wide, few, site="mlp_post", n_neurons=5)
+    with pytest.raises(ValueError, match="window is 0; it must be positive"):
+        patch(wide, few, site="z", window=0)
