@@ -1,74 +1,138 @@
-"""Patching every layer and position against ``transformer_lens.patching``, on the demo run.
+"""Patching every layer and position against ``transformer_lens.patching``.
 
-The same checkpoint, facts and cells; TransformerLens runs on the ``TransformerBridge`` that its
-user builds around the step folder and, in the second column, on the ``HookedDecoder`` itself. Each
-way runs in turn, in one process; the ratio is that of medians. fp32.
+The same checkpoint, facts and cells, fp32; TransformerLens runs on the ``TransformerBridge`` that
+its user builds around the step folder and, in the second column, on the ``HookedDecoder`` itself.
+The ways take turns in one process; the ratio is that of medians. Two models: the demo run's last
+checkpoint, and 8 layers of width 512 with random weights (``python -m benchmarks.patching large``).
 """
 
 from interp.process import tune_process
 
 tune_process()
 
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 import torch
+import xarray as xr
 from transformer_lens import patching
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
 
+from interp.checkpoints import write_checkpoint
 from interp.facts import FactSet
+from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch
-from interp.suite import load_suite
+from interp.patching.ops import Linear
+from interp.suite import Suite, load_suite
 
 CHECKPOINT = "checkpoints/demo"
-N_FACTS, ROUNDS = 64, 5
 THEIRS = {
     "resid_pre": patching.get_act_patch_resid_pre,
-    "resid_mid": patching.get_act_patch_resid_mid,
     "attn_out": patching.get_act_patch_attn_out,
     "mlp_out": patching.get_act_patch_mlp_out,
     "z": patching.get_act_patch_attn_head_out_by_pos,
+    "q": patching.get_act_patch_attn_head_q_by_pos,
+    "k": patching.get_act_patch_attn_head_k_by_pos,
+    "v": patching.get_act_patch_attn_head_v_by_pos,
+    "pattern": patching.get_act_patch_attn_head_pattern_by_pos,
 }
 
 
 def main() -> None:
+    large = sys.argv[1:] == ["large"]
+    n_facts, rounds = (16, 1) if large else (64, 5)
     suite = load_suite(CHECKPOINT)
-    step = suite.steps[-1]
     length = int(suite.facts(600).lengths.mode().values)
-    facts = suite.facts(N_FACTS, length=length)
-    model = suite.load(step)
-    hf_model = AutoModelForCausalLM.from_pretrained(suite.step_dir(step), dtype=torch.float32)
-    bridge = build_bridge_from_module(
-        hf_model, architecture=type(hf_model).__name__, hf_config=hf_model.config
-    ).eval()
-    print(f"{len(facts)} facts of {length} tokens, step {step}, {torch.get_num_threads()} threads")
-    print("site        interp      bridge          HookedDecoder   largest difference")
+    facts = suite.facts(n_facts, length=length)
+    model, bridge = large_models(suite) if large else demo_models(suite)
+    print(f"{len(facts)} facts of {length} tokens, {torch.get_num_threads()} threads")
+    print("site        interp      bridge          HookedDecoder   difference  FLOPs saved  FLOP/s")
+    ratios = []
     for site, function in THEIRS.items():
         ways = {
             "interp": lambda site=site: interp_values(model, facts, site),
             "bridge": lambda function=function: their_values(bridge, facts, function),
             "model": lambda function=function: their_values(model, facts, function),
         }
-        seconds, values = compare(ways)
+        seconds, values = compare(ways, rounds)
         difference = max(np.abs(values["interp"] - values[name]).max() for name in values)
-        ours = seconds["interp"]
+        took = seconds["interp"]
+        flops = ours(model, facts, site).attrs["flops"]
+        saved = 1 - flops / (values["interp"].size * forward_flops(model, length) * len(facts))
+        ratios.append((seconds["bridge"] / took, seconds["model"] / took))
         print(
-            f"{site:10} {1000 * ours:7.1f} ms {1000 * seconds['bridge']:7.0f} ms "
-            f"{seconds['bridge'] / ours:4.1f} × {1000 * seconds['model']:7.0f} ms "
-            f"{seconds['model'] / ours:4.1f} ×   {difference:.1e}"
+            f"{site:10} {1000 * took:7.1f} ms {1000 * seconds['bridge']:7.0f} ms "
+            f"{ratios[-1][0]:5.1f} × {1000 * seconds['model']:7.0f} ms {ratios[-1][1]:5.1f} × "
+            f"  {difference:.1e}  {saved:6.1%}  {flops / took / 1e9:7.0f} G",
+            flush=True,
         )
+    means = np.exp(np.log(ratios).mean(0))
+    print(f"geometric means: {means[0]:.1f} × the bridge, {means[1]:.1f} × the HookedDecoder")
+    width = model.cfg.d_model
+    print(f"plain products (4096 × {width} × {4 * width}): {product_rates(width)}")
 
 
-def interp_values(model, facts: FactSet, site: str) -> np.ndarray:
-    values = patch(model, facts, site=site, by="pos").patched.mean("fact")
-    return values.transpose("layer", "pos", *(["head"] if site == "z" else [])).values
+def demo_models(suite: Suite) -> tuple[HookedDecoder, torch.nn.Module]:
+    return suite.load(suite.steps[-1]), bridge_of(suite.step_dir(suite.steps[-1]))
+
+
+def large_models(suite: Suite) -> tuple[HookedDecoder, torch.nn.Module]:
+    model = HookedDecoder(DecoderConfig(8, 8, 512, 2048, suite.tokenizer.get_vocab_size()))
+    initialise(model, std=0.05, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(model, Path(folder) / "step", dtype=torch.float32)
+        return model.eval().requires_grad_(False), bridge_of(Path(folder) / "step")
+
+
+def bridge_of(folder: Path) -> torch.nn.Module:
+    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return build_bridge_from_module(
+        hf_model, architecture=type(hf_model).__name__, hf_config=hf_model.config
+    ).eval()
+
+
+def forward_flops(model: HookedDecoder, length: int) -> int:
+    """Of one prompt's whole forward pass: weights and attention."""
+    cfg = model.cfg
+    block = 4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp + 2 * length * cfg.d_model
+    return 2 * length * (cfg.n_layers * block + cfg.d_model * cfg.d_vocab)
+
+
+def product_rates(width: int) -> str:
+    """Of torch's matrix product and of the packed one."""
+    x, weight = torch.randn(4096, width), torch.randn(4 * width, width)
+    packed, rates = Linear(weight), []
+    with torch.inference_mode():
+        for product in (lambda: x @ weight.mT, lambda: packed(x)):
+            times = []
+            for _ in range(20):
+                start = perf_counter()
+                product()
+                times.append(perf_counter() - start)
+            rates.append(2 * x.numel() * len(weight) / median(times) / 1e9)
+    return f"torch {rates[0]:.0f}, packed {rates[1]:.0f} GFLOP/s"
+
+
+def interp_values(model: HookedDecoder, facts: FactSet, site: str) -> np.ndarray:
+    """Means over facts, in the order of TransformerLens's axes."""
+    values = ours(model, facts, site).patched.mean("fact")
+    if site in ("z", "q", "k", "v"):
+        values = values.transpose("layer", "pos", "head")
+    return values.values
+
+
+def ours(model: HookedDecoder, facts: FactSet, site: str) -> xr.Dataset:
+    return patch(model, facts, site=site, by="pos", whole_value=False)
 
 
 @torch.no_grad()
-def their_values(model, facts: FactSet, function: Callable) -> np.ndarray:
+def their_values(model: torch.nn.Module, facts: FactSet, function: Callable) -> np.ndarray:
     rows, final = torch.arange(len(facts)), facts.lengths[0] - 1
 
     def logit_diff(logits: torch.Tensor) -> torch.Tensor:
@@ -79,11 +143,13 @@ def their_values(model, facts: FactSet, function: Callable) -> np.ndarray:
     return function(model, facts.corrupted, cache, logit_diff).numpy()
 
 
-def compare(ways: dict[str, Callable]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def compare(
+    ways: dict[str, Callable], rounds: int
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Median seconds and the values of each way, run in turn."""
     values = {name: way() for name, way in ways.items()}
     times = {name: [] for name in ways}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, way in ways.items():
             start = perf_counter()
             way()

@@ -100,7 +100,11 @@ def _patch(arguments: list[str]) -> None:
 
     interp-patch --ckpt checkpoints/demo --steps every:4 --direction noising --report noising.html
 
-    interp-patch --ckpt checkpoints/demo/step-001000 --sites resid_pre mlp_out
+    interp-patch --ckpt checkpoints/demo/step-001000 --sites q k v pattern
+
+    interp-patch --ckpt checkpoints/demo --sites mlp_out --window 3 --corruption noise
+
+    interp-patch --ckpt checkpoints/demo --sites knockout --direction noising
 
     Running the same again reuses what is there. It can be stopped at any time; the next run goes on
     from the last checkpoint done.
@@ -119,8 +123,12 @@ def _patch(arguments: list[str]) -> None:
     target = Path(config.report) if config.report else suite.path / "report.html"
     check_writable(out), check_file(target)
     metrics = _metrics(suite.path)
+    another = config.corruption in ("swap", "held-out")
     facts = suite.facts(
-        config.facts, attribute=config.attributes, seed=config.seed, corruption=config.corruption
+        config.facts,
+        attribute=config.attributes,
+        seed=config.seed,
+        corruption=config.corruption if another else "swap",
     )
     with _progress() as progress:
         task = progress.add_task(
@@ -134,12 +142,19 @@ def _patch(arguments: list[str]) -> None:
             sites=sites,
             steps=steps,
             direction=config.direction,
+            replacement="run" if another else config.corruption,
+            window=config.window,
+            n_neurons=config.n_neurons,
+            noise_std=config.noise_std,
+            noise_draws=config.noise_draws,
+            seed=config.seed,
+            max_memory=config.max_memory,
             out=out,
             device=device_of(config.device),
             precision=config.precision,
             workers=config.workers,
             command=_command("interp-patch", arguments),
-            options={"corruption": config.corruption, "seed": config.seed},
+            made_from={"corruption": config.corruption},
             on_step=lambda n_done: progress.update(task, completed=n_done),
         )
     command = _command("interp-patch", arguments)

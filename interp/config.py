@@ -247,16 +247,29 @@ class PatchConfig:
     steps: str = "all"
     """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
     sites: tuple[str, ...] = ()
-    """Activations to patch, each at every layer (z: at every head) and token role: resid_pre,
-    resid_mid, attn_out, mlp_out, z. By default all that the model has."""
+    """Activations to change, each at every layer and token role. The residual stream: embed,
+    resid_pre, resid_mid, resid_post. What attention and MLP write: attn_out, mlp_out. Per head: z,
+    q, k, v, pattern (a destination's row), edge (a destination and a source of it). Groups of
+    neurons: mlp_post. knockout: no attention of any head from destination to source. By default
+    resid_pre, resid_mid, attn_out, mlp_out and z."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
     facts: int = 128
     """How many (person, attribute) pairs, spread evenly over the attributes."""
-    corruption: Corruption = "swap"
-    """Whose name the corrupted prompt holds: another training person's, or a held-out person's."""
+    corruption: Literal["swap", "held-out", "noise", "mean", "zero", "resample"] = "swap"
+    """What is set against the clean run. Another run: with the name of another training person
+    (swap) or of a held-out person, or with noise on the embeddings of the name. Ablations, noising
+    only: the role's mean, 0, another fact's token of the role."""
     direction: Direction = "denoising"
     """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation."""
+    window: int = 1
+    """Layers changed together: from layer − window ÷ 2 (rounded down) on."""
+    n_neurons: int = 16
+    """Neurons a group of mlp_post."""
+    noise_std: float = 3.0
+    """Of the noise, in standard deviations of the embeddings of names."""
+    noise_draws: int = 5
+    """Draws of noise, over which results are averaged."""
     out: str | None = None
     """Folder of the results; by default results/patching in the run folder."""
     report: str | None = None
@@ -269,8 +282,12 @@ class PatchConfig:
     """Of the choice of facts."""
     workers: int = 1
     """Checkpoints patched side by side, each in a process of its own."""
+    max_memory: float = 2.0
+    """Gigabytes that the activations of a worker may take."""
 
     def __post_init__(self) -> None:
+        if not self.max_memory > 0:
+            raise ValueError(f"max_memory is {self.max_memory}; it must be positive")
         if not self.attributes:
             raise ValueError(f"attributes is empty; name some of {', '.join(ATTRIBUTES)}")
         if self.seed < 0:

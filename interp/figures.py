@@ -13,15 +13,30 @@ from interp.dynamics import Phases
 from interp.results import distinguishable, moved, recovered
 
 SITE_LABELS = {
+    "embed": "embeddings",
     "resid_pre": "residual stream before the block",
     "resid_mid": "residual stream between attention and MLP",
+    "resid_post": "residual stream after the block",
     "attn_out": "attention output",
     "mlp_out": "MLP output",
+    "mlp_post": "groups of neurons",
     "z": "attention heads (z)",
+    "q": "queries (q)",
+    "k": "keys (k)",
+    "v": "values (v)",
+    "pattern": "attention patterns",
+    "edge": "attention edges",
+    "knockout": "attention cut",
 }
 _DIRECTIONS = {
     "denoising": "corrupted run ← clean activation",
     "noising": "clean run ← corrupted activation",
+}
+_ACROSS = {
+    "head": "head",
+    "pos": "position (0 = bos)",
+    "src": "source",
+    "neuron": "first neuron of the group",
 }
 _SHARES = {"denoising": "recovered", "noising": "lost"}
 _FONT = {"family": "system-ui, sans-serif", "size": 13}
@@ -72,7 +87,7 @@ def patch_heatmaps(
             title_text="layer", dtick=1, range=_span(values.sizes["layer"]), **place
         )
         figure.update_xaxes(
-            title_text={"head": "head", "pos": "position (0 = bos)"}.get(values.dims[-1]),
+            title_text=_ACROSS.get(values.dims[-1]),
             type="category",
             categoryarray=labels,
             range=_span(len(labels)),
@@ -242,14 +257,18 @@ def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.Da
     if result.attrs["direction"] == "noising":
         shares = 1 - shares
     shares = shares.where(distinguishable(result, metric))
-    if site != "z":
-        return [
-            (f"{SITE_LABELS[site]} ({site})", shares.transpose(..., "layer", result.attrs["by"]))
-        ]
-    by = result.attrs["by"]
+    by = "dest" if "dest" in shares.dims else result.attrs["by"]
+    across = next((dim for dim in ("src", "head", "neuron") if dim in shares.dims), by)
+    if across == by:
+        return [(f"{SITE_LABELS[site]} ({site})", shares.transpose(..., "layer", by))]
+    if {"head", "src"} <= set(shares.dims):  # a row a head
+        names = [f"L{a}H{b}" for a in shares.layer.values for b in shares["head"].values]
+        shares = shares.stack(row=("layer", "head")).drop_vars(("row", "layer", "head"))
+        shares = shares.rename(row="layer").assign_coords(layer=names)
     return [
-        (f"z at {label}", shares.sel({by: label}).transpose(..., "layer", "head"))
+        (f"{site} at {label}", shares.sel({by: label}).transpose(..., "layer", across))
         for label in result[by].values
+        if shares.sel({by: label}).notnull().any() or site == "z"
     ]
 
 
@@ -310,7 +329,7 @@ def _add_slider(
             {
                 "active": len(steps) - 1,
                 "currentvalue": {"prefix": "step "},
-                "pad": {"t": 45},
+                "pad": {"t": 62},
                 "x": 0.1,
                 "len": 0.9,
                 "steps": [
@@ -326,16 +345,16 @@ def _add_slider(
                 "y": 0,
                 "xanchor": "right",
                 "yanchor": "top",
-                "pad": {"t": 50},
+                "pad": {"t": 67},
                 "buttons": [
                     {"label": "▶", "method": "animate", "args": [[str(s) for s in steps], play]},
                     {"label": "❚❚", "method": "animate", "args": [[None], now]},
                 ],
             }
         ],
-        margin={"b": 120},
+        margin={"b": 137},
     )
-    figure.update_layout(height=figure.layout.height + 80)
+    figure.update_layout(height=figure.layout.height + 97)
 
 
 def _strongest(
@@ -347,22 +366,27 @@ def _strongest(
     found = []
     for site, result in results.items():
         lines = moved(result, metric).where(distinguishable(result, metric))
-        cells = lines.stack(
-            cell=[d for d in ("layer", "head", result.attrs["by"]) if d in lines.dims]
-        )
+        cells = lines.stack(cell=[d for d in lines.dims if d != "step"])
         later = cells.estimate.isel(step=slice(result.sizes["step"] // 2, None)).mean("step")
         rank = later.dropna("cell").argsort().values[::-1]
         known = np.flatnonzero(later.notnull())
         for i in known[rank[:4]]:
             place = dict(zip(cells.indexes["cell"].names, cells.indexes["cell"][i]))
-            where = (
-                f"L{place['layer']}H{place['head']}"
-                if "head" in place
-                else f"L{place['layer']} {site}"
-            )
-            label = f"{where} at {place[result.attrs['by']]}"
+            label = _cell_label(site, place)
             found.append((float(later[i]), label, cells.isel(cell=i)))
     return [(label, line) for _, label, line in sorted(found, key=lambda item: -item[0])[:n_cells]]
+
+
+def _cell_label(site: str, place: dict) -> str:
+    """Such as ``L1H3 at final``, ``L0 mlp_out at name_last``, ``L2H0 edge final ← name_first``."""
+    head = f"H{place['head']}" if "head" in place else ""
+    of = "" if site == "z" else f" {site}"
+    if "neuron" in place:
+        of += f" {place['neuron']}…"
+    if "dest" in place:
+        return f"L{place['layer']}{head}{of} {place['dest']} ← {place['src']}"
+    at = next(place[by] for by in ("role", "pos") if by in place)
+    return f"L{place['layer']}{head}{of} at {at}"
 
 
 def _shade_plateau(figure: go.Figure, phases: Phases | None) -> None:

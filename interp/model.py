@@ -155,10 +155,14 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+            return self.unhooked(x)
         x = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((x.square().mean(-1, keepdim=True) + self.eps).sqrt())
         return self.hook_normalized(x / scale) * self.weight + self.bias
+
+    def unhooked(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+        """The same in one operation, where hooks stay silent."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class Attention(nn.Module):

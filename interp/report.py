@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.offline import get_plotlyjs
 
+from interp.config import HEAD_SITES, SITES
 from interp.dynamics import Phases, phases
 from interp.figures import (
     SITE_LABELS,
@@ -64,16 +65,18 @@ def build_report(
         found = phases(average.step.to_numpy(), average.loss.to_numpy(), baseline)
         curves = _figure("training", training_curves(metrics, baseline, found))
         curves += _phases_text(found, average)
-    residual = {site: result for site, result in results.items() if site != "z"}
+    by_layer = set(SITES) - set(HEAD_SITES) - {"knockout", "mlp_post"}
+    residual = {site: result for site, result in results.items() if site in by_layer}
     sections = [("How knowledge came", curves)] if curves else []
     if residual:
         sections.append(
             ("Where: layer by token role", _WHERE + _figure("layers", patch_heatmaps(residual)))
         )
-    if "z" in results:
-        sections.append(
-            ("Which heads", _HEADS + _figure("heads", patch_heatmaps({"z": results["z"]})))
-        )
+    for site in [site for site in results if site not in by_layer]:
+        heading, text = _PARTS.get(site, (SITE_LABELS[site].capitalize(), ""))
+        name = "heads" if site == "z" else site
+        figure = _figure(name, patch_heatmaps({site: results[site]}))
+        sections.append((heading, text + figure))
     if next(iter(results.values())).sizes["step"] > 1:
         sections.append(
             ("When", _WHEN + _figure("over-training", effect_over_training(results, phases=found)))
@@ -97,7 +100,23 @@ the other run, and measures how much of the difference between the runs comes ba
 lost (noising). With several checkpoints, move the
 slider, or press play, to go through training. Grey: the model does not yet tell the two runs apart,
 so there is nothing to recover.</p>"""
-_HEADS = "<p>The same for the output of single attention heads, a panel a token role.</p>"
+_PARTS = {
+    "z": (
+        "Which heads",
+        "<p>The same for the output of single attention heads, a panel a token role.</p>",
+    ),
+    "mlp_post": ("Which neurons", "<p>The same for groups of an MLP's neurons.</p>"),
+    "edge": (
+        "Which attention edges",
+        "<p>One head's attention from a destination (a panel each) to a source, taken from the "
+        "other run.</p>",
+    ),
+    "knockout": (
+        "What attention is needed",
+        "<p>Attention of all heads from a destination (a panel each) to a source cut off before "
+        "the softmax.</p>",
+    ),
+}
 _WHEN = """
 <p>The strongest components, at most four a site, with 95 % bootstrap intervals over facts. The grey
 band is the plateau. Click a name in the legend to hide its line, double-click to see it alone. The
@@ -116,7 +135,11 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
     )
     if not distinguishable(first).isel(step=-1):
         return text + "It does not tell them apart, so no cell can be named.</p>"
+    results = {site: result for site, result in results.items() if "dest" not in result.dims}
     components = {site: result for site, result in results.items() if not site.startswith("resid")}
+    if not results:
+        return f"{text}</p>"
+    first = next(iter(results.values()))
     labels = [str(x) for x in first[first.attrs["by"]].values]
     places = {"at name tokens": [x for x in labels if x.startswith("name")], "at final": ["final"]}
     if first.attrs["by"] == "pos":
@@ -145,6 +168,7 @@ def _best(result: xr.Dataset, where: list[str]) -> str:
     best = cells.isel(cell=int(np.argmax(cells.estimate.values)))
     place = dict(zip(cells.indexes["cell"].names, best.cell.item()))
     label = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
+    label += f" neurons {place['neuron']}…" if "neuron" in place else ""
     bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]" if np.isfinite(best.low) else ""
     at = escape(str(place[by]))
     return f"<td><b>{label} at {at}</b>: {float(best.estimate):.2f} {bounds}</td>"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 import xarray as xr
 
-from interp.config import Direction, Precision, check_choice
+from interp.config import Precision, check_choice
 from interp.facts import FactSet
 from interp.files import only_process
-from interp.patching.patch import By, check_sites, patch_sites
+from interp.patching.patch import Intervention, check_sites, patch_sites
 from interp.provenance import provenance
 from interp.results import join_steps, read_result, write_result
 from interp.suite import Suite
@@ -32,8 +32,8 @@ class _Job:
     facts: FactSet
     step: int
     sites: list[str]
-    by: By
-    direction: Direction
+    how: Intervention
+    max_memory: float
     device: str
     precision: Precision
 
@@ -44,15 +44,15 @@ def patch_suite(
     *,
     sites: Sequence[str] = (),
     steps: Sequence[int] | None = None,
-    by: By = "role",
-    direction: Direction = "denoising",
     out: str | Path | None = None,
     device: str = "cpu",
     precision: Precision = "fp32",
     workers: int = 1,
-    options: dict | None = None,
+    max_memory: float = 2.0,
+    made_from: dict | None = None,
     command: str = "",
     on_step: OnStep = lambda n_done: None,
+    **options,
 ) -> xr.DataTree:
     """A node a site, each a ``patch`` result with a leading ``step``.
 
@@ -63,9 +63,11 @@ def patch_suite(
             is finished.
             Without it nothing is written.
         workers: checkpoints patched side by side, each in a process of its own.
-        options: more that says where ``facts`` come from; recorded, and a change of it recomputes.
+        max_memory: gigabytes (10⁹ bytes) that a worker's activations may take.
+        made_from: where ``facts`` come from; recorded, and a change of it recomputes.
         command: recorded in the result files.
         on_step: called with the number of checkpoints done.
+        options: the fields of ``interp.patching.Intervention``.
 
     Raises:
         ValueError: unknown site, step or worker number; a damaged checkpoint; another process works
@@ -73,11 +75,11 @@ def patch_suite(
     """
     sites = check_sites(sites, parallel=suite.config.parallel)
     steps = suite.steps if steps is None else sorted(steps)
-    check_choice("direction", direction, Direction)
     check_choice("precision", precision, Precision)
+    how = Intervention(**options)
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
-    jobs = [_Job(suite, facts, step, sites, by, direction, device, precision) for step in steps]
+    jobs = [_Job(suite, facts, step, sites, how, max_memory, device, precision) for step in steps]
     if out is None:
         done = {
             job.step: results
@@ -85,7 +87,7 @@ def patch_suite(
         }
     else:
         with only_process(Path(out), "writing results to"):
-            asked = _asked(facts, by, direction, precision, options or {})
+            asked = _asked(facts, how, precision, made_from or {})
             made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
             done = _reuse_or_compute(jobs, Path(out), asked, made_by, workers, on_step)
     return xr.DataTree.from_dict(
@@ -93,7 +95,7 @@ def patch_suite(
     )
 
 
-def _asked(facts: FactSet, by: str, direction: str, precision: str, options: dict) -> dict:
+def _asked(facts: FactSet, how: Intervention, precision: str, made_from: dict) -> dict:
     digest = sha256()
     for tensor in (
         facts.clean,
@@ -106,13 +108,12 @@ def _asked(facts: FactSet, by: str, direction: str, precision: str, options: dic
         digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
     versions = {name: version(name) for name in ("interp", "torch")}
     return {
-        "by": by,
-        "direction": direction,
+        **asdict(how),
         "precision": precision,
         "facts": digest.hexdigest(),
         "n_facts": len(facts),
         "versions": versions,
-        **options,
+        **made_from,
     }
 
 
@@ -168,4 +169,4 @@ def _compute(
 
 def _patch_one(job: _Job, sites: list[str]) -> dict[str, xr.Dataset]:
     model = job.suite.load(job.step, device=job.device).to(_DTYPES[job.precision])
-    return patch_sites(model, job.facts, sites=sites, by=job.by, direction=job.direction)
+    return patch_sites(model, job.facts, sites=sites, max_memory=job.max_memory, **asdict(job.how))

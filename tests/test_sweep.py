@@ -63,7 +63,7 @@ def test_a_result_says_what_made_it(suite, facts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"direction": "noising"}, {"precision": "bf16"}, {"options": {"corruption": "x"}}]
+    "change", [{"direction": "noising"}, {"precision": "bf16"}, {"made_from": {"corruption": "x"}}]
 )
 def test_another_question_is_computed_anew(suite, facts, tmp_path, monkeypatch, change):
     patched = count_patched(monkeypatch)

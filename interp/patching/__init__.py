@@ -1,5 +1,5 @@
-"""Activation patching on a ``HookedDecoder``."""
+"""Interventions on a ``HookedDecoder``."""
 
-from interp.patching.patch import patch, patch_sites
+from interp.patching.patch import Intervention, patch, patch_sites
 
-__all__ = ["patch", "patch_sites"]
+__all__ = ["Intervention", "patch", "patch_sites"]

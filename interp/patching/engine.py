@@ -53,7 +53,7 @@ class Weights:
 
     def neurons(self, mid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_mlp"]:
         """``mlp.hook_post`` on the residual stream that the MLP reads."""
-        return self.up(self.ln2(mid), gelu=True)
+        return self.up(self.ln2.unhooked(mid), gelu=True)
 
     def mlp(self, mid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         return self.down(self.neurons(mid))
@@ -309,7 +309,7 @@ class Engine:
     ) -> tuple[Tensor, ...]:
         """Queries, scaled and rotated, rotated keys, and values of a residual stream at ``pos``."""
         product: Linear = getattr(block, kinds)
-        heads = product(block.ln1(resid)).unflatten(-1, (len(kinds), self.n_heads, -1))
+        heads = product(block.ln1.unhooked(resid)).unflatten(-1, (len(kinds), self.n_heads, -1))
         turned = kinds.replace("v", "")
         cos, sin = (table[pos].unsqueeze(-3) for table in self.turn)
         x = rotate(heads[..., : len(turned), :, :], cos, sin)
@@ -362,7 +362,7 @@ class Engine:
         row, slot = torch.nonzero(
             torch.arange(n_read, device=fact.device) < given.n_value[fact][:, None], as_tuple=True
         )
-        logits = self.unembed(self.model.ln_final(resid[row, slot])).float()
+        logits = self.unembed(self.model.ln_final.unhooked(resid[row, slot])).float()
         at_answer = answers[row, slot][:, None]
         log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
         whole = log_p.new_zeros(len(fact)).index_add_(0, row, log_p)

@@ -67,6 +67,8 @@ class Intervention:
     """Results are averages over so many draws of noise."""
     seed: int = 0
     """Of noise and resampling."""
+    whole_value: bool = True
+    """Score the whole value too; without, only its first token, and the sweep is shorter."""
 
     def __post_init__(self) -> None:
         check_choice("direction", self.direction, Direction)
@@ -95,7 +97,8 @@ def patch(
         ``corrupted`` (fact): logit_diff, nats; and the same three with ``_first_logprob`` and
         ``_value_logprob`` after their names. NaN: the fact has no such position. ``mlp_post`` has
         ``neuron``, the first of each group, for ``head``; ``edge`` and ``knockout`` have ``dest``
-        and ``src`` for role or pos.
+        and ``src`` for role or pos. Attribute ``flops``: floating-point operations of the matrix
+        products, of all sites together.
 
     Raises:
         ValueError: unknown site or option, a site this model lacks, prompts of several lengths with
@@ -116,12 +119,14 @@ def patch_sites(
     how = Intervention(**options)
     sites = check_sites(sites, parallel=model.cfg.parallel)
     _check_fit(model, sites, how)
+    if not how.whole_value:
+        facts = replace(facts, answers=facts.answers[:, :1])
     labels, positions = _groups(facts, how.by)
     chunks = _chunks(model, facts, max_memory)
     means = _means(model, facts, chunks, "mlp_post" in sites) if how.replacement == "mean" else None
     givers = _givers(len(facts), how.seed) if how.replacement == "resample" else None
     patched = {site: [] for site in sites}
-    clean, corrupted = [], []
+    clean, corrupted, flops = [], [], 0
     for chunk in chunks:
         part = facts[chunk]
         swept = _Swept(model, part, how, sites, positions[:, chunk], max_memory / 2 * 1e9)
@@ -130,9 +135,12 @@ def patch_sites(
             patched[site].append(values)
         clean.append(swept.clean)
         corrupted.append(swept.corrupted)
+        flops += swept.engine.flops
     ends = {"clean": np.concatenate(clean, -1), "corrupted": np.concatenate(corrupted, -1)}
     return {
-        site: _dataset(site, how, labels, np.concatenate(patched[site], -1), ends, facts)
+        site: _dataset(
+            site, how, labels, np.concatenate(patched[site], -1), ends, facts
+        ).assign_attrs(flops=float(flops))
         for site in sites
     }
 
@@ -352,7 +360,7 @@ def _dataset(
     axes = tuple(i for i, there in ((2, part), (4, site in EDGES)) if not there)
     values = patched.squeeze(axes)
     variables = {}
-    for i, metric in enumerate(METRICS):
+    for i, metric in enumerate(METRICS if how.whole_value else METRICS[:2]):
         suffix = "" if metric == "logit_diff" else f"_{metric}"
         attrs = {"units": "nats", "metric": metric, "sign": "positive towards the clean answer"}
         variables[f"patched{suffix}"] = (dims, values[i], attrs)
