@@ -62,7 +62,7 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
         ValueError: the weights are damaged, incomplete, of other shapes than the configuration
             says, or not finite.
     """
-    cfg = _decoder_config(folder, device)
+    cfg = read_shape(folder, device)
     path = folder / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
@@ -156,7 +156,8 @@ def _neox_config(cfg: DecoderConfig) -> dict:
     }
 
 
-def _decoder_config(folder: Path, device: str) -> DecoderConfig:
+def read_shape(folder: Path, device: str = "cpu") -> DecoderConfig:
+    """Shape of the model in a step folder, without its weights."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(

@@ -104,7 +104,7 @@ def _patch(arguments: list[str]) -> None:
 
     interp-patch --ckpt checkpoints/demo --sites mlp_out --window 3 --corruption noise
 
-    interp-patch --ckpt checkpoints/demo --sites knockout --direction noising
+    interp-patch --ckpt checkpoints/demo --sites knockout --direction noising --plan
 
     Running the same again reuses what is there. It can be stopped at any time; the next run goes on
     from the last checkpoint done.
@@ -130,6 +130,17 @@ def _patch(arguments: list[str]) -> None:
         seed=config.seed,
         corruption=config.corruption if another else "swap",
     )
+    how = {
+        "direction": config.direction,
+        "replacement": "run" if another else config.corruption,
+        "window": config.window,
+        "n_neurons": config.n_neurons,
+        "noise_std": config.noise_std,
+        "noise_draws": config.noise_draws,
+        "seed": config.seed,
+    }
+    if config.plan:
+        return _say_plan(suite, facts, sites, len(steps), how)
     with _progress() as progress:
         task = progress.add_task(
             f"patching {len(sites)} sites on {len(facts)} facts, checkpoint",
@@ -141,13 +152,7 @@ def _patch(arguments: list[str]) -> None:
             facts,
             sites=sites,
             steps=steps,
-            direction=config.direction,
-            replacement="run" if another else config.corruption,
-            window=config.window,
-            n_neurons=config.n_neurons,
-            noise_std=config.noise_std,
-            noise_draws=config.noise_draws,
-            seed=config.seed,
+            **how,
             max_memory=config.max_memory,
             out=out,
             device=device_of(config.device),
@@ -160,6 +165,16 @@ def _patch(arguments: list[str]) -> None:
     command = _command("interp-patch", arguments)
     _write_report(tree, suite.path, metrics, target, command)
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
+
+
+def _say_plan(suite, facts, sites: list[str], n_steps: int, how: dict) -> None:
+    from interp.patching.plan import plan
+
+    plans = plan(suite.shape, facts, sites=sites, **how)
+    flops = sum(p.flops for p in plans) * n_steps
+    for p in plans:
+        print(p)
+    print(f"at {n_steps} checkpoints: {flops / 1e12:.2f} TFLOP at most")
 
 
 def _report(arguments: list[str]) -> None:

@@ -284,6 +284,8 @@ class PatchConfig:
     """Checkpoints patched side by side, each in a process of its own."""
     max_memory: float = 2.0
     """Gigabytes that the activations of a worker may take."""
+    plan: bool = False
+    """Say what would be computed, and stop."""
 
     def __post_init__(self) -> None:
         if not self.max_memory > 0:

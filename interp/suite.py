@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 
 from interp.bios.text import Texts, lay_out
 from interp.bios.tokenizer import read_tokenizer
-from interp.checkpoints import checkpoint_sha256, read_checkpoint
+from interp.checkpoints import checkpoint_sha256, read_checkpoint, read_shape
 from interp.config import ATTRIBUTES, Corruption, TrainConfig
 from interp.facts import FactSet, draw_facts, read_facts
 from interp.files import read_table
-from interp.model import HookedDecoder, device_of
+from interp.model import DecoderConfig, HookedDecoder, device_of
 from interp.training.loop import read_record
 
 
@@ -48,6 +48,11 @@ class Suite:
     @cached_property
     def texts(self) -> Texts:
         return lay_out(self.population, self.tokenizer, seed=self.config.seed)
+
+    @property
+    def shape(self) -> DecoderConfig:
+        """Of the models, without their weights."""
+        return read_shape(self.step_dir(self.steps[0]))
 
     @property
     def no_knowledge_baseline(self) -> float:

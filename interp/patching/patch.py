@@ -27,8 +27,8 @@ from interp.config import (
     Replacement,
     check_choice,
 )
-from interp.facts import PROMPT_ROLES, FactSet, role_masks
-from interp.model import HookedDecoder
+from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet, role_masks
+from interp.model import DecoderConfig, HookedDecoder
 from interp.patching.cells import EDGES, Cells
 from interp.patching.engine import Engine
 from interp.patching.runs import Prompts, Run, prompts, role_means, same_place, taken_from
@@ -121,7 +121,7 @@ def patch_sites(
     _check_fit(model, sites, how)
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
-    labels, positions = _groups(facts, how.by)
+    cells, labels, may_differ = cells_of(facts, how)
     chunks = _chunks(model, facts, max_memory)
     means = _means(model, facts, chunks, "mlp_post" in sites) if how.replacement == "mean" else None
     givers = _givers(len(facts), how.seed) if how.replacement == "resample" else None
@@ -129,7 +129,9 @@ def patch_sites(
     clean, corrupted, flops = [], [], 0
     for chunk in chunks:
         part = facts[chunk]
-        swept = _Swept(model, part, how, sites, positions[:, chunk], max_memory / 2 * 1e9)
+        positions = cells.positions[:, chunk]
+        here = replace(cells, positions=positions, sources=positions)
+        swept = _Swept(model, part, how, sites, here, may_differ[chunk], max_memory / 2 * 1e9)
         giver = facts[givers[chunk]] if givers is not None else None
         for site, values in swept.results(chunk, means, giver).items():
             patched[site].append(values)
@@ -185,6 +187,34 @@ def _check_fit(model: HookedDecoder, sites: list[str], how: Intervention) -> Non
             )
 
 
+def n_parts(site: str, cfg: DecoderConfig, how: Intervention) -> int:
+    """Heads, or groups of neurons, that are changed one at a time."""
+    if site == "mlp_post":
+        return cfg.d_mlp // how.n_neurons
+    return cfg.n_heads if site in HEAD_SITES else 1
+
+
+def cells_of(facts: FactSet, how: Intervention) -> tuple[Cells, list, Bool[np.ndarray, "fact pos"]]:
+    """The cells of an intervention, the labels of their positions, and where the two runs may
+    differ: from the first token on in which their inputs do.
+    """
+    labels, groups = _groups(facts, how.by)
+    n_value = (facts.answers != NO_TOKEN).sum(1)
+    n_pos = int((facts.lengths + n_value).max()) - 1
+    positions = np.zeros((*groups.shape[:2], n_pos), bool)
+    n = min(n_pos, groups.shape[2])
+    positions[..., :n] = groups[..., :n]
+    differs = torch.ones_like(facts.clean, dtype=torch.bool)
+    if how.replacement == "run":
+        differs = facts.clean != facts.corrupted
+    elif how.replacement == "noise":
+        differs = torch.isin(facts.roles, torch.tensor(NAME_ROLES))
+    may_differ = np.zeros((len(facts), n_pos), bool)
+    may_differ[:, :n] = differs.numpy()[:, :n]
+    may_differ = np.logical_or.accumulate(may_differ, 1)
+    return Cells(positions, positions, how.window, how.n_neurons), labels, may_differ
+
+
 class _Swept:
     """One batch of facts, changed cell by cell."""
 
@@ -194,7 +224,8 @@ class _Swept:
         facts: FactSet,
         how: Intervention,
         sites: list[str],
-        positions: Bool[np.ndarray, "group fact pos"],
+        cells: Cells,
+        may_differ: Bool[np.ndarray, "fact pos"],
         max_bytes: float,
     ) -> None:
         self.model, self.facts, self.how, self.sites = model, facts, how, sites
@@ -202,10 +233,9 @@ class _Swept:
         self.clean_prompts, self.corrupted_prompts = prompts(facts, model.embed.weight.device)
         self.engine = Engine(model, self.clean_prompts)
         n_pos = self.clean_prompts.tokens.shape[1]
-        self.positions = np.zeros((*positions.shape[:2], n_pos), bool)
-        n = min(n_pos, positions.shape[2])
-        self.positions[..., :n] = positions[..., :n]
-        self.cells = Cells(self.positions, self.positions, how.window, how.n_neurons)
+        positions = cells.positions[..., :n_pos]
+        self.cells = replace(cells, positions=positions, sources=positions)
+        self.may_differ = may_differ[:, :n_pos]
 
     def results(
         self, chunk: np.ndarray, means: Run | None, giver: FactSet | None
@@ -217,13 +247,13 @@ class _Swept:
             corrupted_run = self._run(self.corrupted_prompts)
             self.corrupted = self.engine.scores_of(corrupted_run)
             other = self._replacement(clean_run, corrupted_run, means, giver)
-            return self._between(clean_run, other, self._may_differ())
+            return self._between(clean_run, other, self.may_differ)
         draws = []
         for draw in range(self.how.noise_draws):
             noised = replace(self.clean_prompts, noise=self._noise(chunk, draw))
             run = self._run(noised)
             scores = self.engine.scores_of(run)
-            draws.append((scores, self._between(clean_run, run, self._may_differ())))
+            draws.append((scores, self._between(clean_run, run, self.may_differ)))
         self.corrupted = np.mean([scores for scores, _ in draws], 0)
         return {site: np.mean([values[site] for _, values in draws], 0) for site in self.sites}
 
@@ -248,29 +278,16 @@ class _Swept:
 
     def _unpatched(self, site: str, scores: Float[np.ndarray, "metric fact"]) -> np.ndarray:
         """The base run's metrics in every cell that a fact has, NaN elsewhere."""
-        cfg, has = self.model.cfg, self.positions.any(2)
+        cfg, has = self.model.cfg, self.cells.positions.any(2)
         there = has[:, None]
         if site in EDGES:
-            first = np.where(has, self.positions.argmax(2), self.positions.shape[2])
-            last = self.positions.shape[2] - 1 - self.positions[:, :, ::-1].argmax(2)
+            first = np.where(has, self.cells.positions.argmax(2), self.cells.positions.shape[2])
+            last = self.cells.positions.shape[2] - 1 - self.cells.positions[:, :, ::-1].argmax(2)
             there = there & has & (first[None] <= last[:, None])
         n_layers = 1 if site == "embed" else cfg.n_layers
-        n_parts = cfg.n_heads if site in HEAD_SITES else 1
-        if site == "mlp_post":
-            n_parts = cfg.d_mlp // self.how.n_neurons
         values = np.where(there, scores[:, None, None], np.float32(np.nan))
-        shape = (len(scores), n_layers, n_parts, *values.shape[1:])
+        shape = (len(scores), n_layers, n_parts(site, cfg, self.how), *values.shape[1:])
         return np.broadcast_to(values[:, None, None], shape).astype(np.float32)
-
-    def _may_differ(self) -> Bool[np.ndarray, "fact pos"]:
-        """Everything from the first token on in which the runs' inputs differ."""
-        if self.how.replacement == "run":
-            differs = self.clean_prompts.tokens != self.corrupted_prompts.tokens
-        elif self.how.replacement == "noise":
-            differs = torch.isin(self.clean_prompts.roles, torch.tensor(NAME_ROLES))
-        else:
-            differs = torch.ones_like(self.clean_prompts.tokens, dtype=torch.bool)
-        return np.logical_or.accumulate(differs.cpu().numpy(), 1)
 
     def _noise(self, chunk: np.ndarray, draw: int) -> Float[torch.Tensor, "fact pos d_model"]:
         given = self.clean_prompts
