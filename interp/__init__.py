@@ -13,6 +13,7 @@ _HOMES = {
     "load_suite": "interp.suite",
     "patch": "interp.patching.patch",
     "patch_suite": "interp.sweep",
+    "plan": "interp.patching.plan",
     "recovered": "interp.results",
     "effect": "interp.results",
     "interval": "interp.results",
