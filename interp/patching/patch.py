@@ -78,9 +78,7 @@ class Intervention:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.replacement in ("mean", "zero", "resample") and self.direction != "noising":
-            raise ValueError(
-                f"replacement {self.replacement!r} changes the clean run; use direction noising"
-            )
+            raise ValueError(f"{self.replacement!r} changes the clean run; use direction noising")
 
 
 def patch(
@@ -89,7 +87,8 @@ def patch(
     """Every cell of one ``site`` changed, one at a time, on each fact.
 
     Args:
-        max_memory: gigabytes (10⁹ bytes) that activations may take.
+        max_memory: gigabytes (10⁹ bytes) that the two runs and a batch of rows may take; mean and
+            resample keep more runs.
         options: the fields of ``Intervention``.
 
     Returns:
@@ -122,7 +121,7 @@ def patch_sites(
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
     cells, labels, may_differ = cells_of(facts, how)
-    chunks = _chunks(model, facts, max_memory)
+    chunks = _chunks(model, facts, max_memory, "mlp_post" in sites)
     means = _means(model, facts, chunks, "mlp_post" in sites) if how.replacement == "mean" else None
     givers = _givers(len(facts), how.seed) if how.replacement == "resample" else None
     patched = {site: [] for site in sites}
@@ -319,10 +318,13 @@ class _Swept:
         return engine.turned(taken_from(plain, theirs, same_place(roles, given.roles)))
 
 
-def _chunks(model: HookedDecoder, facts: FactSet, max_memory: float) -> list[np.ndarray]:
+def _chunks(
+    model: HookedDecoder, facts: FactSet, max_memory: float, keep_neurons: bool
+) -> list[np.ndarray]:
     """Facts in batches whose runs fit into half of the memory."""
     cfg, n_pos = model.cfg, facts.clean.shape[1] + facts.answers.shape[1]
-    one = 2 * 9 * cfg.n_layers * n_pos * cfg.d_model * model.embed.weight.element_size()
+    token = 9 * cfg.d_model + (cfg.d_mlp if keep_neurons else 0)
+    one = 2 * cfg.n_layers * n_pos * token * model.embed.weight.element_size()
     size = max(1, int(max_memory * 1e9 / 2 // one))
     return np.split(np.arange(len(facts)), range(size, len(facts), size))
 

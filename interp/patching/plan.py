@@ -41,8 +41,7 @@ class Plan:
 
 
 def plan(cfg: DecoderConfig, facts: FactSet, *, sites: Sequence[str] = (), **options) -> list[Plan]:
-    """A ``Plan`` a site, from shapes and tokens alone: neither loads nor runs a model. Noise counts
-    one draw.
+    """A ``Plan`` a site, from shapes and tokens alone: neither loads nor runs a model.
 
     Args:
         options: the fields of ``Intervention``.
@@ -91,5 +90,6 @@ def plan(cfg: DecoderConfig, facts: FactSet, *, sites: Sequence[str] = (), **opt
         )
         whole = float((n_total * (cfg.n_layers * weights + 2 * cfg.d_model * cfg.d_vocab)).sum())
         n_cells = int(np.prod(list(shape.values())))
+        flops *= how.noise_draws if how.replacement == "noise" else 1
         plans.append(Plan(site, shape, len(facts), n_live, flops, n_cells * whole))
     return plans
