@@ -112,7 +112,7 @@ def _patch(arguments: list[str]) -> None:
     config = _parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
     from interp.files import check_file, check_writable
     from interp.model import device_of
-    from interp.patching.patch import check_sites
+    from interp.patching.intervention import check_sites
     from interp.suite import load_suite, select_steps
     from interp.sweep import patch_suite
 

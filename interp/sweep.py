@@ -15,7 +15,8 @@ import xarray as xr
 from interp.config import Precision, check_choice
 from interp.facts import FactSet
 from interp.files import only_process
-from interp.patching.patch import Intervention, check_sites, patch_sites
+from interp.patching.intervention import Intervention, check_sites
+from interp.patching.patch import patch_sites
 from interp.provenance import provenance
 from interp.results import join_steps, read_result, write_result
 from interp.suite import Suite

@@ -1,6 +1,7 @@
 """Cells, what a sweep changes one at a time, and the rows of work they become."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -11,6 +12,18 @@ EDGES = ("edge", "knockout")
 """Sites that are pairs of a destination and a source."""
 ON_KEYS = ("k", "v")
 """Sites that every later destination reads."""
+
+
+@runtime_checkable
+class Shape(Protocol):
+    """What a sweep needs to know of a model's configuration."""
+
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int | None
+    d_model: int
+    d_mlp: int
+    d_vocab: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.patching.cells import AT_ENTRY, EDGES, Rows
+from interp.patching.cells import AT_ENTRY, EDGES, ON_KEYS, Rows
 from interp.patching.ops import softmax
 
 if TYPE_CHECKING:
@@ -129,8 +129,9 @@ def _z_of_source(engine: "Engine", kind: str, layer: int) -> Float[Tensor, "fact
     base, source = engine.base[layer], engine.source[layer]
     if kind == "z":
         return source.z
-    keys = base.k if kind == "q" else source.k
-    return engine.weigh(softmax(engine.all_scores(source.q, keys)), base.v)
+    if kind == "pattern":
+        return engine.weigh(engine.pattern(source), base.v)
+    return engine.weigh(softmax(engine.all_scores(source.q, base.k)), base.v)
 
 
 def _z_of_rows(
@@ -158,7 +159,7 @@ def _z_of_rows(
         change = (source.v - base.v)[fact, :, head] * chosen.mT
         return softmax(of_rows(scores)) @ change
     if kind == "edge":
-        change = softmax(engine.all_scores(source.q, source.k)) - softmax(scores)
+        change = engine.pattern(source) - softmax(scores)
         return (of_rows(change) * chosen) @ base.v[fact, :, head]
     swapped = torch.where(chosen, of_rows(engine.all_scores(base.q, source.k)), of_rows(scores))
     return softmax(swapped) @ base.v[fact, :, head] - base.z[fact[:, None], dest, head[:, None]]
@@ -177,6 +178,23 @@ class Edit:
         if self.site in EDGES:
             sources = engine.cells.sources[rows.source, rows.fact]
             self.sources = torch.from_numpy(sources).to(engine.device)[self.row]
+        self.n_applied = 0
+        """Changes made in the layer at hand."""
+
+    def check_applied(
+        self, index: int, window: Int[Tensor, "row pos"], dest: Int[Tensor, "row dest"]
+    ) -> None:
+        """Raises a RuntimeError unless all changes at positions that were computed in layer
+        ``index`` have been made.
+        """
+        n_due, there = 0, window if self.site in ("resid_pre", *ON_KEYS) else dest
+        if self.site != "embed":
+            n_due = len(self._where(index, there)[2])
+        if self.n_applied != n_due:
+            raise RuntimeError(
+                f"site {self.site!r}, layer {index}: {self.n_applied} of {n_due} changes applied"
+            )
+        self.n_applied = 0
 
     def __call__(
         self,
@@ -189,6 +207,7 @@ class Edit:
         if site != self.site:
             return x
         row, slot, at = self._where(index, dest)
+        self.n_applied += len(at)
         fact, pos, part, source = (
             self.fact[at],
             self.pos[at],
@@ -211,6 +230,7 @@ class Edit:
     ) -> Float[Tensor, "row head dest src"]:
         if self.site == "knockout":
             row, slot, at = self._where(index, dest)
+            self.n_applied += len(at)
             cut = scores[row, :, slot]
             scores[row, :, slot] = cut.masked_fill(self.sources[at][:, None], -torch.inf)
         return scores
@@ -222,9 +242,9 @@ class Edit:
             return pattern.nan_to_num(0.0)
         if self.site in ("pattern", "edge"):
             row, slot, at = self._where(index, dest)
-            source, part = self.engine.source[index], self.part[at]
-            new = softmax(self.engine.all_scores(source.q, source.k))
-            new = new[self.fact[at], part, self.pos[at]]
+            self.n_applied += len(at)
+            part = self.part[at]
+            new = self.engine.pattern(self.engine.source[index])[self.fact[at], part, self.pos[at]]
             if self.site == "edge":
                 new = torch.where(self.sources[at], new, pattern[row, part, slot])
             pattern[row, part, slot] = new

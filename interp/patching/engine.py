@@ -9,7 +9,7 @@ in both runs, or that nothing read depends on, is not computed: its value is the
 to hooks on a whole forward pass, to rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +18,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.model import Block, HookedDecoder, rotation
+from interp.model import Block, DecoderConfig, HookedDecoder, rotation
 from interp.patching.cells import AT_ENTRY, Cells, Rows, concatenate, reached, rows_of
 from interp.patching.edits import Edit, changed_stream
 from interp.patching.ops import Linear, put, rotate, softmax, with_rows
-from interp.patching.runs import Layer, Prompts, Run
+from interp.patching.runs import Layer, Prompts, Run, metrics_of
 from interp.ragged import Rotation
 
 TOKENS_AT_ONCE = 4096
@@ -67,6 +67,7 @@ class Engine:
         self.n_layers, self.n_heads = model.cfg.n_layers, model.cfg.n_heads
         self.blocks = [Weights(block) for block in model.blocks]
         self.unembed = Linear(model.unembed.weight)
+        self.embedding = model.embed.weight
         self.attention_flops = 0
         pos = torch.arange(prompts.tokens.shape[1], device=self.device)
         dtype = model.embed.weight.dtype
@@ -90,22 +91,24 @@ class Engine:
         return sum(product.flops for product in products) + self.attention_flops
 
     @torch.inference_mode()
-    def run(self, prompts: Prompts, *, keep_neurons: bool = False) -> Run:
-        """A whole forward pass."""
+    def run(self, prompts: Prompts, sites: Collection[str] = ()) -> Run:
+        """A whole forward pass, with the neurons only if ``sites`` has them."""
         resid, layers = self.model.embed(prompts.tokens), []
         if prompts.noise is not None:
             resid = resid + prompts.noise
         pos = torch.arange(prompts.tokens.shape[1], device=self.device)
         for block in self.blocks:
-            q, k, v = self._heads(block, resid, pos[None])
+            q, k, v = self.heads(block, resid, pos[None])
             z = self.weigh(softmax(self.all_scores(q, k)), v)
             attn_out = block.out(z.flatten(2))
             mid = resid if block.parallel else resid + attn_out
             neurons = block.neurons(mid)
             mlp_out = block.down(neurons)
             post = mid + mlp_out + (attn_out if block.parallel else 0)
-            neurons = neurons if keep_neurons else neurons[..., :0]
-            layers.append(Layer(resid, mid, post, attn_out, mlp_out, z, q, k, v, neurons))
+            neurons = neurons if "mlp_post" in sites else neurons[..., :0].clone()
+            layers.append(
+                Layer(resid, mid, post, attn_out, mlp_out, z, q, k, v, neurons, z[..., :0].clone())
+            )
             resid = post
         return layers
 
@@ -134,25 +137,34 @@ class Engine:
         """
         self.base, self.source, self.cells, self.may_differ = base, source, cells, may_differ
         for together in [sites] if cells.window == 1 else [[site] for site in sites]:
+            waiting = self._rows(together)
             for entry in range(self.n_layers + 1):
-                rows, at = self.live(together, entry)
+                rows, at = self._live(waiting.pop(entry, []), entry)
                 n_window = self.n_total[rows.fact] - at.argmax(1)
                 for part in self._portions(n_window, self.n_value[rows.fact], max_bytes):
                     yield rows[part], self._changed(entry, rows[part], at[part])
+            if waiting:
+                raise RuntimeError(f"changes at layers {sorted(waiting)} were never applied")
 
     @torch.inference_mode()
-    def live(self, sites: list[str], entry: int) -> tuple[Rows, Bool[np.ndarray, "row pos"]]:
-        """The rows whose change first reaches the residual stream entering layer ``entry``, and at
-        which positions it does.
+    def _rows(self, sites: list[str]) -> dict[int, list[Rows]]:
+        """The rows whose activations differ, by the first layer whose residual stream the change
+        enters.
         """
-        tables = []
+        tables: dict[int, list[Rows]] = {}
         for site in sites:
-            start = entry - (site not in AT_ENTRY)
             for layer in range(1 if site == "embed" else self.n_layers):
                 window = self.cells.layers(layer, self.n_layers)
-                if window.start == start:
-                    differs = [self._differs(site, at) for at in window]
-                    tables.append(rows_of(site, layer, np.logical_or.reduce(differs), self.cells))
+                differs = np.logical_or.reduce([self._differs(site, at) for at in window])
+                if differs.any():
+                    rows = rows_of(site, layer, differs, self.cells)
+                    tables.setdefault(window.start + (site not in AT_ENTRY), []).append(rows)
+        return tables
+
+    def _live(self, tables: list[Rows], entry: int) -> tuple[Rows, Bool[np.ndarray, "row pos"]]:
+        """Those that anything read depends on, and the positions of the residual stream entering
+        layer ``entry`` that they change.
+        """
         rows = concatenate(tables)
         at = reached(rows, self.cells) if len(rows) else np.zeros((0, 1), bool)
         pos = np.arange(at.shape[1])
@@ -168,8 +180,10 @@ class Engine:
         if site == "knockout":
             seen = np.logical_or.accumulate(self.cells.sources, 2)
             return seen[None]
+        if runs[0] is runs[1]:
+            return np.zeros((1, 1, *self.may_differ.shape), bool)
         if site in ("pattern", "edge"):
-            base, source = (softmax(self.all_scores(run.q, run.k)) for run in runs)
+            base, source = (self.pattern(run) for run in runs)
             differs = rearrange(base != source, "fact head dest src -> head fact dest src")
             if site == "edge":
                 of = torch.from_numpy(self.cells.sources).to(self.device)[:, :, None]
@@ -226,6 +240,8 @@ class Engine:
                 resid = self._later_layer(index, fact, resid, window, dest, edit)
             else:
                 resid = self._first_layer(index, fact, row, pos, stream, dest)
+            if edit:
+                edit.check_applied(index, window, dest)
         return self.scores(resid, fact)
 
     def _first_layer(
@@ -239,7 +255,7 @@ class Engine:
     ) -> Float[Tensor, "row dest d_model"]:
         """The layer at which rows join: keys, values and queries are new at the changes only."""
         block, base = self.blocks[index], self.base[index]
-        q, k, v = self._heads(block, stream, pos)
+        q, k, v = self.heads(block, stream, pos)
         keys, values = (with_rows(x, fact, row, pos, new) for x, new in ((base.k, k), (base.v, v)))
         queries, resid = (x[fact[:, None], dest] for x in (base.q, base.resid_pre))
         put(queries, dest, row, pos, q)
@@ -260,13 +276,13 @@ class Engine:
         if edit:
             resid = edit(resid, "resid_pre", index, window)
         if dest is window:
-            q, k, v = self._heads(block, resid, window)
+            q, k, v = self.heads(block, resid, window)
         else:
-            k, v = self._heads(block, resid, window, kinds="kv")
+            k, v = self.heads(block, resid, window, kinds="kv")
             resid = resid.gather(
                 1, (dest - window[:, :1])[..., None].expand(-1, -1, resid.shape[2])
             )
-            (q,) = self._heads(block, resid, dest, kinds="q")
+            (q,) = self.heads(block, resid, dest, kinds="q")
         if edit:
             q, k, v = (
                 edit(q, "q", index, dest),
@@ -304,7 +320,7 @@ class Engine:
         post = mid + mlp_out + (attn_out if block.parallel else 0)
         return edit(post, "resid_post", index, dest)
 
-    def _heads(
+    def heads(
         self, block: Weights, resid: Tensor, pos: Tensor, kinds: str = "qkv"
     ) -> tuple[Tensor, ...]:
         """Queries, scaled and rotated, rotated keys, and values of a residual stream at ``pos``."""
@@ -344,6 +360,12 @@ class Engine:
     ) -> Float[Tensor, "fact head dest src"]:
         return self._scores(q, k, torch.arange(q.shape[1], device=q.device).expand(q.shape[:2]))
 
+    def pattern(self, layer: Layer) -> Float[Tensor, "fact head dest src"]:
+        """Of a layer's queries and keys, or as it was given."""
+        if layer.pattern.shape[-1]:
+            return rearrange(layer.pattern, "fact dest head src -> fact head dest src")
+        return softmax(self.all_scores(layer.q, layer.k))
+
     @torch.inference_mode()
     def scores_of(self, run: Run) -> Float[np.ndarray, "metric fact"]:
         """Metrics of a run left as it is."""
@@ -358,18 +380,12 @@ class Engine:
         value.
         """
         given = self.prompts
-        answers, n_read = given.answers[fact], resid.shape[1]
+        n_read = resid.shape[1]
         row, slot = torch.nonzero(
             torch.arange(n_read, device=fact.device) < given.n_value[fact][:, None], as_tuple=True
         )
-        logits = self.unembed(self.model.ln_final.unhooked(resid[row, slot])).float()
-        at_answer = answers[row, slot][:, None]
-        log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
-        whole = log_p.new_zeros(len(fact)).index_add_(0, row, log_p)
-        first = slot == 0
-        pair = torch.stack((answers[:, 0], given.other[fact]), 1)
-        correct, other = logits[first].gather(1, pair).unbind(1)
-        return torch.stack((correct - other, log_p[first], whole)).cpu().numpy()
+        logits = self.unembed(self.model.ln_final.unhooked(resid[row, slot]))
+        return metrics_of(logits, row, slot, fact, given)
 
     def _portions(
         self, n_window: Int[np.ndarray, " row"], n_read: Int[np.ndarray, " row"], max_bytes: float
@@ -377,9 +393,8 @@ class Engine:
         """Rows in pieces that are much alike and hold at most ``TOKENS_AT_ONCE`` tokens, or what
         fits into memory.
         """
-        cfg, n_pos = self.model.cfg, self.prompts.tokens.shape[1]
-        token = 2 * cfg.d_mlp + 12 * cfg.d_model + 3 * cfg.n_heads * n_pos
-        row = 6 * n_pos * cfg.d_model + 3 * int(self.n_value.max()) * cfg.d_vocab
+        n_pos = self.prompts.tokens.shape[1]
+        token, row = row_size(self.model.cfg, n_pos, int(self.n_value.max()))
         size = self.model.embed.weight.element_size()
         order, start = np.lexsort((n_window, n_read)), 0
         while start < len(order):
@@ -390,3 +405,9 @@ class Engine:
             end = start + max(1, int(fits.sum()))
             yield order[start:end]
             start = end
+
+
+def row_size(cfg: DecoderConfig, n_pos: int, n_value: int) -> tuple[int, int]:
+    """Numbers that a row takes while it is computed: of each of its tokens, and beside them."""
+    token = 2 * cfg.d_mlp + 12 * cfg.d_model + 3 * cfg.n_heads * n_pos
+    return token, 6 * n_pos * cfg.d_model + 3 * n_value * cfg.d_vocab

@@ -1,14 +1,32 @@
 """What a sweep will take, said before it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
+from jaxtyping import Bool, Int
 
+from interp.config import METRICS
 from interp.facts import FactSet
 from interp.model import DecoderConfig
-from interp.patching.cells import AT_ENTRY, EDGES, reached, rows_of
-from interp.patching.patch import Intervention, cells_of, check_sites, n_parts
+from interp.patching.cells import AT_ENTRY, EDGES, ON_KEYS, Cells, reached, rows_of
+from interp.patching.engine import TOKENS_AT_ONCE, row_size
+from interp.patching.intervention import (
+    Intervention,
+    axes_of,
+    cells_of,
+    check_fit,
+    check_sites,
+    kept_sites,
+    memory_chunks,
+    n_parts,
+    run_size,
+    runs_held,
+)
+from interp.patching.paths import Stop, count_ways, is_path, parse_path
+
+_PLURALS = {"dest": "destinations", "src": "sources", "pos": "positions"}
 
 
 @dataclass(frozen=True)
@@ -16,80 +34,161 @@ class Plan:
     """Of one site at one checkpoint; ``str`` says it in a line."""
 
     site: str
-    shape: dict[str, int]
-    """Number of layers, heads, ... of the cells."""
+    axes: dict[str, list]
+    """Layers, heads, roles, ... of the cells."""
     n_facts: int
     n_live: int
     """(cell, fact) pairs that can differ from the base run: the ones to compute, at most."""
     flops: float
     """Of the matrix products, at most; what pads a batch to its longest row comes on top."""
-    flops_of_forwards: float
-    """Of a whole forward pass a (cell, fact)."""
+    flops_of_forward: float
+    """Of a forward pass of one prompt, on average."""
+    megabytes: float
+    """Of activations and results at once, at most."""
 
     @property
     def n_cells(self) -> int:
-        return int(np.prod(list(self.shape.values())))
+        return int(np.prod([len(labels) for labels in self.axes.values()]))
+
+    @property
+    def forwards(self) -> float:
+        """Forward passes of one prompt that take as many operations."""
+        return self.flops / self.flops_of_forward
+
+    def cells(self) -> Iterator[dict]:
+        """The cells, each as its place along the axes."""
+        return (dict(zip(self.axes, place)) for place in product(*self.axes.values()))
 
     def __str__(self) -> str:
-        cells = " × ".join(f"{n} {name}s" for name, n in self.shape.items())
-        share = self.flops / self.flops_of_forwards
+        sizes = {_PLURALS.get(name, f"{name}s"): len(x) for name, x in self.axes.items()}
+        cells = " × ".join(f"{n} {name if n > 1 else name[:-1]}" for name, n in sizes.items())
+        n_pairs = self.n_cells * self.n_facts
         return (
             f"{self.site}: {cells} = {self.n_cells:,} cells on {self.n_facts} facts; "
-            f"{self.n_live:,} of {self.n_cells * self.n_facts:,} (cell, fact) pairs to compute, "
-            f"{self.flops / 1e9:,.1f} GFLOP, {share:.0%} of a forward pass for each cell and fact"
+            f"{self.n_live:,} of {n_pairs:,} (cell, fact) pairs to compute; "
+            f"{self.flops / 1e9:,.1f} GFLOP, as much as {self.forwards:,.0f} forward passes where "
+            f"a loop makes {n_pairs:,}; {self.megabytes:,.0f} MB at most"
         )
 
 
-def plan(cfg: DecoderConfig, facts: FactSet, *, sites: Sequence[str] = (), **options) -> list[Plan]:
+def plan(
+    cfg: DecoderConfig,
+    facts: FactSet,
+    *,
+    sites: Sequence[str] = (),
+    max_memory: float = 2.0,
+    **options,
+) -> list[Plan]:
     """A ``Plan`` a site, from shapes and tokens alone: neither loads nor runs a model.
 
     Args:
+        max_memory: gigabytes (10⁹ bytes), as ``interp.patch`` takes it.
         options: the fields of ``Intervention``.
     """
     how = Intervention(**options)
+    sites = check_sites(sites, parallel=cfg.parallel, direction=how.direction)
+    check_fit(cfg, sites, how)
     cells, labels, may_differ = cells_of(facts, how)
     n_value = (facts.answers >= 0).sum(1).numpy() if how.whole_value else np.ones(len(facts), int)
-    n_prompt = facts.lengths.numpy()
-    n_total = n_prompt + n_value - 1
-    weights = 2 * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
+    costs = _Costs(cfg, cells, may_differ, facts.lengths.numpy(), n_value)
+    n_draws = how.noise_draws if how.replacement == "noise" else 1
     plans = []
-    for site in check_sites(sites, parallel=cfg.parallel):
-        parts = n_parts(site, cfg, how)
-        n_layers = 1 if site == "embed" else cfg.n_layers
-        n_live, flops = 0, 0.0
-        differs = np.broadcast_to(may_differ, (parts, 1, *may_differ.shape))
+    for site in sites:
+        if is_path(site):
+            n_live, flops = costs.of_path(parse_path(site))
+        else:
+            parts = n_parts(site, cfg, how)
+            layers = range(1 if site == "embed" else cfg.n_layers)
+            n_live, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
+        axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
+        groups = ("dest", "src") if site in EDGES else (how.by,)
+        axes |= {name: list(labels) for name in groups}
+        n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
+        megabytes = float(costs.bytes_at_once(facts, site, how, max_memory) + 4 * n_results) / 1e6
+        forward = float(costs.whole_forward.mean())
+        plans.append(
+            Plan(site, axes, len(facts), int(n_live), float(flops * n_draws), forward, megabytes)
+        )
+    return plans
+
+
+class _Costs:
+    """Operations of rows on given facts; a multiplication and an addition are two."""
+
+    def __init__(
+        self,
+        cfg: DecoderConfig,
+        cells: Cells,
+        may_differ: Bool[np.ndarray, "fact pos"],
+        n_prompt: Int[np.ndarray, " fact"],
+        n_value: Int[np.ndarray, " fact"],
+    ) -> None:
+        self.cfg, self.cells, self.may_differ = cfg, cells, may_differ
+        self.n_prompt, self.n_value = n_prompt, n_value
+        self.n_total = n_prompt + n_value - 1
+        self.block = 2 * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
+        self.attention = 4 * cfg.d_model * may_differ.shape[1]
+        self.unembed = 2 * cfg.d_model * cfg.d_vocab
+        self.whole_forward = self.n_total * (cfg.n_layers * self.block + self.unembed)
+
+    def of_layer(
+        self, site: str, layer: int, parts: int, *, carried: bool = False
+    ) -> tuple[int, float]:
+        """Rows of one site at one layer, and their operations.
+
+        Args:
+            carried: every later position is changed too.
+        """
+        cfg, cells = self.cfg, self.cells
+        if carried:
+            later = np.logical_or.accumulate(cells.positions, 2)
+            cells = Cells(later, later)
+        differs = np.broadcast_to(self.may_differ, (parts, 1, *self.may_differ.shape))
         if site in EDGES:
             seen = np.logical_or.accumulate(cells.sources, 2)
-            seen &= may_differ | (site == "knockout")
+            seen &= self.may_differ | (site == "knockout")
             differs = np.broadcast_to(seen, (parts, *seen.shape))
-        for layer in range(n_layers):
-            rows = rows_of(site, layer, differs, cells)
-            entry = cells.layers(layer, cfg.n_layers).start + (site not in AT_ENTRY)
-            at = reached(rows, cells) & (np.arange(may_differ.shape[1]) < n_total[rows.fact, None])
-            if entry == cfg.n_layers:
-                at &= np.arange(at.shape[1]) >= n_prompt[rows.fact, None] - 1
-            live = at.any(1)
-            tokens = (n_total[rows.fact] - at.argmax(1))[live]
-            read = n_value[rows.fact][live]
-            attention = 4 * cfg.d_model * may_differ.shape[1]
-            n_live += int(live.sum())
-            flops += float(
-                (tokens * max(0, cfg.n_layers - 1 - entry) * (weights + attention)).sum()
+        rows = rows_of(site, layer, differs, cells)
+        entry = cells.layers(layer, cfg.n_layers).start + (site not in AT_ENTRY)
+        pos = np.arange(self.may_differ.shape[1])
+        at = reached(rows, cells) & (pos < self.n_total[rows.fact, None])
+        if entry == cfg.n_layers:
+            at &= pos >= self.n_prompt[rows.fact, None] - 1
+        live = at.any(1)
+        tokens = (self.n_total[rows.fact] - at.argmax(1))[live]
+        read = self.n_value[rows.fact][live]
+        in_block = self.block + self.attention
+        flops = tokens * max(0, cfg.n_layers - 1 - entry) * in_block + read * self.unembed
+        if entry < cfg.n_layers:
+            flops += tokens * 4 * cfg.d_model**2 + read * in_block
+        inside = at.sum() * self.block if site not in AT_ENTRY else 0
+        return int(live.sum()), float(flops.sum() + inside)
+
+    def of_path(self, stops: list[Stop]) -> tuple[int, float]:
+        """The same of all ways along a path, with what its stops compute themselves."""
+        last = stops[-1]
+        carried = any(stop.site in ON_KEYS for stop in stops[1:-1])
+        site = "resid_post" if last.site == "logits" else last.site
+        parts = len(last.parts(self.cfg, self.cells.n_neurons))
+        layers = [self.cfg.n_layers - 1] if last.site == "logits" else last.layers(self.cfg)
+        n_live, flops = 0, 0.0
+        for layer in layers:
+            n_ways = count_ways(stops[:-1], last, layer, self.cfg, self.cells.n_neurons)
+            live, of_one = self.of_layer(site, layer, parts, carried=carried)
+            heard = (
+                n_ways * self.n_total.sum() * self.block * (len(self.cells.positions) ** carried)
             )
-            if entry < cfg.n_layers:
-                flops += float((tokens * 4 * cfg.d_model**2 + read * (weights + attention)).sum())
-            flops += float((read * 2 * cfg.d_model * cfg.d_vocab).sum())
-            flops += float(at.sum() * weights) if site not in AT_ENTRY else 0.0
-        shape = {"layer": n_layers}
-        if parts > 1:
-            shape["group" if site == "mlp_post" else "head"] = parts
-        shape |= (
-            {"destination": len(labels), "source": len(labels)}
-            if site in EDGES
-            else {how.by if how.by == "role" else "position": len(labels)}
-        )
-        whole = float((n_total * (cfg.n_layers * weights + 2 * cfg.d_model * cfg.d_vocab)).sum())
-        n_cells = int(np.prod(list(shape.values())))
-        flops *= how.noise_draws if how.replacement == "noise" else 1
-        plans.append(Plan(site, shape, len(facts), n_live, flops, n_cells * whole))
-    return plans
+            n_live, flops = n_live + n_ways * live, flops + n_ways * of_one + heard
+        return n_live, flops
+
+    def bytes_at_once(
+        self, facts: FactSet, site: str, how: Intervention, max_memory: float
+    ) -> float:
+        """Of a batch's runs, and of the rows that are computed together."""
+        cfg, n_pos, half = self.cfg, self.may_differ.shape[1], max_memory / 2 * 1e9
+        kept = kept_sites([site])
+        chunks = memory_chunks(cfg, facts, kept, how, half / 4)
+        runs = len(chunks[0]) * n_pos * cfg.n_layers * run_size(cfg, kept, n_pos) * runs_held(how)
+        token, row = row_size(cfg, n_pos, int(self.n_value.max()))
+        rows = TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
+        return min(4 * runs, half) + min(4 * rows, half)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,19 +31,22 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block computed in a run; queries are rotated and scaled, keys rotated."""
+    """What one block computed in a run; of size 0 what was not kept. Of a ``HookedDecoder`` queries
+    are rotated and scaled, keys rotated.
+    """
 
-    resid_pre: Float[Tensor, "fact pos d_model"]
-    resid_mid: Float[Tensor, "fact pos d_model"]
-    resid_post: Float[Tensor, "fact pos d_model"]
-    attn_out: Float[Tensor, "fact pos d_model"]
-    mlp_out: Float[Tensor, "fact pos d_model"]
-    z: Float[Tensor, "fact pos head d_head"]
-    q: Float[Tensor, "fact pos head d_head"]
-    k: Float[Tensor, "fact pos head d_head"]
-    v: Float[Tensor, "fact pos head d_head"]
-    mlp_post: Float[Tensor, "fact pos neuron"]
-    """Without any neuron unless it was asked for, since it is the largest."""
+    resid_pre: Float[Tensor, "fact pos _d_model"]
+    resid_mid: Float[Tensor, "fact pos _d_model"]
+    resid_post: Float[Tensor, "fact pos _d_model"]
+    attn_out: Float[Tensor, "fact pos _d_model"]
+    mlp_out: Float[Tensor, "fact pos _d_model"]
+    z: Float[Tensor, "fact pos _head _d_head"]
+    q: Float[Tensor, "fact pos _head _d_head"]
+    k: Float[Tensor, "fact pos _head _d_head"]
+    v: Float[Tensor, "fact pos _head _d_head"]
+    mlp_post: Float[Tensor, "fact pos _neuron"]
+    pattern: Float[Tensor, "fact dest _head _src"]
+    """Not kept of a ``HookedDecoder``, where it follows from queries and keys."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Layer":
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
@@ -80,21 +84,58 @@ def prompts(facts: FactSet, device: torch.device | str) -> tuple[Prompts, Prompt
     return both[0], both[1]
 
 
-def role_means(runs: list[tuple[Run, Int[Tensor, "fact pos"]]]) -> Run:
-    """Mean of each activation over all tokens of a role, as layers with an axis (1, role)."""
-    means = []
-    for index in range(len(runs[0][0])):
-        layers = [(run[index], roles) for run, roles in runs]
-        fields_of = vars(layers[0][0])
-        out = {}
-        for name, x in fields_of.items():
-            table = x.new_zeros(len(PROMPT_ROLES), *x.shape[2:])
-            for role in range(len(PROMPT_ROLES)):
-                tokens = torch.cat([getattr(layer, name)[roles == role] for layer, roles in layers])
-                table[role] = tokens.mean(0) if len(tokens) else 0.0
-            out[name] = table[None]
-        means.append(Layer(**out))
-    return means
+def metrics_of(
+    logits: Float[Tensor, "predicted d_vocab"],
+    row: Int[Tensor, " predicted"],
+    slot: Int[Tensor, " predicted"],
+    fact: Int[Tensor, " row"],
+    given: Prompts,
+) -> Float[np.ndarray, "metric row"]:
+    """Metrics of ``METRICS`` from the logits that predict token ``slot`` of each row's value."""
+    logits, answers = logits.float(), given.answers[fact]
+    at_answer = answers[row, slot][:, None]
+    log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
+    whole = log_p.new_zeros(len(fact)).index_add_(0, row, log_p)
+    first = slot == 0
+    pair = torch.stack((answers[:, 0], given.other[fact]), 1)
+    correct, other = logits[first].gather(1, pair).unbind(1)
+    return torch.stack((correct - other, log_p[first], whole)).cpu().numpy()
+
+
+class RoleSums:
+    """Sums of each activation over all tokens of a role, run by run."""
+
+    def __init__(self) -> None:
+        self.sums: list[dict[str, Tensor]] = []
+        self.counts = torch.zeros(len(PROMPT_ROLES))
+
+    def add(self, run: Run, roles: Int[Tensor, "fact pos"]) -> None:
+        of = roles[roles >= 0]
+        counts = torch.bincount(of, minlength=len(PROMPT_ROLES))
+        for index, layer in enumerate(run):
+            tables = {}
+            for name, x in vars(layer).items():
+                table = x.new_zeros(len(PROMPT_ROLES), *x.shape[2:])
+                tables[name] = table.index_add_(0, of, x[roles >= 0])
+            if index < len(self.sums):
+                for name, table in tables.items():
+                    self.sums[index][name] += table
+            else:
+                self.sums.append(tables)
+        self.counts = self.counts.to(counts.device) + counts
+
+    def means(self) -> Run:
+        """As layers with an axis (1, role); 0 for a role that no fact has."""
+        n = self.counts.clamp(min=1)
+        return [
+            Layer(
+                **{
+                    name: (table / n.to(table.dtype).reshape(-1, *[1] * (table.ndim - 1)))[None]
+                    for name, table in tables.items()
+                }
+            )
+            for tables in self.sums
+        ]
 
 
 def same_place(

@@ -1,0 +1,185 @@
+"""One batch of facts, changed cell by cell."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from interp.facts import FactSet
+from interp.model import HookedDecoder
+from interp.patching.cells import EDGES, Cells
+from interp.patching.engine import Engine
+from interp.patching.hooked import HookedEngine
+from interp.patching.intervention import NAME_ROLES, Intervention, kept_sites, n_parts
+from interp.patching.paths import arrivals, is_path, parse_path
+from interp.patching.runs import Prompts, RoleSums, Run, prompts, same_place, taken_from
+
+Results = dict[str, Float[np.ndarray, "metric layer part group source fact"]]
+"""By site. Of a path the last stop's layer and part; ``source`` is the way up to it."""
+
+
+def engine_of(model: torch.nn.Module, given: Prompts, max_bytes: float) -> Engine | HookedEngine:
+    """The fast engine for a ``HookedDecoder``, hooks for any other hooked model."""
+    if isinstance(model, HookedDecoder):
+        return Engine(model, given)
+    return HookedEngine(model, given, max_bytes)
+
+
+class Batch:
+    """Facts whose runs fit into memory together."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        facts: FactSet,
+        how: Intervention,
+        sites: list[str],
+        cells: Cells,
+        may_differ: Bool[np.ndarray, "fact pos"],
+        max_bytes: float,
+    ) -> None:
+        self.model, self.how, self.sites, self.max_bytes = model, how, sites, max_bytes
+        self.kept = kept_sites(sites)
+        device = next(model.parameters()).device
+        self.clean_prompts, self.corrupted_prompts = prompts(facts, device)
+        self.engine = engine_of(model, self.clean_prompts, max_bytes)
+        n_pos = self.clean_prompts.tokens.shape[1]
+        positions = cells.positions[..., :n_pos]
+        self.cells = replace(cells, positions=positions, sources=positions)
+        self.may_differ = may_differ[:, :n_pos]
+
+    def results(self, chunk: np.ndarray, means: Run | None, giver: FactSet | None) -> Results:
+        """Metrics of every cell; sets those of the two ends, ``clean`` and ``corrupted``, too.
+
+        Args:
+            chunk: number of each fact among all of the sweep.
+        """
+        clean_run = self.engine.run(self.clean_prompts, self.kept)
+        self.clean = self.engine.scores_of(clean_run)
+        if self.how.replacement != "noise":
+            other = self.engine.run(self.corrupted_prompts, self.kept)
+            self.corrupted = self.engine.scores_of(other)
+            if self.how.replacement != "run":
+                del other
+                other = self._ablated(clean_run, means, giver)
+            return self._between(clean_run, other)
+        draws = []
+        for draw in range(self.how.noise_draws):
+            noised = replace(self.clean_prompts, noise=self._noise(chunk, draw))
+            run = self.engine.run(noised, self.kept)
+            draws.append((self.engine.scores_of(run), self._between(clean_run, run)))
+        self.corrupted = np.mean([scores for scores, _ in draws], 0)
+        return {site: np.mean([values[site] for _, values in draws], 0) for site in self.sites}
+
+    def _between(self, clean: Run, other: Run) -> Results:
+        base, source = (other, clean) if self.how.direction == "denoising" else (clean, other)
+        unpatched = self.engine.scores_of(base)
+        plain = [site for site in self.sites if not is_path(site)]
+        patched = {site: self._unpatched(site, unpatched) for site in plain}
+        if plain:
+            sweep = self.engine.sweep(
+                plain, self.cells, base, source, self.may_differ, max_bytes=self.max_bytes
+            )
+            for rows, scores in sweep:
+                for site in np.unique(rows.site):
+                    at = rows.site == site
+                    place = (rows.layer, rows.part, rows.group, rows.source, rows.fact)
+                    patched[site][:, *(column[at] for column in place)] = scores[:, at]
+        for site in self.sites:
+            if is_path(site):
+                patched[site] = self._along_path(site, base, source, unpatched)
+        return patched
+
+    def _unpatched(self, site: str, scores: Float[np.ndarray, "metric fact"]) -> np.ndarray:
+        """The base run's metrics in every cell that a fact has, NaN elsewhere."""
+        cfg, has = self.model.cfg, self.cells.positions.any(2)
+        there = has[:, None]
+        if site in EDGES:
+            first = np.where(has, self.cells.positions.argmax(2), self.cells.positions.shape[2])
+            last = self.cells.positions.shape[2] - 1 - self.cells.positions[:, :, ::-1].argmax(2)
+            there = there & has & (first[None] <= last[:, None])
+        n_layers = 1 if site == "embed" else cfg.n_layers
+        values = np.where(there, scores[:, None, None], np.float32(np.nan))
+        shape = (len(scores), n_layers, n_parts(site, cfg, self.how), *values.shape[1:])
+        return np.broadcast_to(values[:, None, None], shape).astype(np.float32)
+
+    @torch.inference_mode()
+    def _along_path(
+        self, path: str, base: Run, source: Run, unpatched: Float[np.ndarray, "metric fact"]
+    ) -> np.ndarray:
+        """Metrics of every cell of a path; NaN where its stops are not in order."""
+        stops, cfg = parse_path(path), self.model.cfg
+        choices = [
+            choice
+            for stop in stops
+            for choice in (stop.layers(cfg), stop.parts(cfg, self.cells.n_neurons))
+        ]
+        *before, layers, parts = choices
+        sizes = [len(choice) for choice in before]
+        has = self.cells.positions.any(2)
+        shape = (len(unpatched), len(layers), len(parts), len(has), int(np.prod(sizes)))
+        patched = np.full((*shape, has.shape[1]), np.nan, np.float32)
+        there = np.where(has, unpatched[:, None], np.float32(np.nan))
+        last = "resid_post" if stops[-1].site == "logits" else stops[-1].site
+        layer_at = np.zeros(cfg.n_layers, int)
+        if last != "resid_post":
+            layer_at[layers] = np.arange(len(layers))
+        for way in arrivals(self.engine, stops, base, source, self.cells):
+            place = [choice.index(at) for choice, at in zip(before, way.place)]
+            number = int(np.ravel_multi_index(place, sizes))
+            groups = slice(None) if way.group is None else way.group
+            for layer in layer_at[way.layers]:
+                patched[:, layer, :, groups, number] = there[:, groups][:, None]
+            sweep = self.engine.sweep(
+                [last], way.cells, base, way.source, self.may_differ, max_bytes=self.max_bytes
+            )
+            for rows, scores in sweep:
+                group = rows.group if way.group is None else np.full(len(rows), way.group)
+                part = np.searchsorted(parts, rows.part)
+                patched[:, layer_at[rows.layer], part, group, number, rows.fact] = scores
+        return patched
+
+    def _noise(self, chunk: np.ndarray, draw: int) -> Float[torch.Tensor, "fact pos d_model"]:
+        given = self.clean_prompts
+        named = torch.isin(given.roles, torch.tensor(NAME_ROLES, device=given.roles.device))
+        weight = self.engine.embedding
+        std = self.how.noise_std * weight[given.tokens[named].unique()].std()
+        shape = (given.tokens.shape[1], weight.shape[1])
+        noise = [
+            np.random.default_rng([self.how.seed, 5, draw, int(fact)]).standard_normal(shape)
+            for fact in chunk
+        ]
+        noise = torch.from_numpy(np.stack(noise)).to(weight) * std * named[..., None]
+        return noise.detach()
+
+    def _ablated(self, clean: Run, means: Run | None, giver: FactSet | None) -> Run:
+        """What is pasted instead of a fact's own activations."""
+        engine, roles = self.engine, self.clean_prompts.roles
+        if self.how.replacement == "zero":
+            pattern = torch.zeros(*roles.shape, self.model.cfg.n_heads, roles.shape[1])
+            pattern = pattern.to(clean[0].resid_pre)
+            return [replace(layer.map(torch.zeros_like), pattern=pattern) for layer in clean]
+        plain = engine.turned(clean, back=True)
+        if means is not None:
+            return engine.turned(taken_from(plain, means, roles))
+        given, _ = prompts(giver, roles.device)
+        other = engine_of(self.model, given, self.max_bytes)
+        theirs = other.turned(other.run(given, self.kept), back=True)
+        return engine.turned(taken_from(plain, theirs, same_place(roles, given.roles)))
+
+
+def mean_run(
+    model: torch.nn.Module,
+    facts: FactSet,
+    chunks: list[np.ndarray],
+    sites: list[str],
+    max_bytes: float,
+) -> Run:
+    """Every role's mean over all facts, as a run with an axis (1, role)."""
+    sums, device = RoleSums(), next(model.parameters()).device
+    for chunk in chunks:
+        given = prompts(facts[chunk], device)[0]
+        engine = engine_of(model, given, max_bytes)
+        sums.add(engine.turned(engine.run(given, kept_sites(sites)), back=True), given.roles)
+    return sums.means()

@@ -1,0 +1,249 @@
+"""What is changed, in words: sites, an ``Intervention``, and the cells they make of given facts."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+
+from interp.config import (
+    DEFAULT_SITES,
+    HEAD_SITES,
+    SITES,
+    By,
+    Direction,
+    Replacement,
+    check_choice,
+)
+from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet, role_masks
+from interp.patching.cells import Cells, Shape
+from interp.patching.paths import is_path, parse_path
+
+NAME_ROLES = [PROMPT_ROLES.index(role) for role in PROMPT_ROLES if role.startswith("name")]
+_PASTED = {
+    "run": "activation",
+    "noise": "activation, the corrupted run being the clean prompt with noise on its names",
+    "mean": "mean of the role",
+    "zero": "0",
+    "resample": "another fact's token of the role",
+}
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """How activations are changed; with sites and facts it is a sweep."""
+
+    by: By = "role"
+    """A cell is all tokens of a role, or one position."""
+    groups: tuple[str, ...] = ()
+    """Roles or positions changed together, such as ``name_first+name_last`` or ``all``; by default
+    each by itself.
+    """
+    direction: Direction = "denoising"
+    replacement: Replacement = "run"
+    """What is pasted. run: the other prompt's run. noise: the other run is the clean prompt with
+    Gaussian noise on the embeddings of its name tokens. mean, zero, resample (noising only): the
+    mean over all facts' tokens of the role; 0; another fact's token of the role.
+    """
+    window: int = 1
+    """Layers changed together: from layer − window // 2 on, as far as there are."""
+    n_neurons: int = 16
+    """Neurons a group of ``mlp_post``."""
+    noise_std: float = 3.0
+    """In standard deviations of the name tokens' embeddings (Meng et al. 2022)."""
+    noise_draws: int = 5
+    """Results are averages over so many draws of noise."""
+    seed: int = 0
+    """Of noise and resampling."""
+    whole_value: bool = True
+    """Score the whole value too; without, only its first token, and the sweep is shorter."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
+        check_choice("direction", self.direction, Direction)
+        check_choice("replacement", self.replacement, Replacement)
+        check_choice("grouping", self.by, By)
+        for name in ("window", "n_neurons", "noise_std", "noise_draws"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.replacement in ("mean", "zero", "resample") and self.direction != "noising":
+            raise ValueError(f"{self.replacement!r} changes the clean run; use direction noising")
+
+    def __str__(self) -> str:
+        denoising = self.direction == "denoising"
+        base, source = ("corrupted", "clean") if denoising else ("clean", "corrupted")
+        pasted = _PASTED[self.replacement]
+        if self.replacement in ("run", "noise"):
+            pasted = f"{source} {pasted}"
+        together = f", {self.window} layers together" if self.window > 1 else ""
+        return f"{self.direction} by {self.by}: {base} run ← {pasted}{together}"
+
+
+def check_sites(
+    sites: Sequence[str], *, parallel: bool = False, direction: Direction = "denoising"
+) -> list[str]:
+    """``sites`` as a list; none are the usual ones that the model has.
+
+    Raises:
+        ValueError: one is unknown, or a model with parallel blocks lacks it, or it takes the other
+            direction.
+    """
+    for site in sites:
+        if is_path(site):
+            parse_path(site)
+        elif site not in SITES:
+            raise ValueError(
+                f"no site {site!r}; there are {', '.join(SITES)}, and paths such as z-logits"
+            )
+        if site == "resid_mid" and parallel:
+            raise ValueError(
+                "no site 'resid_mid' in a model whose attention and MLP run in parallel; leave "
+                "it out"
+            )
+        if site == "knockout" and direction != "noising":
+            raise ValueError("a knockout changes the clean run; use direction noising")
+    if not sites:
+        return [site for site in DEFAULT_SITES if not (parallel and site == "resid_mid")]
+    return list(dict.fromkeys(sites))
+
+
+def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
+    """Raises a ValueError where ``sites`` and ``how`` don't go together on this model."""
+    starts = {parse_path(site)[0].site if is_path(site) else site for site in sites}
+    if "mlp_post" in starts and cfg.d_mlp % how.n_neurons:
+        raise ValueError(
+            f"n_neurons is {how.n_neurons}, which doesn't divide the {cfg.d_mlp} neurons of "
+            "an MLP; choose a divisor"
+        )
+    for site in sites:
+        if site in ("pattern", "edge") and how.replacement in ("mean", "resample"):
+            raise ValueError(
+                f"site {site!r} of different prompts can't be compared; use replacement run, "
+                "noise or zero"
+            )
+        if not is_path(site):
+            continue
+        if how.window > 1:
+            raise ValueError(f"path {site!r} goes through single layers; use window 1")
+        for stop in parse_path(site):
+            if (stop.layer or 0) >= cfg.n_layers or (stop.head or 0) >= cfg.n_heads:
+                raise ValueError(
+                    f"path {site!r} has a stop outside the model's {cfg.n_layers} layers of "
+                    f"{cfg.n_heads} heads; count from 0"
+                )
+
+
+def n_parts(site: str, cfg: Shape, how: Intervention) -> int:
+    """Heads, or groups of neurons, that are changed one at a time."""
+    if site == "mlp_post":
+        return cfg.d_mlp // how.n_neurons
+    if site in ("k", "v"):
+        return cfg.n_key_value_heads or cfg.n_heads
+    return cfg.n_heads if site in HEAD_SITES else 1
+
+
+def axes_of(site: str, cfg: Shape, how: Intervention) -> dict[str, Int[np.ndarray, " label"]]:
+    """Labels of a site's layers, and of its heads or neurons; of a path's stops layer, head,
+    layer_1, head_1, ...
+    """
+    if not is_path(site):
+        axes = {"layer": _labels(range(1 if site == "embed" else cfg.n_layers))}
+        n = n_parts(site, cfg, how)
+        if site in HEAD_SITES:
+            axes["head"] = _labels(range(n))
+        if site == "mlp_post":
+            axes["neuron"] = _labels(range(n)) * np.int32(how.n_neurons)
+        return axes
+    axes = {}
+    for i, stop in enumerate(parse_path(site)):
+        suffix, parts = f"_{i}" if i else "", _labels(stop.parts(cfg, how.n_neurons))
+        if stop.site not in ("embed", "logits"):
+            axes[f"layer{suffix}"] = _labels(stop.layers(cfg))
+        if stop.site == "mlp_post":
+            axes["neuron"] = parts * np.int32(how.n_neurons)
+        elif stop.site in HEAD_SITES:
+            axes[f"head{suffix}"] = parts
+    return axes
+
+
+def _labels(numbers: Sequence[int]) -> Int[np.ndarray, " label"]:
+    """In the 32 bits of a result file."""
+    return np.array(numbers, dtype=np.int32)
+
+
+def kept_sites(sites: Sequence[str]) -> set[str]:
+    """Whose activations are read of a run."""
+    return {parse_path(site)[0].site if is_path(site) else site for site in sites}
+
+
+def memory_chunks(
+    cfg: Shape, facts: FactSet, kept: Collection[str], how: Intervention, n_numbers: float
+) -> list[Int[np.ndarray, " fact"]]:
+    """Facts in batches whose runs, all that are held at once, fit into so many numbers."""
+    n_pos = facts.clean.shape[1] + facts.answers.shape[1] - 1
+    one = n_pos * cfg.n_layers * run_size(cfg, kept, n_pos)
+    size = max(1, int(n_numbers // (runs_held(how) * one)))
+    return np.split(np.arange(len(facts)), range(size, len(facts), size))
+
+
+def runs_held(how: Intervention) -> int:
+    """Of a batch, at once."""
+    return {"run": 2, "noise": 2, "zero": 2, "mean": 3, "resample": 4}[how.replacement]
+
+
+def run_size(cfg: Shape, kept: Collection[str], n_pos: int) -> int:
+    """Numbers that a run keeps of a token in a layer, with tables of attention as they are made."""
+    return 9 * cfg.d_model + (cfg.d_mlp if "mlp_post" in kept else 0) + 2 * cfg.n_heads * n_pos
+
+
+def cells_of(facts: FactSet, how: Intervention) -> tuple[Cells, list, Bool[np.ndarray, "fact pos"]]:
+    """The cells of an intervention, the labels of their positions, and where the two runs may
+    differ: from the first token on in which their inputs do.
+    """
+    labels, groups = _groups(facts, how)
+    n_value = (facts.answers != NO_TOKEN).sum(1)
+    n_pos = int((facts.lengths + n_value).max()) - 1
+    positions = np.zeros((*groups.shape[:2], n_pos), bool)
+    n = min(n_pos, groups.shape[2])
+    positions[..., :n] = groups[..., :n]
+    differs = torch.ones_like(facts.clean, dtype=torch.bool)
+    if how.replacement == "run":
+        differs = facts.clean != facts.corrupted
+    elif how.replacement == "noise":
+        differs = torch.isin(facts.roles, torch.tensor(NAME_ROLES))
+    may_differ = np.zeros((len(facts), n_pos), bool)
+    may_differ[:, :n] = differs.numpy()[:, :n]
+    may_differ = np.logical_or.accumulate(may_differ, 1)
+    return Cells(positions, positions, how.window, how.n_neurons), labels, may_differ
+
+
+def _groups(facts: FactSet, how: Intervention) -> tuple[list, Bool[np.ndarray, "group fact pos"]]:
+    if how.by == "role":
+        masks = role_masks(facts).numpy()
+        present = masks.any((1, 2))
+        singles = [role for role, there in zip(PROMPT_ROLES, present) if there]
+        masks = masks[present]
+    else:
+        lengths = facts.lengths.unique().tolist()
+        if len(lengths) > 1:
+            raise ValueError(
+                f"by='pos' needs prompts of one length, got {min(lengths)} to {max(lengths)} "
+                f"tokens; draw them with suite.facts(..., length={facts.lengths.mode().values}), "
+                "or patch by='role'"
+            )
+        singles, n = list(range(lengths[0])), lengths[0]
+        masks = np.broadcast_to(np.eye(n, dtype=bool)[:, None], (n, len(facts), n))
+    if not how.groups:
+        return singles, masks
+    of = {str(single): mask for single, mask in zip(singles, masks)} | {"all": masks.any(0)}
+    together = []
+    for group in how.groups:
+        members = group.split("+")
+        for member in members:
+            if member not in of:
+                raise ValueError(
+                    f"no {how.by} {member!r} in group {group!r}; there are {', '.join(of)}"
+                )
+        together.append(np.logical_or.reduce([of[member] for member in members]))
+    return list(how.groups), np.stack(together)
