@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar, get_args
 
 import tyro
 
-from interp.config import PRESETS, PatchConfig, ReportConfig, TrainConfig
+from interp.config import PRESETS, Corruption, PatchConfig, ReportConfig, TrainConfig
 from interp.process import tune_process
 
 T = TypeVar("T")
@@ -104,6 +104,18 @@ def _patch(arguments: list[str]) -> None:
 
     interp-patch --ckpt checkpoints/demo --sites mlp_out --window 3 --corruption noise
 
+    interp-patch --ckpt checkpoints/demo --sites z mlp_post --corruption mean --direction noising
+
+    interp-patch --ckpt checkpoints/demo --sites resid_pre --corruption swap-last
+
+    interp-patch --ckpt checkpoints/demo --sites attn_out mlp_out --direction both
+
+    interp-patch --ckpt checkpoints/demo --steps 6500 --sites z-logits L0H1.z-q embed-v-logits
+
+    interp-patch --ckpt checkpoints/demo --sites resid_pre --groups name_first+name_middle all
+
+    interp-patch --ckpt checkpoints/demo --sites edge --by pos --attributes major
+
     interp-patch --ckpt checkpoints/demo --sites knockout --direction noising --plan
 
     Running the same again reuses what is there. It can be stopped at any time; the next run goes on
@@ -113,68 +125,96 @@ def _patch(arguments: list[str]) -> None:
     from interp.files import check_file, check_writable
     from interp.model import device_of
     from interp.patching.intervention import check_sites
+    from interp.results import read_other_direction
     from interp.suite import load_suite, select_steps
     from interp.sweep import patch_suite
 
     suite = load_suite(config.ckpt)
-    sites = check_sites(config.sites, parallel=suite.config.parallel)
+    noising_last = ("noising", "denoising")  # what is asked last, the report shows first
+    directions = noising_last if config.direction == "both" else (config.direction,)
+    for direction in directions:
+        sites = check_sites(config.sites, parallel=suite.config.parallel, direction=direction)
     steps = select_steps(suite, config.steps)
+    facts = _facts(suite, config)
+    how = _options(config)
+    if config.plan:
+        _say_plan(suite, facts, sites, len(steps), config, directions, how)
+        return
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
     target = Path(config.report) if config.report else suite.path / "report.html"
     check_writable(out), check_file(target)
     metrics = _metrics(suite.path)
-    another = config.corruption in ("swap", "held-out")
-    facts = suite.facts(
-        config.facts,
-        attribute=config.attributes,
-        seed=config.seed,
-        corruption=config.corruption if another else "swap",
-    )
-    how = {
-        "direction": config.direction,
-        "replacement": "run" if another else config.corruption,
-        "window": config.window,
-        "n_neurons": config.n_neurons,
-        "noise_std": config.noise_std,
-        "noise_draws": config.noise_draws,
-        "seed": config.seed,
-    }
-    if config.plan:
-        return _say_plan(suite, facts, sites, len(steps), how)
+    command = _command("interp-patch", arguments)
     with _progress() as progress:
         task = progress.add_task(
             f"patching {len(sites)} sites on {len(facts)} facts, checkpoint",
-            total=len(steps),
+            total=len(steps) * len(directions),
         )
-
-        tree = patch_suite(
-            suite,
-            facts,
-            sites=sites,
-            steps=steps,
-            **how,
-            max_memory=config.max_memory,
-            out=out,
-            device=device_of(config.device),
-            precision=config.precision,
-            workers=config.workers,
-            command=_command("interp-patch", arguments),
-            made_from={"corruption": config.corruption},
-            on_step=lambda n_done: progress.update(task, completed=n_done),
-        )
-    command = _command("interp-patch", arguments)
-    _write_report(tree, suite.path, metrics, target, command)
+        for i, direction in enumerate(directions):
+            tree = patch_suite(
+                suite,
+                facts,
+                sites=sites,
+                steps=steps,
+                direction=direction,
+                **how,
+                max_memory=config.max_memory,
+                out=out,
+                device=device_of(config.device),
+                precision=config.precision,
+                workers=config.workers,
+                command=command,
+                made_from={"corruption": config.corruption},
+                on_step=lambda n_done, i=i: progress.update(
+                    task, completed=i * len(steps) + n_done
+                ),
+            )
+    _write_report(tree, read_other_direction(out, tree), suite.path, metrics, target, command)
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
 
 
-def _say_plan(suite, facts, sites: list[str], n_steps: int, how: dict) -> None:
+def _facts(suite, config: PatchConfig):
+    """What the configuration asks for; by position, of the commonest length."""
+    asked = {
+        "attribute": config.attributes,
+        "seed": config.seed,
+        "corruption": config.corruption if config.corruption in get_args(Corruption) else "swap",
+    }
+    if config.by == "role":
+        return suite.facts(config.facts, **asked)
+    lengths = suite.facts(config.facts, **asked).lengths
+    return suite.facts(config.facts, **asked, length=int(lengths.mode().values))
+
+
+def _options(config: PatchConfig) -> dict:
+    """The fields of an ``Intervention`` but for its direction."""
+    ablations = ("noise", "mean", "zero", "resample")
+    same = ("by", "groups", "window", "n_neurons", "noise_std", "noise_draws", "seed")
+    return {name: getattr(config, name) for name in same} | {
+        "replacement": config.corruption if config.corruption in ablations else "run"
+    }
+
+
+def _say_plan(
+    suite, facts, sites: list[str], n_steps: int, config: PatchConfig, directions, how: dict
+) -> None:
+    from interp.patching.intervention import Intervention
     from interp.patching.plan import plan
 
-    plans = plan(suite.shape, facts, sites=sites, **how)
-    flops = sum(p.flops for p in plans) * n_steps
-    for p in plans:
-        print(p)
-    print(f"at {n_steps} checkpoints: {flops / 1e12:.2f} TFLOP at most")
+    tera = 0.0
+    for direction in directions:
+        print(Intervention(direction=direction, **how))
+        for p in plan(
+            suite.shape,
+            facts,
+            sites=sites,
+            max_memory=config.max_memory,
+            direction=direction,
+            **how,
+        ):
+            print(f"  {p}")
+            tera += p.flops / 1e12 * n_steps
+    print(f"at {n_steps} checkpoints: {tera:.2f} TFLOP at most")
 
 
 def _report(arguments: list[str]) -> None:
@@ -184,19 +224,20 @@ def _report(arguments: list[str]) -> None:
 
     interp-report --results checkpoints/demo/results/patching --out report.html
 
-    Of several questions in the folder (other facts, another direction), the one asked last is
-    shown.
+    Of several questions in the folder (other facts, other options), the one asked last is shown,
+    beside the other direction of it where that is there, too.
     """
     config = _parse(ReportConfig, "interp-report", _report.__doc__, arguments)
     from interp.files import check_file
-    from interp.results import read_folder
+    from interp.results import read_folder, read_other_direction
 
     check_file(Path(config.out))
     folder = Path(config.results)
     results = read_folder(folder)
     made_by = json.loads(next(iter(results.values())).attrs["made_by"])
     run = folder / made_by.get("run", "../..")
-    _write_report(results, run, _metrics(run), Path(config.out))
+    other = read_other_direction(folder, results)
+    _write_report(results, other, run, _metrics(run), Path(config.out))
     print(f"report: {config.out}")
 
 
@@ -293,13 +334,14 @@ def _metrics(run: Path):
     return read_table(path) if path.is_file() and (run / "run.json").is_file() else None
 
 
-def _write_report(results, run: Path, metrics, target: Path, command: str = "") -> None:
+def _write_report(results, other, run: Path, metrics, target: Path, command: str = "") -> None:
     from interp.files import write_bytes
     from interp.report import build_report
     from interp.training.loop import read_record
 
     page = build_report(
         results,
+        other=other,
         run=None if metrics is None else read_record(run),
         metrics=metrics,
         title=f"Where and when {run.resolve().name} recalls facts",

@@ -31,7 +31,7 @@ N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
-Corruption = Literal["swap", "held-out"]
+Corruption = Literal["swap", "held-out", "swap-first", "swap-middle", "swap-last"]
 Direction = Literal["denoising", "noising"]
 Replacement = Literal["run", "noise", "mean", "zero", "resample"]
 By = Literal["role", "pos"]
@@ -247,21 +247,30 @@ class PatchConfig:
     steps: str = "all"
     """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
     sites: tuple[str, ...] = ()
-    """Activations to change, each at every layer and token role. The residual stream: embed,
-    resid_pre, resid_mid, resid_post. What attention and MLP write: attn_out, mlp_out. Per head: z,
-    q, k, v, pattern (a destination's row), edge (a destination and a source of it). Groups of
-    neurons: mlp_post. knockout: no attention of any head from destination to source. By default
-    resid_pre, resid_mid, attn_out, mlp_out and z."""
+    """What to change, at every layer and token role. The residual stream: embed, resid_pre,
+    resid_mid, resid_post. What attention and MLP write: attn_out, mlp_out. Per head: z, q, k, v,
+    pattern (a destination's row), edge (a destination and a source of it). Groups of neurons:
+    mlp_post. knockout: no attention of any head from destination to source. A path, stop by stop,
+    such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default resid_pre, resid_mid, attn_out,
+    mlp_out and z."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
     facts: int = 128
     """How many (person, attribute) pairs, spread evenly over the attributes."""
-    corruption: Literal["swap", "held-out", "noise", "mean", "zero", "resample"] = "swap"
+    corruption: Corruption | Literal["noise", "mean", "zero", "resample"] = "swap"
     """What is set against the clean run. Another run: with the name of another training person
-    (swap) or of a held-out person, or with noise on the embeddings of the name. Ablations, noising
-    only: the role's mean, 0, another fact's token of the role."""
-    direction: Direction = "denoising"
-    """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation."""
+    (swap), of one who differs in one name only (swap-first, swap-middle, swap-last), of a held-out
+    person, or with noise on the embeddings of the name. Ablations, noising only: the role's mean,
+    0, another fact's token of the role."""
+    direction: Direction | Literal["both"] = "denoising"
+    """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation;
+    both: one beside the other."""
+    by: By = "role"
+    """A cell is all tokens of a role, or one position; then prompts of the commonest length are
+    drawn."""
+    groups: tuple[str, ...] = ()
+    """Roles or positions changed together, such as name_first+name_last, or all; by default each
+    by itself."""
     window: int = 1
     """Layers changed together: from layer − window ÷ 2 (rounded down) on."""
     n_neurons: int = 16

@@ -1,12 +1,12 @@
 """Prompts that know what their tokens are: a fact's sentence up to its value, and its token-aligned
 corrupted twin.
 
-The twin is the same sentence with another person's name in it, every part of the name changed, so
-clean and corrupted differ at name tokens only. The other person's value must begin with another
-token, or their logits could not tell the runs apart.
+The twin is the same sentence with another person's name in it, every part of the name changed or
+one, so clean and corrupted differ at name tokens only. The other person's value must begin with
+another token, or their logits could not tell the runs apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -116,7 +116,9 @@ def draw_facts(
 
     Args:
         corruption: whose name the twin holds: another training person's (``swap``) or a
-            ``held-out`` person's.
+            ``held-out`` person's, with no part of the name in common; or that of a training person
+            who differs in the first, middle or last name alone (``swap-first``, ``swap-middle``,
+            ``swap-last``). Facts without such a person are passed over.
         n_context: sentences on other attributes of the same person before the one that asks; the
             twin keeps their values.
         length: keep to prompts of exactly so many tokens, so that positions can be compared.
@@ -136,8 +138,7 @@ def draw_facts(
     asked = _ask(people, texts, attributes, n_context, rng)
     if length is not None:
         asked = asked[asked.length == length]
-    chosen = _spread(asked, n, attributes, length)
-    twins = _twins(people, texts, chosen, corruption, rng)
+    chosen, twins = _spread(people, texts, asked, n, attributes, corruption, length, rng)
     return _build(people, texts, chosen, twins)
 
 
@@ -242,57 +243,71 @@ def _ask(
 
 
 def _spread(
-    asked: pd.DataFrame, n: int, attributes: Sequence[str], length: int | None
-) -> pd.DataFrame:
-    """The first facts of each attribute, as evenly as ``n`` allows, attribute by attribute."""
-    which = "" if length is None else f" with prompts of {length} tokens"
+    people: pd.DataFrame,
+    texts: Texts,
+    asked: pd.DataFrame,
+    n: int,
+    attributes: Sequence[str],
+    corruption: Corruption,
+    length: int | None,
+    rng: np.random.Generator,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The first facts of each attribute that have a twin, attributes in turn, and their twins."""
     if n < 1 or not attributes:
         raise ValueError(
             f"asked for {n} facts on {len(attributes)} attributes; ask for 1 or more of each"
         )
-    if n > len(asked):
+    fitting = _twins(people, texts, corruption)
+    queues = [iter(table.index) for _, table in asked.groupby("attribute")]
+    chosen: dict[int, int] = {}
+    while queues and len(chosen) < n:
+        for queue in list(queues):
+            for row in queue:
+                fits = fitting(int(asked.person[row]), int(asked.attribute[row]))
+                if len(fits):
+                    chosen[row] = int(rng.choice(fits))
+                    break
+            else:
+                queues.remove(queue)
+            if len(chosen) == n:
+                break
+    if len(chosen) < n:
+        which = "" if length is None else f" with prompts of {length} tokens"
         raise ValueError(
-            f"asked for {n} facts, the run has {len(asked)} on {', '.join(attributes)}{which}; "
-            "ask for fewer"
+            f"asked for {n} facts, the run has {len(chosen)} on {', '.join(attributes)}{which} "
+            f"with a {corruption} twin, whose value begins with another word; ask for fewer, use "
+            "another --corruption or a larger population"
         )
-    turn = asked.groupby("attribute").cumcount()
-    return asked.loc[turn.sort_values(kind="stable").index[:n]].sort_values(
-        "attribute", kind="stable"
-    )
+    twins = pd.Series(chosen)
+    table = asked.loc[twins.index].sort_values("attribute", kind="stable")
+    return table, twins[table.index].to_numpy()
 
 
 def _twins(
-    people: pd.DataFrame,
-    texts: Texts,
-    chosen: pd.DataFrame,
-    corruption: str,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    eligible = (people.split == ("train" if corruption == "swap" else "held-out")).to_numpy()
+    people: pd.DataFrame, texts: Texts, corruption: str
+) -> Callable[[int, int], Int[np.ndarray, " person"]]:
+    """Who fits to be the twin of a person, asked for an attribute."""
+    eligible = (people.split == ("held-out" if corruption == "held-out" else "train")).to_numpy()
     parts = [pd.factorize(people[part])[0] for part in NAME_PARTS]
     first_token = texts.tokens[texts.start[texts.value]]
     part_roles = [ROLES.index(f"name_{part}") for part in NAME_PARTS]
     shape = np.stack(
         [np.add.reduceat(texts.roles == role, texts.start)[texts.name] for role in part_roles], 1
     )
-    twins = []
-    for person, attribute in zip(chosen.person, chosen.attribute):
+    kept = corruption.startswith("swap-")
+
+    def fitting(person: int, attribute: int) -> Int[np.ndarray, " person"]:
         fits = (
             eligible
             & (first_token[:, attribute] != first_token[person, attribute])
             & (shape == shape[person]).all(1)
         )
-        for part in parts:
-            fits &= part != part[person]
-        if not fits.any():
-            raise ValueError(
-                f"no {corruption} twin for {' '.join(people.loc[person, list(NAME_PARTS)])} "
-                f"({ATTRIBUTES[attribute]}): nobody "
-                "differs in every name part and in the value's first word; use another "
-                "--corruption or a larger population"
-            )
-        twins.append(rng.choice(np.flatnonzero(fits)))
-    return np.array(twins)
+        for name, part in zip(NAME_PARTS, parts):
+            same = kept and corruption != f"swap-{name}"
+            fits &= (part == part[person]) == same
+        return np.flatnonzero(fits)
+
+    return fitting
 
 
 def _build(people: pd.DataFrame, texts: Texts, chosen: pd.DataFrame, twins: np.ndarray) -> FactSet:

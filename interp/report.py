@@ -14,8 +14,11 @@ from interp.dynamics import Phases, phases
 from interp.figures import (
     SITE_LABELS,
     by_site,
+    cell_label,
     effect_over_training,
+    enough_and_needed,
     patch_heatmaps,
+    site_label,
     training_curves,
 )
 from interp.results import distinguishable, moved, of_metric
@@ -38,6 +41,7 @@ th { color: #555; }
 def build_report(
     results: dict[str, xr.Dataset] | xr.DataTree,
     *,
+    other: dict[str, xr.Dataset] | None = None,
     run: dict | None = None,
     metrics: pd.DataFrame | None = None,
     title: str,
@@ -47,6 +51,7 @@ def build_report(
 
     Args:
         results: a data set with ``step`` a site, as ``patch_suite`` returns them.
+        other: the same sites and steps in the other direction, shown beside them.
         command: that asked for the report; by default the one that made the first result.
         run: what run.json holds; together with ``metrics``, the run's metrics table, it adds the
             training curves and phases.
@@ -58,6 +63,8 @@ def build_report(
     if not common:
         raise ValueError("the sites have no step in common; patch them at the same steps")
     results = {site: result.sel(step=common) for site, result in results.items()}
+    if other is not None:
+        other = {site: other[site].sel(step=common) for site in results}
     curves, found = "", None
     if run and metrics is not None:
         baseline = float(np.mean(list(run["no_knowledge_baseline"].values())))
@@ -69,14 +76,18 @@ def build_report(
     residual = {site: result for site, result in results.items() if site in by_layer}
     sections = [("How knowledge came", curves)] if curves else []
     if residual:
-        sections.append(
-            ("Where: layer by token role", _WHERE + _figure("layers", patch_heatmaps(residual)))
-        )
+        figure = _figure("layers", patch_heatmaps(residual, other=other))
+        sections.append(("Where: layer by token role", _WHERE + figure))
     for site in [site for site in results if site not in by_layer]:
-        heading, text = _PARTS.get(site, (SITE_LABELS[site].capitalize(), ""))
-        name = "heads" if site == "z" else site
-        figure = _figure(name, patch_heatmaps({site: results[site]}))
+        heading, text = _PARTS.get(site, (SITE_LABELS.get(site, site).capitalize(), ""))
+        if "-" in site:
+            heading, text = f"Along the path {site_label(site)}", _PATH
+        name = "heads" if site == "z" else site.replace(".", "-")
+        figure = _figure(name, patch_heatmaps({site: results[site]}, other=other))
         sections.append((heading, text + figure))
+    if other is not None:
+        figure = _figure("enough-and-needed", enough_and_needed(results, other))
+        sections.append(("Enough, or needed", _GATES + figure))
     if next(iter(results.values())).sizes["step"] > 1:
         sections.append(
             ("When", _WHEN + _figure("over-training", effect_over_training(results, phases=found)))
@@ -117,6 +128,14 @@ _PARTS = {
         "the softmax.</p>",
     ),
 }
+_PATH = """
+<p>The first stop is changed; each later one reads the base run plus what that change wrote, all
+else frozen; what the last stop then computes is pasted into the base run. A panel a token role of
+the first stop. Grey: the stops are not in order.</p>"""
+_GATES = """
+<p>A point a cell. Right of the diagonal: enough to bring the answer back, but not needed, since
+something else does the same (an OR gate). Left of it: needed, but not enough alone (an AND
+gate).</p>"""
 _WHEN = """
 <p>The strongest components, at most four a site, with 95 % bootstrap intervals over facts. The grey
 band is the plateau. Click a name in the legend to hide its line, double-click to see it alone. The
@@ -145,8 +164,8 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
     if first.attrs["by"] == "pos":
         places = {"at any position": labels}
     rows = "".join(
-        f"<tr><th>{escape(SITE_LABELS[site])}</th>"
-        f"{''.join(_best(result, where) for where in places.values())}</tr>"
+        f"<tr><th>{escape(site_label(site))}</th>"
+        f"{''.join(_best(site, result, where) for where in places.values())}</tr>"
         for site, result in (components or results).items()
     )
     heads = "".join(f"<th>{place}</th>" for place in places)
@@ -157,7 +176,7 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
     )
 
 
-def _best(result: xr.Dataset, where: list[str]) -> str:
+def _best(site: str, result: xr.Dataset, where: list[str]) -> str:
     """Table cell that names the strongest patch among the positions ``where``."""
     by = result.attrs["by"]
     last = moved(result.isel(step=[-1])).isel(step=0)
@@ -167,11 +186,9 @@ def _best(result: xr.Dataset, where: list[str]) -> str:
         return "<td>–</td>"
     best = cells.isel(cell=int(np.argmax(cells.estimate.values)))
     place = dict(zip(cells.indexes["cell"].names, best.cell.item()))
-    label = f"L{place['layer']}" + (f"H{place['head']}" if "head" in place else "")
-    label += f" neurons {place['neuron']}…" if "neuron" in place else ""
     bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]" if np.isfinite(best.low) else ""
-    at = escape(str(place[by]))
-    return f"<td><b>{label} at {at}</b>: {float(best.estimate):.2f} {bounds}</td>"
+    label = escape(cell_label(site, place))
+    return f"<td><b>{label}</b>: {float(best.estimate):.2f} {bounds}</td>"
 
 
 def _phases_text(found: Phases, average: pd.DataFrame) -> str:

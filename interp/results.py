@@ -77,10 +77,32 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
     )
     if not files:
         raise FileNotFoundError(f"no results in {folder}; write some with interp-patch --ckpt RUN")
-    newest = _question(open_result(files[-1]))
+    return _of_question(files, _question(open_result(files[-1])))
+
+
+def read_other_direction(
+    folder: Path, results: dict[str, xr.Dataset] | xr.DataTree
+) -> dict[str, xr.Dataset] | None:
+    """The same question's results of the other direction, if all of them are in ``folder``."""
+    first = results[next(iter(results))]
+    if "request" not in first.attrs:
+        return None
+    flipped = "noising" if first.attrs["direction"] == "denoising" else "denoising"
+    files = [path for site in results for path in sorted(folder.glob(f"step-*.{site}.*.nc"))]
+    found = _of_question(files, _question(first, direction=flipped))
+    there = {
+        site: found[site].sel(step=results[site].step.values)
+        for site in results
+        if site in found and set(results[site].step.values) <= set(found[site].step.values)
+    }
+    return there if len(there) == len(results) else None
+
+
+def _of_question(files: list[Path], question: str) -> dict[str, xr.Dataset]:
+    """What answers ``question``, joined along ``step``, by site; the newest of each step."""
     chosen: dict[tuple[str, int], xr.Dataset] = {}
     for result in map(open_result, files):
-        if _question(result) == newest:
+        if _question(result) == question:
             request = json.loads(result.attrs["request"])
             chosen[request["site"], request["step"]] = result
     sites = dict.fromkeys(site for site, _ in chosen)
@@ -209,8 +231,8 @@ def _resampled(values: np.ndarray, counts: Float[np.ndarray, "resample fact"]) -
     return np.einsum("...f,rf->...r", values.astype(np.float32), counts, optimize=True)
 
 
-def _question(result: xr.Dataset) -> str:
-    request = json.loads(result.attrs.get("request", "{}"))
+def _question(result: xr.Dataset | xr.DataTree, **other: str) -> str:
+    request = json.loads(result.attrs.get("request", "{}")) | other
     return _canonical(
         {key: value for key, value in request.items() if key not in ("step", "site", "checkpoint")}
     )

@@ -74,10 +74,10 @@ def patch_suite(
         ValueError: unknown site, step or worker number; a damaged checkpoint; another process works
             in ``out``.
     """
-    sites = check_sites(sites, parallel=suite.config.parallel)
+    how = Intervention(**options)
+    sites = check_sites(sites, parallel=suite.config.parallel, direction=how.direction)
     steps = suite.steps if steps is None else sorted(steps)
     check_choice("precision", precision, Precision)
-    how = Intervention(**options)
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     jobs = [_Job(suite, facts, step, sites, how, max_memory, device, precision) for step in steps]

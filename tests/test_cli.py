@@ -1,6 +1,8 @@
 import json
 import os
+import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -93,6 +95,34 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
     assert "noising" in page and "held-out" in page
 
 
+EXAMPLES = re.findall(r"^    (interp-patch .*)$", cli._patch.__doc__, re.M)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_of_the_help_can_be_planned(example, suite, tmp_path, monkeypatch, capsys):
+    steps = f"--steps {suite.steps[-1]}" if "--steps" in example else ""
+    words = re.sub(r"checkpoints/demo(/step-\d+)?", str(suite.path), example)
+    words = re.sub(r"--steps \d+", steps, words).replace("every:4", "all")
+    words += "" if "--plan" in words else " --plan"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*shlex.split(words), "--facts", "12"])
+    cli.patch()
+    said = capsys.readouterr().out
+    assert " cells on 12 facts; " in said and " MB at most" in said
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+
+
+def test_both_directions_are_patched_and_stand_in_one_report(copy):
+    arguments = ["--ckpt", copy, "--sites", "mlp_out", "--facts", "12", "--steps", "30"]
+    code, *_ = run("interp-patch", *arguments, "--direction", "both")
+    assert code == 0 and len(list((copy / "results" / "patching").glob("*.nc"))) == 2
+    page = (copy / "report.html").read_text()
+    assert "Enough, or needed" in page
+    again = copy / "again.html"
+    code, *_ = run("interp-report", "--results", copy / "results" / "patching", "--out", again)
+    assert code == 0 and again.read_text() == page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,6 +132,16 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
         (
             ["interp-patch", "--ckpt", "RUN", "--sites", "zz"],
             "no site 'zz'; there are embed, resid_pre",
+        ),
+        (["interp-patch", "--ckpt", "RUN", "--sites", "z-zz"], "no stop 'zz' in path 'z-zz'"),
+        (["interp-patch", "--ckpt", "RUN", "--sites", "L9.z-q"], "outside the model's 3 layers"),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--groups", "name_first+nose"],
+            "no role 'nose' in group 'name_first+nose'; there are bos",
+        ),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "knockout", "--direction", "both"],
+            "a knockout changes the clean run; use direction noising",
         ),
         (["interp-patch", "--ckpt", "RUN", "--steps", "14"], "nearest are 10 and 20"),
         (["interp-patch", "--ckpt", "RUN", "--steps", "many"], "steps 'many' can't be read"),

@@ -1,8 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from interp.bios.population import templates
+from interp.bios.population import NAME_PARTS, templates
 from interp.config import ATTRIBUTES
 from interp.facts import PROMPT_ROLES, role_masks
 
@@ -68,6 +69,25 @@ def test_the_seed_decides_the_facts(suite):
     one, same, other = (suite.facts(30, seed=seed).texts for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(one, same)
     assert not one.equals(other)
+
+
+@pytest.mark.parametrize("part", ["first", "middle", "last"])
+def test_a_twin_of_one_name_part_shares_the_two_others(suite, part):
+    facts, people = suite.facts(6, corruption=f"swap-{part}"), suite.population
+    for fact in facts:
+        person, twin = (people.loc[fact.text[k]] for k in ("person", "corrupted_person"))
+        assert twin.split == "train"
+        assert [p for p in NAME_PARTS if person[p] != twin[p]] == [part]
+        changed = {fact.roles[i] for i in torch.nonzero(fact.clean != fact.corrupted)[:, 0]}
+        assert changed == {f"name_{part}"}
+        assert fact.answer[0] != fact.corrupted_answer[0]
+
+
+def test_facts_without_a_twin_are_passed_over(suite):
+    with pytest.raises(ValueError, match=r"the run has \d+ on .* with a swap-last twin"):
+        suite.facts(240, corruption="swap-last")
+    people = suite.facts(30, corruption="swap-last").texts.person
+    assert len(people) == 30
 
 
 def test_held_out_twins_were_never_trained_on(suite):

@@ -5,7 +5,15 @@ import xarray as xr
 from builders import LABELS, one_result, result_with_shares, sweep
 
 from interp.dynamics import Phases
-from interp.figures import effect_over_training, patch_heatmap, patch_heatmaps, training_curves
+from interp.figures import (
+    cell_label,
+    effect_over_training,
+    enough_and_needed,
+    patch_heatmap,
+    patch_heatmaps,
+    training_curves,
+)
+from interp.patching import patch
 from interp.results import interval, recovered
 
 SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
@@ -274,3 +282,76 @@ def test_a_run_that_knows_nothing_yet_has_no_lines():
 def test_a_single_fact_can_be_shown():
     result = one_result([[[2.0]]], [5.0], [1.0])
     assert patch_heatmap(result).data[0].z.tolist() == [[0.25]]
+
+
+def patched_path(model, facts, path):
+    """With ends far enough apart to tell them from each other."""
+    result = patch(model, facts, site=path)
+    return result.assign(clean=result.clean * 0 + 9, corrupted=result.corrupted * 0 - 9)
+
+
+def test_a_path_has_a_row_a_first_stop_and_a_column_a_later_one(model, facts):
+    result = patched_path(model, facts, "z-q")
+    figure = patch_heatmap(result)
+    panel = next(
+        trace
+        for trace, title in zip(heatmaps(figure), panel_titles(figure))
+        if title == "z → q at final"
+    )
+    assert list(panel.y) == [f"L{layer}H{head}" for layer in (0, 1) for head in range(4)]
+    assert list(panel.x) == [f"L{layer}H{head}" for layer in (1, 2) for head in range(4)]
+    place = {"layer": 1, "head": 2, "layer_1": 2, "head_1": 3, "role": "final"}
+    assert panel.z[6][7] == pytest.approx(float(recovered(result).sel(place)))
+    assert np.isnan(panel.z[6][0])  # layer 1 does not come before layer 1
+
+
+def test_a_path_with_one_stop_in_a_layer_is_drawn_as_its_site(model, facts):
+    figure = patch_heatmap(patched_path(model, facts, "embed-v"))
+    assert "embed → v at name_last" in panel_titles(figure)
+    assert list(heatmaps(figure)[0].x) == ["0", "1", "2", "3"]
+    assert list(heatmaps(figure)[0].y) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("site", "place", "label"),
+    [
+        ("z", {"layer": 1, "head": 3, "role": "final"}, "L1H3 at final"),
+        ("mlp_out", {"layer": 0, "pos": 4}, "L0 mlp_out at 4"),
+        ("edge", {"layer": 2, "head": 0, "dest": "a", "src": "b"}, "L2H0 edge a ← b"),
+        ("mlp_post", {"layer": 2, "neuron": 16, "role": "cue"}, "L2 mlp_post 16… at cue"),
+        (
+            "z-q",
+            {"layer": 0, "head": 1, "layer_1": 2, "head_1": 0, "role": "cue"},
+            "L0H1 → L2H0.q at cue",
+        ),
+        ("embed-logits", {"role": "cue"}, "embed → logits at cue"),
+        ("L0.mlp_out-logits", {"layer": 0, "role": "cue"}, "L0.mlp_out → logits at cue"),
+    ],
+)
+def test_a_cell_is_named_as_the_field_names_it(site, place, label):
+    assert cell_label(site, place) == label
+
+
+def test_the_two_directions_stand_beside_each_other():
+    denoised = {"attn_out": result_with_shares(SHARES)}
+    noised = {"attn_out": result_with_shares(1 - SHARES / 2, direction="noising")}
+    figure = patch_heatmaps(denoised, other=noised)
+    left, right = heatmaps(figure)
+    np.testing.assert_allclose(left.z, recovered(denoised["attn_out"]))
+    np.testing.assert_allclose(right.z, 1 - recovered(noised["attn_out"]))
+    assert [t.split(", ")[1] for t in panel_titles(figure)] == ["denoising", "noising"]
+    assert "denoising: corrupted run ← clean activation; noising:" in figure.layout.title.text
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_enough_is_drawn_across_and_needed_upwards(exchanged):
+    denoised = {"attn_out": sweep(SHARES, {0: 0, 100: 6})}
+    noised = {"attn_out": sweep(1 - SHARES / 2, {0: 0, 100: 6}, direction="noising")}
+    pair = (noised, denoised) if exchanged else (denoised, noised)
+    figure = enough_and_needed(*pair)
+    cloud = figure.data[0]
+    at = list(cloud.text).index("L0 attn_out at final")
+    assert cloud.x[at] == pytest.approx(0.9, abs=0.02)
+    assert cloud.y[at] == pytest.approx(0.45, abs=0.02)
+    assert [frame.name for frame in figure.frames] == ["0", "100"]
+    assert np.isnan(figure.frames[0].data[0].x).all()

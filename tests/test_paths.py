@@ -131,7 +131,7 @@ def test_a_path_is_what_freezing_everything_off_it_gives(nets, few, path, direct
     stops, rng = parse_path(path), np.random.default_rng(0)
     result = patch(net, few, site=path, direction=direction)
     worst, n_compared = 0.0, 0
-    for _ in range(40):
+    while n_compared < 24:
         cells, order = [], rng.integers(net.cfg.n_layers, size=len(stops))
         order = np.sort(order) if rng.random() < 0.8 else order
         for stop, layer in zip(stops, order):
@@ -149,7 +149,7 @@ def test_a_path_is_what_freezing_everything_off_it_gives(nets, few, path, direct
         np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg=f"{cells} {group} {i}")
         base = metrics(net(inputs(fact, direction)[0]), fact)
         worst, n_compared = max(worst, abs(theirs[0] - base[0])), n_compared + 1
-    assert n_compared > 1 and worst > 1e-5
+    assert worst > 1e-5
 
 
 def test_a_path_with_every_stop_given_is_one_cell_of_the_whole(nets, few):

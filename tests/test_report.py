@@ -104,7 +104,7 @@ def test_the_lead_names_the_strongest_cells_at_names_and_at_the_end(page):
     number = r"-?0\.\d\d"
     for found, label, share in zip(
         [*cells["attention output"], *cells["attention heads (z)"]],
-        ["L0 at name_last", "L0 at final", "L0H1 at name_last", "L0H0 at final"],
+        ["L0 attn_out at name_last", "L0 attn_out at final", "L0H1 at name_last", "L0H0 at final"],
         [0.3, 0.9, 0.6, 0.9],
         strict=True,
     ):
@@ -189,7 +189,7 @@ def test_a_single_site_is_shown_alone(site, heading):
 def test_the_lead_of_noising_names_the_cell_that_takes_most_away():
     result = sweep(1 - SHARES, {100: 6}, direction="noising")
     at_the_end = lead(build_report({"attn_out": result}, title="t"))[1]["attention output"][1]
-    assert at_the_end.startswith("<b>L0 at final</b>")
+    assert at_the_end.startswith("<b>L0 attn_out at final</b>")
 
 
 def test_the_lead_of_a_run_that_knows_nothing_yet_names_no_cell():
@@ -210,4 +210,13 @@ def test_a_plateau_that_ends_where_it_starts_is_none():
 def test_a_single_fact_gets_no_interval():
     one = {"attn_out": one_result([[[1.0], [2.0], [3.0]]], [4.0], [1.0]).expand_dims(step=[100])}
     cells = lead(build_report(one, title="t"))[1]["attention output"]
-    assert cells[1] == "<b>L0 at final</b>: 0.67 "
+    assert cells[1] == "<b>L0 attn_out at final</b>: 0.67 "
+
+
+def test_both_directions_stand_side_by_side_with_what_is_enough_and_what_is_needed():
+    denoised = {"attn_out": sweep(SHARES, {0: 0, 100: 6})}
+    noised = {"attn_out": sweep(1 - SHARES / 2, {0: 0, 100: 6}, direction="noising")}
+    page = build_report(denoised, other=noised, title="t")
+    assert "Enough, or needed" in headings(page)
+    assert "(attn_out), denoising" in page and "(attn_out), noising" in page
+    assert "Enough, or needed" not in headings(build_report(denoised, title="t"))

@@ -40,7 +40,8 @@ def test_a_tree_has_a_node_a_site_with_the_steps_of_single_patches(suite, facts)
     assert tree["z"].patched.dims == ("step", "layer", "head", "role", "fact")
     assert tree["z"].step.values.tolist() == suite.steps
     alone = patch(suite.load(20), facts, site="z")
-    np.testing.assert_array_equal(tree["z"].patched.sel(step=20), alone.patched)
+    # Other rows in a batch change how products are rounded.
+    np.testing.assert_allclose(tree["z"].patched.sel(step=20), alone.patched, atol=1e-6)
 
 
 def test_results_are_reused_and_the_same_when_read_back(suite, facts, tmp_path, monkeypatch):

@@ -26,7 +26,9 @@ from interp.patching.intervention import (
 )
 from interp.patching.paths import Stop, count_ways, is_path, parse_path
 
-_PLURALS = {"dest": "destinations", "src": "sources", "pos": "positions"}
+_PLURALS = {
+    "dest": "destinations", "src": "sources", "pos": "positions", "neuron": "groups of neurons"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,7 @@ class Plan:
         return (dict(zip(self.axes, place)) for place in product(*self.axes.values()))
 
     def __str__(self) -> str:
-        sizes = {_PLURALS.get(name, f"{name}s"): len(x) for name, x in self.axes.items()}
-        cells = " × ".join(f"{n} {name if n > 1 else name[:-1]}" for name, n in sizes.items())
+        cells = " × ".join(f"{len(labels)} {_plural(name)}" for name, labels in self.axes.items())
         n_pairs = self.n_cells * self.n_facts
         return (
             f"{self.site}: {cells} = {self.n_cells:,} cells on {self.n_facts} facts; "
@@ -110,6 +111,12 @@ def plan(
             Plan(site, axes, len(facts), int(n_live), float(flops * n_draws), forward, megabytes)
         )
     return plans
+
+
+def _plural(axis: str) -> str:
+    name, _, stop = axis.partition("_")
+    plural = _PLURALS.get(name, f"{name}s")
+    return f"{plural} of stop {int(stop) + 1}" if stop else plural
 
 
 class _Costs:

@@ -1,0 +1,342 @@
+"""Every cell of a sweep: heat maps, and one direction against the other."""
+
+import re
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from interp.figures.labels import (
+    FONT,
+    SHARES,
+    by_site,
+    cell_label,
+    dataset_of,
+    site_label,
+    title_of,
+)
+from interp.results import distinguishable, recovered
+
+_STOPS = re.compile(r"(?:layer|head|neuron)(_\d+)?")
+_ACROSS = {
+    "head": "head",
+    "pos": "position (0 = bos)",
+    "src": "source",
+    "neuron": "first neuron of the group",
+    "to": "stops after",
+}
+
+
+def patch_heatmap(result: xr.Dataset | xr.DataTree, *, metric: str = "logit_diff") -> go.Figure:
+    """Share recovered (noising: lost) of every cell of one site, layer by role or position
+    (z: layer by head, a panel a role).
+
+    With a ``step`` of several checkpoints the figure has a slider and a play button. A step is left
+    grey where clean and corrupted run can't be told apart (the 95 % interval of their mean
+    difference holds 0): there is nothing to recover.
+    """
+    result = dataset_of(result)
+    return patch_heatmaps({result.attrs["site"]: result}, metric=metric)
+
+
+def patch_heatmaps(
+    results: dict[str, xr.Dataset] | xr.DataTree,
+    *,
+    other: dict[str, xr.Dataset] | None = None,
+    metric: str = "logit_diff",
+) -> go.Figure:
+    """``patch_heatmap`` of several sites side by side under one slider; with ``other``, the same
+    sites' results in the other direction, each beside its counterpart.
+    """
+    results = by_site(results)
+    panels = []
+    for site, result in results.items():
+        of_site = _panels(site, dataset_of(result), metric)
+        if other:
+            beside = dict(_panels(site, other[site], metric))
+            pairs = [((title, v), (title, beside.get(title, v))) for title, v in of_site]
+            ways = (dataset_of(result).attrs["direction"], other[site].attrs["direction"])
+            of_site = [(f"{t}, {way}", v) for pair in pairs for way, (t, v) in zip(ways, pair)]
+        panels += of_site
+    if not panels:
+        raise ValueError("no results to show; patch at least one site")
+    first = dataset_of(next(iter(results.values())))
+    steps = sorted({s for _, v in panels if "step" in v.dims for s in v.step.values.tolist()})
+    panels = [(title, v.reindex(step=steps) if steps else v) for title, v in panels]
+    n_columns = min(3, len(panels)) if len(panels) != 4 and not other else 2
+    n_rows = -(-len(panels) // n_columns)
+    heights = [
+        max(_panel_height(v) for _, v in panels[i : i + n_columns])
+        for i in range(0, len(panels), n_columns)
+    ]
+    figure = make_subplots(
+        n_rows,
+        n_columns,
+        subplot_titles=[title for title, _ in panels],
+        horizontal_spacing=0.11,
+        vertical_spacing=107 / (sum(heights) + 107 * n_rows),
+        row_heights=heights,
+    )
+    for i, (_, values) in enumerate(panels):
+        figure.add_trace(_heatmap(values, -1), i // n_columns + 1, i % n_columns + 1)
+        place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
+        _label_axes(figure, values, place)
+    figure.add_trace(_color_bar_holder(), 1, 1)
+    figure.update_layout(
+        title=title_of(f"Patched: {', '.join(results)}", first, metric, other),
+        coloraxis={
+            "colorscale": "RdBu",
+            "cmid": 0,
+            "cmin": -1,
+            "cmax": 1,
+            "colorbar": {"title": "moved" if other else SHARES[first.attrs["direction"]]},
+        },
+        height=190 + sum(heights) + 107 * n_rows,
+        font=FONT,
+        margin={"t": 120, "b": 40},
+        plot_bgcolor="#ddd",
+    )
+    figure.update_xaxes(showgrid=False, zeroline=False)
+    figure.update_yaxes(showgrid=False, zeroline=False)
+    if len(steps) > 1:
+        _add_slider(figure, panels, steps)
+    return figure
+
+
+def enough_and_needed(
+    results: dict[str, xr.Dataset] | xr.DataTree,
+    other: dict[str, xr.Dataset],
+    *,
+    metric: str = "logit_diff",
+) -> go.Figure:
+    """Each cell's share recovered by denoising against its share lost by noising.
+
+    On the diagonal both say the same. Right of it a cell is enough and not needed, as one input of
+    an OR gate is; left of it, needed and not enough, as one input of an AND gate.
+    """
+    results = by_site(results)
+    first = dataset_of(next(iter(results.values())))
+    both = [results, other] if first.attrs["direction"] == "denoising" else [other, results]
+    steps = first.step.values.tolist() if "step" in first.dims else [None]
+    traces = {
+        step: [_cloud(site, *(pair[site] for pair in both), step, metric) for site in results]
+        for step in steps
+    }
+    figure = go.Figure(traces[steps[-1]])
+    figure.add_trace(
+        go.Scatter(
+            x=[-2, 2], y=[-2, 2], mode="lines", line={"color": "#999", "dash": "dot"},
+            hoverinfo="skip", showlegend=False,
+        )
+    )  # fmt: skip
+    span = {"range": [-0.35, 1.25], "zeroline": True, "zerolinecolor": "#ccc"}
+    figure.update_layout(
+        title={**title_of("Enough, or needed?", first, metric, other)},
+        xaxis={"title": "share recovered (denoising): enough", **span},
+        yaxis={"title": "share lost (noising): needed", "scaleanchor": "x", **span},
+        height=620,
+        template="simple_white",
+        font=FONT,
+        margin={"t": 90},
+    )
+    if len(steps) > 1:
+        figure.frames = [
+            go.Frame(name=str(step), data=of_step, traces=list(range(len(of_step))))
+            for step, of_step in traces.items()
+        ]
+        _add_controls(figure, steps)
+    return figure
+
+
+def _cloud(
+    site: str, denoised: xr.Dataset, noised: xr.Dataset, step: int | None, metric: str
+) -> go.Scatter:
+    """A point a cell."""
+    shares = []
+    for result in (dataset_of(denoised), dataset_of(noised)):
+        values = recovered(result, metric).where(distinguishable(result, metric))
+        values = values if step is None else values.sel(step=step)
+        shares.append(values.stack(cell=values.dims))
+    enough, lost = shares[0], 1 - shares[1]
+    index = enough.indexes["cell"]
+    names = [cell_label(site, dict(zip(index.names, place))) for place in index]
+    return go.Scatter(
+        x=enough.values,
+        y=lost.values,
+        mode="markers",
+        name=site_label(site),
+        text=names,
+        marker={"size": 7, "opacity": 0.75},
+        hovertemplate="%{text}<br>recovered %{x:.2f}, lost %{y:.2f}<extra></extra>",
+    )
+
+
+def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.DataArray]]:
+    shares = recovered(result, metric)
+    if result.attrs["direction"] == "noising":
+        shares = 1 - shares
+    known = distinguishable(result, metric)
+    by = "dest" if "dest" in shares.dims else result.attrs["by"]
+    if "-" in site:
+        shares = _first_and_later_stops(shares)
+    across = next((dim for dim in ("to", "src", "head", "neuron") if dim in shares.dims), by)
+    if across == by:
+        whole = shares.where(known).transpose(..., "layer", by)
+        return [(f"{site_label(site)} ({site})", whole)]
+    if {"head", "src"} <= set(shares.dims):  # a row a head
+        names = [f"L{a}H{b}" for a in shares.layer.values for b in shares["head"].values]
+        shares = shares.stack(row=("layer", "head")).drop_vars(("row", "layer", "head"))
+        shares = shares.rename(row="layer").assign_coords(layer=names)
+    return [
+        (f"{site_label(site) if '-' in site else site} at {label}", panel.where(known))
+        for label in result[by].values
+        for panel in [shares.sel({by: label}).transpose(..., "layer", across)]
+        if panel.notnull().any()
+    ]
+
+
+def _first_and_later_stops(shares: xr.DataArray) -> xr.DataArray:
+    """Axes ``layer`` and, where two stops or more have layers, ``to`` for all but the first."""
+    stops: dict[str, list[str]] = {}
+    for dim in map(str, shares.dims):
+        if match := _STOPS.fullmatch(dim):
+            stops.setdefault(match[1] or "", []).append(dim)
+    if not stops:
+        return shares.expand_dims(layer=["all"])
+    if len(stops) == 1:
+        (names,) = stops.values()
+        return shares.rename({name: name.split("_")[0] for name in names})
+    first, *later = stops.values()
+    for axis, group in (("layer", first), ("to", [name for names in later for name in names])):
+        shares = shares.stack({f"all_{axis}": group})
+        labels = [_stop_names(group, place) for place in shares.indexes[f"all_{axis}"]]
+        shares = shares.drop_vars((f"all_{axis}", *group)).rename({f"all_{axis}": axis})
+        shares = shares.assign_coords({axis: labels})
+        others = [dim for dim in shares.dims if dim != axis]
+        shares = shares.isel({axis: shares.notnull().any(others).values.nonzero()[0]})
+    return shares
+
+
+def _stop_names(names: list[str], place: tuple) -> str:
+    """Such as ``L0H1``, or ``L0H1 L2`` of two stops."""
+    text = ""
+    for name, value in zip(names, place):
+        kind = name.split("_")[0]
+        text += f" L{value}" if kind == "layer" else f"H{value}" if kind == "head" else f" {value}…"
+    return text.strip()
+
+
+def _panel_height(values: xr.DataArray) -> int:
+    """Pixels; a row for each of many heads."""
+    return max(148, 15 * values.sizes["layer"])
+
+
+def _label_axes(figure: go.Figure, values: xr.DataArray, place: dict[str, int]) -> None:
+    """Said outright, since a frame of missing values alone would leave the axes without any."""
+    labels = [str(x) for x in values[values.dims[-1]].values]
+    named = values.layer.dtype.kind not in "iu"
+    rows = [str(x) for x in values.layer.values] if named else None
+    figure.update_yaxes(
+        title_text="head" if named else "layer",
+        range=_span(values.sizes["layer"]),
+        **({"type": "category", "categoryarray": rows} if named else {"dtick": 1}),
+        **place,
+    )
+    figure.update_xaxes(
+        title_text=_ACROSS.get(values.dims[-1]),
+        type="category",
+        categoryarray=labels,
+        range=_span(len(labels)),
+        **place,
+    )
+
+
+def _heatmap(values: xr.DataArray, index: int) -> go.Heatmap:
+    at = values.isel(step=index) if "step" in values.dims else values
+    across = at.dims[-1]
+    return go.Heatmap(
+        z=at.values,
+        x=[str(x) for x in at[across].values],
+        y=at.layer.values,
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        hovertemplate=f"layer %{{y}}, {across} %{{x}}<br>share %{{z:.3f}}<extra></extra>",
+    )
+
+
+def _span(n: int) -> list[float]:
+    return [-0.5, n - 0.5]
+
+
+def _color_bar_holder() -> go.Scatter:
+    """An invisible point, without which a frame of missing values has no colour bar."""
+    return go.Scatter(
+        x=[0],
+        y=[0],
+        mode="markers",
+        marker={"color": [0], "coloraxis": "coloraxis", "opacity": 0, "size": 0.1},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _add_slider(
+    figure: go.Figure, panels: list[tuple[str, xr.DataArray]], steps: Sequence[int]
+) -> None:
+    figure.frames = [
+        go.Frame(
+            name=str(step),
+            data=[_heatmap(values, i) for _, values in panels],
+            traces=list(range(len(panels))),
+        )
+        for i, step in enumerate(steps)
+    ]
+    _add_controls(figure, steps)
+
+
+def _add_controls(figure: go.Figure, steps: Sequence[int]) -> None:
+    """A slider over the frames, which are named by step, and buttons to play them."""
+    now = {
+        "mode": "immediate",
+        "frame": {"duration": 0, "redraw": True},
+        "transition": {"duration": 0},
+    }
+    play = {
+        "mode": "immediate",
+        "fromcurrent": True,
+        "frame": {"duration": 450, "redraw": True},
+        "transition": {"duration": 0},
+    }
+    figure.update_layout(
+        sliders=[
+            {
+                "active": len(steps) - 1,
+                "currentvalue": {"prefix": "step "},
+                "pad": {"t": 62},
+                "x": 0.1,
+                "len": 0.9,
+                "steps": [
+                    {"label": str(s), "method": "animate", "args": [[str(s)], now]} for s in steps
+                ],
+            }
+        ],
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "left",
+                "x": 0.08,
+                "y": 0,
+                "xanchor": "right",
+                "yanchor": "top",
+                "pad": {"t": 67},
+                "buttons": [
+                    {"label": "▶", "method": "animate", "args": [[str(s) for s in steps], play]},
+                    {"label": "❚❚", "method": "animate", "args": [[None], now]},
+                ],
+            }
+        ],
+        margin={"b": 137},
+    )
+    figure.update_layout(height=figure.layout.height + 97)

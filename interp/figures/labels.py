@@ -1,0 +1,81 @@
+"""Words on figures: sites, cells, titles."""
+
+import xarray as xr
+
+SITE_LABELS = {
+    "embed": "embeddings",
+    "resid_pre": "residual stream before the block",
+    "resid_mid": "residual stream between attention and MLP",
+    "resid_post": "residual stream after the block",
+    "attn_out": "attention output",
+    "mlp_out": "MLP output",
+    "mlp_post": "groups of neurons",
+    "z": "attention heads (z)",
+    "q": "queries (q)",
+    "k": "keys (k)",
+    "v": "values (v)",
+    "pattern": "attention patterns",
+    "edge": "attention edges",
+    "knockout": "attention cut",
+}
+DIRECTIONS = {
+    "denoising": "corrupted run ← clean activation",
+    "noising": "clean run ← corrupted activation",
+}
+SHARES = {"denoising": "recovered", "noising": "lost"}
+FONT = {"family": "system-ui, sans-serif", "size": 13}
+
+
+def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Dataset]:
+    """What ``patch_suite`` returns, as a data set a site; so is a single site's result."""
+    if isinstance(results, xr.DataTree):
+        children = results.children or {results.attrs.get("site", ""): results}
+        return {site: node.to_dataset() for site, node in children.items()}
+    return {site: dataset_of(result) for site, result in results.items()}
+
+
+def site_label(site: str) -> str:
+    """Such as ``MLP output``, or ``z → logits`` of a path."""
+    return SITE_LABELS.get(site, site.replace("-", " → "))
+
+
+def cell_label(site: str, place: dict) -> str:
+    """Such as ``L1H3 at final``, ``L0 mlp_out at name_last``, ``L2H0 edge final ← name_first``,
+    ``L0H1 → L2H0.q at name_last``.
+    """
+    stops = []
+    for i, stop in enumerate(site.split("-")):
+        suffix = f"_{i}" if i else ""
+        layer = f"L{place[f'layer{suffix}']}" if f"layer{suffix}" in place else ""
+        head = f"H{place[f'head{suffix}']}" if f"head{suffix}" in place else ""
+        kind = stop.split(".")[-1]
+        kind = "" if kind == "z" else f".{kind}" if "-" in site and layer else f" {kind}"
+        kind += f" {place['neuron']}…" if "neuron" in place and not i else ""
+        stops.append(f"{layer}{head}{kind}".strip())
+    label = " → ".join(stops)
+    if "dest" in place:
+        return f"{label} {place['dest']} ← {place['src']}"
+    return f"{label} at {next(place[by] for by in ('role', 'pos') if by in place)}"
+
+
+def title_of(
+    text: str, result: xr.Dataset, metric: str, other: dict[str, xr.Dataset] | None = None
+) -> dict:
+    run, n = DIRECTIONS[result.attrs["direction"]], result.sizes["fact"]
+    ends = (
+        "0 = corrupted, 1 = clean" if run == DIRECTIONS["denoising"] else "0 = clean, 1 = corrupted"
+    )
+    if other:
+        run = "; ".join(f"{way}: {text}" for way, text in DIRECTIONS.items())
+        ends = "0 = not moved, 1 = all of the way to the other run"
+    how = f"{run}; {metric}; n = {n} facts; {ends}"
+    return {
+        "text": f"{text[0].upper()}{text[1:]}<br><sup>{how}</sup>",
+        "x": 0.02,
+        "y": 0.97,
+        "yanchor": "top",
+    }
+
+
+def dataset_of(result: xr.Dataset | xr.DataTree) -> xr.Dataset:
+    return result.to_dataset() if isinstance(result, xr.DataTree) else result
