@@ -9,9 +9,10 @@ test: .venv/test-ready
 	$(BIN)/ruff check interp analyses tests benchmarks
 	$(BIN)/pytest
 
-bench: .venv/test-ready
+bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.patching
+	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.commands
 
 .venv/demo-ready: setup.cfg pyproject.toml constraints.txt
@@ -21,6 +22,10 @@ bench: .venv/test-ready
 
 .venv/test-ready: .venv/demo-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+.venv/bench-ready: .venv/demo-ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
 .PHONY: demo test bench

@@ -1,9 +1,10 @@
 """Patching every layer and position against ``transformer_lens.patching``.
 
 The same checkpoint, facts and cells, fp32; TransformerLens runs on the ``TransformerBridge`` that
-its user builds around the step folder and, in the second column, on the ``HookedDecoder`` itself.
-The ways take turns in one process; the ratio is that of medians. Two models: the demo run's last
-checkpoint, and 8 layers of width 512 with random weights (``python -m benchmarks.patching large``).
+its user builds around the step folder and, in the second column, on the ``HookedDecoder`` itself;
+for two sites there is also a loop in nnsight over the Hugging Face model. The ways take turns in
+one process; the ratio is that of medians. Two models: the demo run's last checkpoint, and 8 layers
+of width 512 with random weights (``python -m benchmarks.patching large``).
 """
 
 from interp.process import tune_process
@@ -13,6 +14,7 @@ tune_process()
 import sys
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,6 +22,7 @@ from time import perf_counter
 import numpy as np
 import torch
 import xarray as xr
+from nnsight import NNsight
 from transformer_lens import patching
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
@@ -50,7 +53,10 @@ def main() -> None:
     suite = load_suite(CHECKPOINT)
     length = int(suite.facts(600).lengths.mode().values)
     facts = suite.facts(n_facts, length=length)
-    model, bridge = large_models(suite) if large else demo_models(suite)
+    with tempfile.TemporaryDirectory() as folder:
+        model, step = large_model(suite, Path(folder)) if large else demo_model(suite)
+        hf_model = AutoModelForCausalLM.from_pretrained(step, dtype=torch.float32).eval()
+    bridge, traced = bridge_of(deepcopy(hf_model)), NNsight(hf_model)
     print(f"{len(facts)} facts of {length} tokens, {torch.get_num_threads()} threads")
     print("site        interp      bridge          HookedDecoder   difference  FLOPs saved  FLOP/s")
     ratios = []
@@ -60,6 +66,8 @@ def main() -> None:
             "bridge": lambda function=function: their_values(bridge, facts, function),
             "model": lambda function=function: their_values(model, facts, function),
         }
+        if site in ("resid_pre", "attn_out"):
+            ways["nnsight"] = lambda site=site: nnsight_values(traced, facts, site)
         seconds, values = compare(ways, rounds)
         difference = max(np.abs(values["interp"] - values[name]).max() for name in values)
         took = seconds["interp"]
@@ -70,6 +78,7 @@ def main() -> None:
             f"{site:10} {1000 * took:7.1f} ms {1000 * seconds['bridge']:7.0f} ms "
             f"{ratios[-1][0]:5.1f} × {1000 * seconds['model']:7.0f} ms {ratios[-1][1]:5.1f} × "
             f"  {difference:.1e}  {saved:6.1%}  {flops / took / 1e9:7.0f} G",
+            *(f"nnsight {1000 * s:.0f} ms {s / took:.1f} ×" for s in [seconds.get("nnsight")] if s),
             flush=True,
         )
     means = np.exp(np.log(ratios).mean(0))
@@ -78,20 +87,18 @@ def main() -> None:
     print(f"plain products (4096 × {width} × {4 * width}): {product_rates(width)}")
 
 
-def demo_models(suite: Suite) -> tuple[HookedDecoder, torch.nn.Module]:
-    return suite.load(suite.steps[-1]), bridge_of(suite.step_dir(suite.steps[-1]))
+def demo_model(suite: Suite) -> tuple[HookedDecoder, Path]:
+    return suite.load(suite.steps[-1]), suite.step_dir(suite.steps[-1])
 
 
-def large_models(suite: Suite) -> tuple[HookedDecoder, torch.nn.Module]:
+def large_model(suite: Suite, folder: Path) -> tuple[HookedDecoder, Path]:
     model = HookedDecoder(DecoderConfig(8, 8, 512, 2048, suite.tokenizer.get_vocab_size()))
     initialise(model, std=0.05, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(model, Path(folder) / "step", dtype=torch.float32)
-        return model.eval().requires_grad_(False), bridge_of(Path(folder) / "step")
+    write_checkpoint(model, folder / "step", dtype=torch.float32)
+    return model.eval().requires_grad_(False), folder / "step"
 
 
-def bridge_of(folder: Path) -> torch.nn.Module:
-    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def bridge_of(hf_model: torch.nn.Module) -> torch.nn.Module:
     return build_bridge_from_module(
         hf_model, architecture=type(hf_model).__name__, hf_config=hf_model.config
     ).eval()
@@ -141,6 +148,31 @@ def their_values(model: torch.nn.Module, facts: FactSet, function: Callable) -> 
 
     _, cache = model.run_with_cache(facts.clean)
     return function(model, facts.corrupted, cache, logit_diff).numpy()
+
+
+@torch.no_grad()
+def nnsight_values(traced: NNsight, facts: FactSet, site: str) -> np.ndarray:
+    """What an nnsight user writes: a trace a cell."""
+    rows, final = torch.arange(len(facts)), int(facts.lengths[0]) - 1
+    n_layers, kept = traced.config.num_hidden_layers, []
+    values = np.zeros((n_layers, final + 1), np.float32)
+
+    def activation(layer: int):
+        block = traced.gpt_neox.layers[layer]
+        return block.input if site == "resid_pre" else block.attention.output[0]
+
+    with traced.trace(facts.clean):
+        for layer in range(n_layers):
+            kept.append(activation(layer).save())
+    for layer in range(n_layers):
+        for pos in range(final + 1):
+            with traced.trace(facts.corrupted):
+                x = activation(layer)
+                x[:, pos] = kept[layer][:, pos]
+                logits = traced.output.logits[:, final].save()
+            answer, other = facts.answers[:, 0], facts.corrupted_answers[:, 0]
+            values[layer, pos] = (logits[rows, answer] - logits[rows, other]).mean()
+    return values
 
 
 def compare(

@@ -138,6 +138,12 @@ def test_a_model_that_does_not_listen_to_its_hook_is_refused(ours, few, monkeypa
         patch(deaf, few, site="mlp_out")
 
 
+def test_a_hook_that_is_never_called_stops_the_sweep(bridge, few, monkeypatch):
+    monkeypatch.setattr(bridge, "run_with_hooks", lambda tokens, fwd_hooks: bridge(tokens))
+    with pytest.raises(RuntimeError, match=r"hook blocks\.0\.hook_mlp_out was never"):
+        patch(bridge, few, site="mlp_out")
+
+
 def test_paths_and_training_mode_are_refused(bridge, few):
     with pytest.raises(ValueError, match="path 'z-q' needs a HookedDecoder, got a Transformer"):
         patch(bridge, few, site="z-q")

@@ -11,7 +11,7 @@ from oracle import HOOKS, inputs, metrics, random_model
 
 from interp.config import HEAD_SITES, SITES
 from interp.facts import PROMPT_ROLES
-from interp.patching import engine, patch, patch_sites
+from interp.patching import Intervention, edits, engine, patch, patch_sites
 
 EDGES = ("edge", "knockout")
 N_NEURONS = 8
@@ -59,8 +59,10 @@ def by_hooks(model, fact, tokens, source, cell, window, hooks=()):
     start = layer - window // 2
     layers = range(max(0, start), min(model.cfg.n_layers, start + window))
     hook = partial(change, site=site, source=source, part=part, positions=at[0], sources=at[1])
-    names = dict.fromkeys(HOOKS[site].format(i) for i in layers)
-    logits = model.run_with_hooks(tokens, fwd_hooks=[*hooks, *((name, hook) for name in names)])
+    hooks = [*hooks, *((HOOKS[site].format(i), hook) for i in layers if site != "embed" or not i)]
+    if site == "knockout":  # a destination without any source attends to nothing
+        hooks += [(HOOKS["pattern"].format(i), lambda x, hook: x.nan_to_num(0.0)) for i in layers]
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     return metrics(logits, fact)
 
 
@@ -244,6 +246,88 @@ def test_every_position_of_the_residual_stream_together_restores_the_clean_run(w
     np.testing.assert_allclose(
         result.patched, result.clean.broadcast_like(result.patched), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("site", "window"),
+    [
+        ("embed", 1),
+        ("resid_pre", 1),
+        ("resid_mid", 1),
+        ("resid_post", 1),
+        ("attn_out", 3),
+        ("z", 3),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_everything_patched_is_the_other_run(suite, few, site, window, direction):
+    """All positions, and all layers of what attention writes: names differ in the embeddings only,
+    so at ``final`` that is all there is to patch. One head, so that a cell is all heads.
+    """
+    model = random_model(suite, n_heads=1)
+    options = {"groups": ("all",), "direction": direction, "whole_value": False}
+    result = patch(model, few, site=site, window=window, **options)
+    whole = result.patched.isel(layer=slice(1, 2) if window > 1 else slice(None), role=0)
+    other = result.clean if direction == "denoising" else result.corrupted
+    np.testing.assert_allclose(whole.squeeze(), other.broadcast_like(whole).squeeze(), atol=1e-6)
+    part = patch(model, few, site=site, window=window, **options | {"groups": ("name_last",)})
+    assert float(abs(part.patched - result.patched.values).max()) > 1e-2
+
+
+@pytest.mark.parametrize("site", ["resid_mid", "z", "mlp_post", "edge", "z-q"])
+def test_groups_are_their_members_changed_together(wide, few, site):
+    groups = ("name_last", "name_first+name_last", "all")
+    result = patch(wide, few, site=site, groups=groups)
+    alone = patch(wide, few, site=site)
+    by = "dest" if site == "edge" else "role"
+    assert result[by].values.tolist() == list(groups)
+    one = {"dest": "name_last", "src": "name_last"} if site == "edge" else {"role": "name_last"}
+    np.testing.assert_allclose(result.patched.sel(one), alone.patched.sel(one), atol=1e-9)
+    merged = torch.where((few.roles == 2) | (few.roles == 4), 2, few.roles)
+    together = patch(wide, type(few)(**{**vars(few), "roles": merged}), site=site)
+    both = {name: "name_first+name_last" for name in one}
+    first = {name: "name_first" for name in one}
+    np.testing.assert_allclose(result.patched.sel(both), together.patched.sel(first), atol=1e-9)
+
+
+def test_positions_are_changed_together_too(wide, suite):
+    facts = suite.facts(4, length=11, seed=2)
+    result = patch(wide, facts, site="attn_out", by="pos", groups=("3", "3+4", "all"))
+    alone = patch(wide, facts, site="attn_out", by="pos")
+    assert result.pos.values.tolist() == ["3", "3+4", "all"]
+    np.testing.assert_allclose(result.patched.sel(pos="3"), alone.patched.sel(pos=3), atol=1e-9)
+    with pytest.raises(ValueError, match="no pos '11' in group '3\\+11'; there are 0, 1"):
+        patch(wide, facts, site="attn_out", by="pos", groups=("3+11",))
+
+
+@pytest.mark.parametrize("replacement", ["run", "noise", "mean", "zero", "resample"])
+def test_results_do_not_depend_on_how_facts_and_rows_are_portioned(wide, suite, replacement):
+    facts = suite.facts(9, seed=3)
+    options = {"direction": "noising", "replacement": replacement, "n_neurons": N_NEURONS}
+    sites = ["embed", "resid_mid", "mlp_post", "z", "k"]
+    whole = patch_sites(wide, facts, sites=sites, **options)
+    pieces = patch_sites(wide, facts, sites=sites, max_memory=3e-4, **options)
+    for site in sites:
+        for name in whole[site].data_vars:
+            np.testing.assert_allclose(whole[site][name], pieces[site][name], atol=1e-6)
+
+
+def test_a_sweep_that_leaves_out_a_change_says_so(wide, few, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(edits.Edit, "__call__", lambda self, x, *_: x)
+        with pytest.raises(RuntimeError, match=r"site 'mlp_out', layer 1: 0 of \d+ changes appl"):
+            patch(wide, few, site="mlp_out", window=2)
+    rows_of = engine.Engine._rows
+    late = {wide.cfg.n_layers + 1: "rows"}
+    monkeypatch.setattr(engine.Engine, "_rows", lambda self, sites: rows_of(self, sites) | late)
+    with pytest.raises(RuntimeError, match=r"changes at layers \[4\] were never applied"):
+        patch(wide, few, site="mlp_out")
+
+
+def test_an_intervention_reads_as_a_sentence():
+    assert str(Intervention()) == "denoising by role: corrupted run ← clean activation"
+    windows = Intervention(direction="noising", replacement="zero", window=3)
+    assert str(windows) == "noising by role: clean run ← 0, 3 layers together"
 
 
 def test_an_ablation_needs_the_clean_run(wide, few):

@@ -34,6 +34,8 @@ from interp.patching.intervention import (
 )
 from interp.patching.paths import is_path
 
+RUNS_SHARE = 0.4
+"""Of the memory, for the runs; as much for the rows computed together, the rest for results."""
 FACT_COORDS = (
     "person",
     "corrupted_person",
@@ -90,7 +92,7 @@ def patch_sites(
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
     cells, labels, may_differ = cells_of(facts, how)
-    bytes_of_runs = max_memory / 2 * 1e9
+    bytes_of_runs = RUNS_SHARE * max_memory * 1e9
     n_bytes = next(model.parameters()).element_size()
     chunks = memory_chunks(model.cfg, facts, kept_sites(sites), how, bytes_of_runs / n_bytes)
     means = None

@@ -24,6 +24,7 @@ from interp.patching.intervention import (
     run_size,
     runs_held,
 )
+from interp.patching.patch import RUNS_SHARE
 from interp.patching.paths import Stop, count_ways, is_path, parse_path
 
 _PLURALS = {
@@ -192,10 +193,10 @@ class _Costs:
         self, facts: FactSet, site: str, how: Intervention, max_memory: float
     ) -> float:
         """Of a batch's runs, and of the rows that are computed together."""
-        cfg, n_pos, half = self.cfg, self.may_differ.shape[1], max_memory / 2 * 1e9
+        cfg, n_pos, share = self.cfg, self.may_differ.shape[1], RUNS_SHARE * max_memory * 1e9
         kept = kept_sites([site])
-        chunks = memory_chunks(cfg, facts, kept, how, half / 4)
+        chunks = memory_chunks(cfg, facts, kept, how, share / 4)
         runs = len(chunks[0]) * n_pos * cfg.n_layers * run_size(cfg, kept, n_pos) * runs_held(how)
         token, row = row_size(cfg, n_pos, int(self.n_value.max()))
         rows = TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
-        return min(4 * runs, half) + min(4 * rows, half)
+        return min(4 * runs, share) + min(4 * rows, share)
