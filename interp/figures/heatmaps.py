@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
@@ -18,6 +19,10 @@ from interp.figures.labels import (
 )
 from interp.results import distinguishable, recovered
 
+_GAP = 140
+"""Pixels between rows of panels, for slanted labels and titles."""
+_SPANS = (0.05, 0.1, 0.25, 0.5, 1)
+"""Of the colour scale, on either side of 0."""
 _STOPS = re.compile(r"(?:layer|head|neuron)(_\d+)?")
 _ACROSS = {
     "head": "head",
@@ -75,7 +80,7 @@ def patch_heatmaps(
         n_columns,
         subplot_titles=[title for title, _ in panels],
         horizontal_spacing=0.11,
-        vertical_spacing=107 / (sum(heights) + 107 * n_rows),
+        vertical_spacing=_GAP / (sum(heights) + _GAP * n_rows),
         row_heights=heights,
     )
     for i, (_, values) in enumerate(panels):
@@ -83,16 +88,18 @@ def patch_heatmaps(
         place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
         _label_axes(figure, values, place)
     figure.add_trace(_color_bar_holder(), 1, 1)
+    largest = max(np.nanmax(np.abs(v), initial=0.0) for _, v in panels)
+    span = next((x for x in _SPANS if x >= largest), 1)
     figure.update_layout(
         title=title_of(f"Patched: {', '.join(results)}", first, metric, other),
         coloraxis={
             "colorscale": "RdBu",
             "cmid": 0,
-            "cmin": -1,
-            "cmax": 1,
+            "cmin": -span,
+            "cmax": span,
             "colorbar": {"title": "moved" if other else SHARES[first.attrs["direction"]]},
         },
-        height=190 + sum(heights) + 107 * n_rows,
+        height=190 + sum(heights) + _GAP * n_rows,
         font=FONT,
         margin={"t": 120, "b": 40},
         plot_bgcolor="#ddd",

@@ -22,6 +22,11 @@ DIRECTIONS = {
     "denoising": "corrupted run ← clean activation",
     "noising": "clean run ← corrupted activation",
 }
+_PASTED = {
+    "mean": "mean of the role",
+    "zero": "0",
+    "resample": "another fact's activation",
+}
 SHARES = {"denoising": "recovered", "noising": "lost"}
 FONT = {"family": "system-ui, sans-serif", "size": 13}
 
@@ -61,20 +66,33 @@ def cell_label(site: str, place: dict) -> str:
 def title_of(
     text: str, result: xr.Dataset, metric: str, other: dict[str, xr.Dataset] | None = None
 ) -> dict:
-    run, n = DIRECTIONS[result.attrs["direction"]], result.sizes["fact"]
-    ends = (
-        "0 = corrupted, 1 = clean" if run == DIRECTIONS["denoising"] else "0 = clean, 1 = corrupted"
-    )
+    """What is shown; under it what was done, the metric, n, and what 0 and 1 mean."""
+    n, denoising = result.sizes["fact"], result.attrs["direction"] == "denoising"
+    how = f"{_done(result)}; {metric}; n = {n} facts; "
+    how += "0 = corrupted, 1 = clean" if denoising else "0 = clean, 1 = corrupted"
     if other:
-        run = "; ".join(f"{way}: {text}" for way, text in DIRECTIONS.items())
-        ends = "0 = not moved, 1 = all of the way to the other run"
-    how = f"{run}; {metric}; n = {n} facts; {ends}"
+        how = "; ".join(f"{way}: {run}" for way, run in DIRECTIONS.items())
+        how += f"<br>{metric}; n = {n} facts; 0 = not moved, 1 = all the way to the other run"
     return {
         "text": f"{text[0].upper()}{text[1:]}<br><sup>{how}</sup>",
         "x": 0.02,
         "y": 0.97,
         "yanchor": "top",
     }
+
+
+def _done(result: xr.Dataset) -> str:
+    """Such as ``corrupted run ← clean activation``."""
+    if result.attrs["site"] == "knockout":
+        done = "clean run, attention cut off"
+    elif (pasted := _PASTED.get(result.attrs.get("replacement", "run"))) is not None:
+        done = f"clean run ← {pasted}"
+    else:
+        done = DIRECTIONS[result.attrs["direction"]]
+    if result.attrs.get("replacement") == "noise":
+        done += " (corrupted: noise on the names)"
+    window = int(result.attrs.get("window", 1))
+    return f"{done}, {window} layers together" if window > 1 else done
 
 
 def dataset_of(result: xr.Dataset | xr.DataTree) -> xr.Dataset:

@@ -10,7 +10,7 @@ from interp.facts import FactSet
 from interp.model import HookedDecoder
 from interp.patching.cells import EDGES, Cells
 from interp.patching.engine import Engine
-from interp.patching.hooked import HookedEngine
+from interp.patching.hooked import HookedEngine, embedding_of
 from interp.patching.intervention import NAME_ROLES, Intervention, kept_sites, n_parts
 from interp.patching.paths import arrivals, is_path, parse_path
 from interp.patching.runs import Prompts, RoleSums, Run, prompts, same_place, taken_from
@@ -38,8 +38,10 @@ class Batch:
         cells: Cells,
         may_differ: Bool[np.ndarray, "fact pos"],
         max_bytes: float,
+        spread: float,
     ) -> None:
         self.model, self.how, self.sites, self.max_bytes = model, how, sites, max_bytes
+        self.spread = spread
         self.kept = kept_sites(sites)
         device = next(model.parameters()).device
         self.clean_prompts, self.corrupted_prompts = prompts(facts, device)
@@ -143,15 +145,14 @@ class Batch:
     def _noise(self, chunk: np.ndarray, draw: int) -> Float[torch.Tensor, "fact pos d_model"]:
         given = self.clean_prompts
         named = torch.isin(given.roles, torch.tensor(NAME_ROLES, device=given.roles.device))
-        weight = self.engine.embedding
-        std = self.how.noise_std * weight[given.tokens[named].unique()].std()
+        weight = embedding_of(self.model)
         shape = (given.tokens.shape[1], weight.shape[1])
         noise = [
             np.random.default_rng([self.how.seed, 5, draw, int(fact)]).standard_normal(shape)
             for fact in chunk
         ]
-        noise = torch.from_numpy(np.stack(noise)).to(weight) * std * named[..., None]
-        return noise.detach()
+        noise = torch.from_numpy(np.stack(noise)).to(weight) * self.how.noise_std * self.spread
+        return (noise * named[..., None]).detach()
 
     def _ablated(self, clean: Run, means: Run | None, giver: FactSet | None) -> Run:
         """What is pasted instead of a fact's own activations."""
@@ -167,6 +168,13 @@ class Batch:
         other = engine_of(self.model, given, self.max_bytes)
         theirs = other.turned(other.run(given, self.kept), back=True)
         return engine.turned(taken_from(plain, theirs, same_place(roles, given.roles)))
+
+
+def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:
+    """Standard deviation of the embeddings of all name tokens."""
+    tokens = facts.clean[torch.isin(facts.roles, torch.tensor(NAME_ROLES))].unique()
+    weight = embedding_of(model)
+    return float(weight[tokens.to(weight.device)].detach().std())
 
 
 def mean_run(

@@ -67,7 +67,6 @@ class Engine:
         self.n_layers, self.n_heads = model.cfg.n_layers, model.cfg.n_heads
         self.blocks = [Weights(block) for block in model.blocks]
         self.unembed = Linear(model.unembed.weight)
-        self.embedding = model.embed.weight
         self.attention_flops = 0
         pos = torch.arange(prompts.tokens.shape[1], device=self.device)
         dtype = model.embed.weight.dtype

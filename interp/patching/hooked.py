@@ -63,6 +63,10 @@ def check_hooks(model: nn.Module, sites: Collection[str]) -> None:
             )
 
 
+def embedding_of(model: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
+    return model.embed.W_E if hasattr(model.embed, "W_E") else model.embed.weight
+
+
 class HookedEngine:
     """Changes the runs of one hooked model on one batch of prompts."""
 
@@ -73,8 +77,7 @@ class HookedEngine:
         self.model, self.prompts, self.max_bytes = model, prompts, max_bytes
         self.device = prompts.tokens.device
         self.n_layers = model.cfg.n_layers
-        embed = model.embed
-        self.embedding = embed.W_E if hasattr(embed, "W_E") else embed.weight
+        self.embedding = embedding_of(model)
 
     @torch.no_grad()
     def run(self, prompts: Prompts, sites: Collection[str] = ()) -> ScoredRun:

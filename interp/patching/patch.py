@@ -20,7 +20,7 @@ from torch import nn
 from interp.config import DEFAULT_SITES, METRICS
 from interp.facts import FactSet
 from interp.model import HookedDecoder
-from interp.patching.batch import Batch, mean_run
+from interp.patching.batch import Batch, mean_run, spread_of_names
 from interp.patching.cells import EDGES, Shape
 from interp.patching.hooked import HOOKS, check_hooks
 from interp.patching.intervention import (
@@ -98,13 +98,16 @@ def patch_sites(
     means = None
     if how.replacement == "mean":
         means = mean_run(model, facts, chunks, sites, bytes_of_runs)
+    spread = spread_of_names(model, facts) if how.replacement == "noise" else 0.0
     givers = _givers(len(facts), how.seed)
     patched = {site: [] for site in sites}
     clean, corrupted, flops = [], [], 0
     for chunk in chunks:
         positions = cells.positions[:, chunk]
         here = replace(cells, positions=positions, sources=positions)
-        batch = Batch(model, facts[chunk], how, sites, here, may_differ[chunk], bytes_of_runs)
+        batch = Batch(
+            model, facts[chunk], how, sites, here, may_differ[chunk], bytes_of_runs, spread
+        )
         giver = facts[givers[chunk]] if how.replacement == "resample" else None
         for site, values in batch.results(chunk, means, giver).items():
             patched[site].append(values)

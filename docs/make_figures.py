@@ -1,0 +1,88 @@
+"""The figures of docs/patching.md, from the demo run: ``python docs/make_figures.py``.
+
+Needs a browser for playwright; ``REPORT_BROWSER=chromium`` takes the system's.
+"""
+
+import os
+from pathlib import Path
+from shutil import which
+
+import plotly.graph_objects as go
+from playwright.sync_api import sync_playwright
+
+import interp
+from interp.figures import cell_label, enough_and_needed, patch_heatmaps
+from interp.results import moved
+
+FOLDER = Path(__file__).parent / "figures"
+N_FACTS = 120
+
+
+def main() -> None:
+    suite = interp.load_suite("checkpoints/demo")
+    last = suite.steps[-1]
+    facts = suite.facts(N_FACTS)
+    written = ["attn_out", "mlp_out"]
+    names = "name_first+name_middle+name_last"
+    swept = {
+        "stream": {"sites": ["resid_pre", *written]},
+        "heads": {"sites": ["z"]},
+        "qkv": {"sites": ["q", "k", "v", "pattern"]},
+        "edge": {"sites": ["edge"]},
+        "neurons": {"sites": ["mlp_post"]},
+        "knockout": {"sites": ["knockout"], "window": 2, "direction": "noising"},
+        "noise": {"sites": ["mlp_out"], "replacement": "noise", "window": 3},
+        "groups": {"sites": ["resid_pre"], "groups": [names, "final", "all"]},
+        "paths": {"sites": ["z-logits", "mlp_out-logits"]},
+    }
+    for ablation in ("mean", "resample", "zero"):
+        swept[ablation] = {"sites": written, "replacement": ablation, "direction": "noising"}
+    for corruption in ("held-out", "swap-first", "swap-middle", "swap-last"):
+        swept[corruption] = {"sites": ["resid_pre"]}
+    figures = {}
+    for name, options in swept.items():
+        of = suite.facts(N_FACTS, corruption=name) if "sw" in name or "held" in name else facts
+        tree = interp.patch_suite(suite, of, steps=[last], **options)
+        figures[name] = patch_heatmaps(tree)
+        say_strongest(name, tree)
+    both = [
+        interp.patch_suite(
+            suite, facts, sites=["attn_out", "mlp_out", "z"], steps=[last], direction=direction
+        )
+        for direction in ("denoising", "noising")
+    ]
+    figures["both"] = enough_and_needed(*map(interp.figures.by_site, both))
+    FOLDER.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=which(os.environ.get("REPORT_BROWSER", "")), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        for name, figure in figures.items():
+            write_png(page, figure, FOLDER / f"{name}.png")
+
+
+def say_strongest(name: str, tree) -> None:
+    """For the captions."""
+    for site, result in interp.figures.by_site(tree).items():
+        shares = moved(result).estimate.isel(step=0)
+        shares = shares.stack(cell=shares.dims).dropna("cell")
+        order = shares.argsort().values[::-1][:5]
+        index = shares.indexes["cell"]
+        cells = (dict(zip(index.names, index[i])) for i in order)
+        print(
+            name,
+            "; ".join(
+                f"{cell_label(site, c)} {float(shares[i]):.2f}" for c, i in zip(cells, order)
+            ),
+        )
+
+
+def write_png(page, figure: go.Figure, path: Path) -> None:
+    page.set_content(figure.update_layout(width=980).to_html(config={"displayModeBar": False}))
+    page.wait_for_selector(".main-svg")
+    page.locator(".plotly-graph-div").screenshot(path=path)
+
+
+if __name__ == "__main__":
+    main()
