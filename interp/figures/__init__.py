@@ -1,7 +1,8 @@
 """Results in, plotly figures out: no model, no torch. Labels, units and n come from the data."""
 
 from interp.figures.curves import effect_over_training, training_curves
-from interp.figures.heatmaps import enough_and_needed, patch_heatmap, patch_heatmaps
+from interp.figures.gates import enough_and_needed
+from interp.figures.heatmaps import patch_heatmap, patch_heatmaps
 from interp.figures.labels import SITE_LABELS, by_site, cell_label, site_label
 
 __all__ = [

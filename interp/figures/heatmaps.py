@@ -1,4 +1,4 @@
-"""Every cell of a sweep: heat maps, and one direction against the other."""
+"""Every cell of a sweep as heat maps."""
 
 import re
 from collections.abc import Sequence
@@ -8,19 +8,17 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from interp.figures.controls import add_controls
 from interp.figures.labels import (
     FONT,
     SHARES,
     by_site,
-    cell_label,
     dataset_of,
     site_label,
     title_of,
 )
 from interp.results import distinguishable, recovered
 
-_GAP = 140
-"""Pixels between rows of panels, for slanted labels and titles."""
 _SPANS = (0.05, 0.1, 0.25, 0.5, 1)
 """Of the colour scale, on either side of 0."""
 _STOPS = re.compile(r"(?:layer|head|neuron)(_\d+)?")
@@ -57,38 +55,22 @@ def patch_heatmaps(
     results = by_site(results)
     panels = []
     for site, result in results.items():
-        of_site = _panels(site, dataset_of(result), metric)
-        if other:
-            beside = dict(_panels(site, other[site], metric))
-            pairs = [((title, v), (title, beside.get(title, v))) for title, v in of_site]
-            ways = (dataset_of(result).attrs["direction"], other[site].attrs["direction"])
-            of_site = [(f"{t}, {way}", v) for pair in pairs for way, (t, v) in zip(ways, pair)]
-        panels += of_site
+        panels += (
+            _beside(site, result, other[site], metric) if other else _panels(site, result, metric)
+        )
     if not panels:
         raise ValueError("no results to show; patch at least one site")
-    first = dataset_of(next(iter(results.values())))
+    first = next(iter(results.values()))
     steps = sorted({s for _, v in panels if "step" in v.dims for s in v.step.values.tolist()})
     panels = [(title, v.reindex(step=steps) if steps else v) for title, v in panels]
     n_columns = min(3, len(panels)) if len(panels) != 4 and not other else 2
-    n_rows = -(-len(panels) // n_columns)
-    heights = [
-        max(_panel_height(v) for _, v in panels[i : i + n_columns])
-        for i in range(0, len(panels), n_columns)
-    ]
-    figure = make_subplots(
-        n_rows,
-        n_columns,
-        subplot_titles=[title for title, _ in panels],
-        horizontal_spacing=0.11,
-        vertical_spacing=_GAP / (sum(heights) + _GAP * n_rows),
-        row_heights=heights,
-    )
+    figure, height = _grid(panels, n_columns)
     for i, (_, values) in enumerate(panels):
         figure.add_trace(_heatmap(values, -1), i // n_columns + 1, i % n_columns + 1)
         place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
         _label_axes(figure, values, place)
     figure.add_trace(_color_bar_holder(), 1, 1)
-    largest = max(np.nanmax(np.abs(v), initial=0.0) for _, v in panels)
+    largest = max(np.nan_to_num(np.abs(v)).max() for _, v in panels)
     span = next((x for x in _SPANS if x >= largest), 1)
     figure.update_layout(
         title=title_of(f"Patched: {', '.join(results)}", first, metric, other),
@@ -99,7 +81,7 @@ def patch_heatmaps(
             "cmax": span,
             "colorbar": {"title": "moved" if other else SHARES[first.attrs["direction"]]},
         },
-        height=190 + sum(heights) + _GAP * n_rows,
+        height=height,
         font=FONT,
         margin={"t": 120, "b": 40},
         plot_bgcolor="#ddd",
@@ -111,72 +93,37 @@ def patch_heatmaps(
     return figure
 
 
-def enough_and_needed(
-    results: dict[str, xr.Dataset] | xr.DataTree,
-    other: dict[str, xr.Dataset],
-    *,
-    metric: str = "logit_diff",
-) -> go.Figure:
-    """Each cell's share recovered by denoising against its share lost by noising.
-
-    On the diagonal both say the same. Right of it a cell is enough and not needed, as one input of
-    an OR gate is; left of it, needed and not enough, as one input of an AND gate.
-    """
-    results = by_site(results)
-    first = dataset_of(next(iter(results.values())))
-    both = [results, other] if first.attrs["direction"] == "denoising" else [other, results]
-    steps = first.step.values.tolist() if "step" in first.dims else [None]
-    traces = {
-        step: [_cloud(site, *(pair[site] for pair in both), step, metric) for site in results]
-        for step in steps
-    }
-    figure = go.Figure(traces[steps[-1]])
-    figure.add_trace(
-        go.Scatter(
-            x=[-2, 2], y=[-2, 2], mode="lines", line={"color": "#999", "dash": "dot"},
-            hoverinfo="skip", showlegend=False,
-        )
-    )  # fmt: skip
-    span = {"range": [-0.35, 1.25], "zeroline": True, "zerolinecolor": "#ccc"}
-    figure.update_layout(
-        title={**title_of("Enough, or needed?", first, metric, other)},
-        xaxis={"title": "share recovered (denoising): enough", **span},
-        yaxis={"title": "share lost (noising): needed", "scaleanchor": "x", **span},
-        height=620,
-        template="simple_white",
-        font=FONT,
-        margin={"t": 90},
+def _grid(panels: list[tuple[str, xr.DataArray]], n_columns: int) -> tuple[go.Figure, int]:
+    """Empty panels under their titles, and the height of all in pixels."""
+    n_rows = -(-len(panels) // n_columns)
+    heights = [
+        max(_panel_height(v) for _, v in panels[i : i + n_columns])
+        for i in range(0, len(panels), n_columns)
+    ]
+    long = any(len(str(x)) > 4 for _, v in panels for x in v[v.dims[-1]].values)
+    gap = 140 if long else 105  # between rows of panels; long labels are slanted
+    figure = make_subplots(
+        n_rows,
+        n_columns,
+        subplot_titles=[title for title, _ in panels],
+        horizontal_spacing=0.11,
+        vertical_spacing=gap / (sum(heights) + gap * n_rows),
+        row_heights=heights,
     )
-    if len(steps) > 1:
-        figure.frames = [
-            go.Frame(name=str(step), data=of_step, traces=list(range(len(of_step))))
-            for step, of_step in traces.items()
-        ]
-        _add_controls(figure, steps)
-    return figure
+    return figure, 190 + sum(heights) + gap * n_rows
 
 
-def _cloud(
-    site: str, denoised: xr.Dataset, noised: xr.Dataset, step: int | None, metric: str
-) -> go.Scatter:
-    """A point a cell."""
-    shares = []
-    for result in (dataset_of(denoised), dataset_of(noised)):
-        values = recovered(result, metric).where(distinguishable(result, metric))
-        values = values if step is None else values.sel(step=step)
-        shares.append(values.stack(cell=values.dims))
-    enough, lost = shares[0], 1 - shares[1]
-    index = enough.indexes["cell"]
-    names = [cell_label(site, dict(zip(index.names, place))) for place in index]
-    return go.Scatter(
-        x=enough.values,
-        y=lost.values,
-        mode="markers",
-        name=site_label(site),
-        text=names,
-        marker={"size": 7, "opacity": 0.75},
-        hovertemplate="%{text}<br>recovered %{x:.2f}, lost %{y:.2f}<extra></extra>",
-    )
+def _beside(
+    site: str, result: xr.Dataset, other: xr.Dataset, metric: str
+) -> list[tuple[str, xr.DataArray]]:
+    """Panels of one direction, each followed by that of the other."""
+    found = dict(_panels(site, other, metric))
+    panels = []
+    for title, values in _panels(site, result, metric):
+        panels.append((f"{title}, {result.attrs['direction']}", values))
+        missing = values.where(False)
+        panels.append((f"{title}, {other.attrs['direction']}", found.get(title, missing)))
+    return panels
 
 
 def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.DataArray]]:
@@ -300,50 +247,4 @@ def _add_slider(
         )
         for i, step in enumerate(steps)
     ]
-    _add_controls(figure, steps)
-
-
-def _add_controls(figure: go.Figure, steps: Sequence[int]) -> None:
-    """A slider over the frames, which are named by step, and buttons to play them."""
-    now = {
-        "mode": "immediate",
-        "frame": {"duration": 0, "redraw": True},
-        "transition": {"duration": 0},
-    }
-    play = {
-        "mode": "immediate",
-        "fromcurrent": True,
-        "frame": {"duration": 450, "redraw": True},
-        "transition": {"duration": 0},
-    }
-    figure.update_layout(
-        sliders=[
-            {
-                "active": len(steps) - 1,
-                "currentvalue": {"prefix": "step "},
-                "pad": {"t": 62},
-                "x": 0.1,
-                "len": 0.9,
-                "steps": [
-                    {"label": str(s), "method": "animate", "args": [[str(s)], now]} for s in steps
-                ],
-            }
-        ],
-        updatemenus=[
-            {
-                "type": "buttons",
-                "direction": "left",
-                "x": 0.08,
-                "y": 0,
-                "xanchor": "right",
-                "yanchor": "top",
-                "pad": {"t": 67},
-                "buttons": [
-                    {"label": "▶", "method": "animate", "args": [[str(s) for s in steps], play]},
-                    {"label": "❚❚", "method": "animate", "args": [[None], now]},
-                ],
-            }
-        ],
-        margin={"b": 137},
-    )
-    figure.update_layout(height=figure.layout.height + 97)
+    add_controls(figure, steps)
