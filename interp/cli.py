@@ -124,19 +124,20 @@ def _patch(arguments: list[str]) -> None:
     config = _parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
     from interp.files import check_file, check_writable
     from interp.model import device_of
-    from interp.patching.intervention import check_sites
+    from interp.patching.intervention import Intervention, check_fit, check_sites
     from interp.results import read_other_direction
     from interp.suite import load_suite, select_steps
     from interp.sweep import patch_suite
 
     suite = load_suite(config.ckpt)
-    noising_last = ("noising", "denoising")  # what is asked last, the report shows first
-    directions = noising_last if config.direction == "both" else (config.direction,)
+    # What is asked last, the report shows first.
+    directions = ("noising", "denoising") if config.direction == "both" else (config.direction,)
+    how = _options(config)
     for direction in directions:
         sites = check_sites(config.sites, parallel=suite.config.parallel, direction=direction)
+        check_fit(suite.shape, sites, Intervention(direction=direction, **how))
     steps = select_steps(suite, config.steps)
     facts = _facts(suite, config)
-    how = _options(config)
     if config.plan:
         _say_plan(suite, facts, sites, len(steps), config, directions, how)
         return

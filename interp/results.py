@@ -83,19 +83,24 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
 def read_other_direction(
     folder: Path, results: dict[str, xr.Dataset] | xr.DataTree
 ) -> dict[str, xr.Dataset] | None:
-    """The same question's results of the other direction, if all of them are in ``folder``."""
-    first = results[next(iter(results))]
-    if "request" not in first.attrs:
-        return None
-    flipped = "noising" if first.attrs["direction"] == "denoising" else "denoising"
-    files = [path for site in results for path in sorted(folder.glob(f"step-*.{site}.*.nc"))]
-    found = _of_question(files, _question(first, direction=flipped))
-    there = {
-        site: found[site].sel(step=results[site].step.values)
-        for site in results
-        if site in found and set(results[site].step.values) <= set(found[site].step.values)
-    }
-    return there if len(there) == len(results) else None
+    """The same question's results of the other direction on the same checkpoints, if all of them
+    are in ``folder``.
+    """
+    other = {}
+    for site in results:
+        attrs = results[site].attrs
+        steps = json.loads(attrs.get("checkpoints", "{}"))
+        flipped = "noising" if attrs["direction"] == "denoising" else "denoising"
+        found = {}
+        for step in results[site].step.values.tolist():
+            request = json.loads(attrs.get("request", "{}")) | {"step": step, "direction": flipped}
+            path = file_of(folder, request | {"checkpoint": steps.get(str(step))})
+            try:
+                found[step] = open_result(path)
+            except ValueError:  # damaged, or not there
+                return None
+        other[site] = join_steps(found)
+    return other
 
 
 def _of_question(files: list[Path], question: str) -> dict[str, xr.Dataset]:
@@ -115,6 +120,8 @@ def _of_question(files: list[Path], question: str) -> dict[str, xr.Dataset]:
 def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
     """Results of one site at several steps as one, with a leading ``step``."""
     steps = sorted(results)
+    made = {step: json.loads(results[step].attrs.get("request", "{}")) for step in steps}
+    checkpoints = {step: request["checkpoint"] for step, request in made.items() if request}
     joined = xr.concat(
         [results[step] for step in steps],
         dim="step",
@@ -126,6 +133,7 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
         joined.assign_coords(step=np.array(steps, np.int32))
         .transpose("step", ...)
         .assign_attrs(results[steps[0]].attrs)
+        .assign_attrs({"checkpoints": json.dumps(checkpoints)} if checkpoints else {})
     )
 
 
@@ -231,8 +239,8 @@ def _resampled(values: np.ndarray, counts: Float[np.ndarray, "resample fact"]) -
     return np.einsum("...f,rf->...r", values.astype(np.float32), counts, optimize=True)
 
 
-def _question(result: xr.Dataset | xr.DataTree, **other: str) -> str:
-    request = json.loads(result.attrs.get("request", "{}")) | other
+def _question(result: xr.Dataset) -> str:
+    request = json.loads(result.attrs.get("request", "{}"))
     return _canonical(
         {key: value for key, value in request.items() if key not in ("step", "site", "checkpoint")}
     )

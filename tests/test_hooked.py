@@ -87,6 +87,15 @@ def test_a_bridge_around_the_same_checkpoint_gives_the_same_results(ours, bridge
     assert float(abs(slow["z"].patched - slow["z"].corrupted).max()) > 1e-2
 
 
+def test_zeros_are_pasted_in_the_models_own_precision(ours, few, monkeypatch):
+    double = HookedDecoder(ours.cfg)
+    double.load_state_dict(ours.state_dict())
+    options = {"site": "pattern", "direction": "noising", "replacement": "zero"}
+    fast = patch(double.eval().double(), few, **options)
+    monkeypatch.setattr("interp.patching.batch.HookedDecoder", type(None))
+    np.testing.assert_allclose(fast.patched, patch(double, few, **options).patched, atol=1e-6)
+
+
 def test_our_model_by_hooks_gives_the_same_results(ours, few, monkeypatch):
     fast = patch_sites(ours, few, sites=["z", "pattern"])
     monkeypatch.setattr("interp.patching.batch.HookedDecoder", type(None))
@@ -130,11 +139,11 @@ class Deaf(nn.Module):
 def test_a_model_that_does_not_listen_to_its_hook_is_refused(ours, few, monkeypatch):
     deaf = HookedDecoder(ours.cfg)
     deaf.load_state_dict(ours.state_dict())
-    for block in deaf.eval().blocks:
-        block.mlp, block.hook_mlp_out = Deaf(block.mlp, block.hook_mlp_out), nn.Identity()
+    block = deaf.eval().blocks[1]  # the others listen
+    block.mlp, block.hook_mlp_out = Deaf(block.mlp, block.hook_mlp_out), nn.Identity()
     monkeypatch.setattr("interp.patching.batch.HookedDecoder", type(None))
     assert float(abs(patch(deaf, few, site="z").patched).max()) > 0
-    with pytest.raises(ValueError, match="nothing in this HookedDecoder depends on what its hooks"):
+    with pytest.raises(ValueError, match=r"depends on what its hook 'blocks\.1\.hook_mlp"):
         patch(deaf, few, site="mlp_out")
 
 

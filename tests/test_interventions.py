@@ -230,10 +230,22 @@ def test_noise_is_added_to_the_embeddings_of_name_tokens(wide, few):
 
 
 def test_several_draws_of_noise_are_averaged(wide, few):
-    one = [patch(wide, few, site="z", replacement="noise", noise_draws=n) for n in (1, 3)]
-    assert not np.allclose(one[0].corrupted, one[1].corrupted)
-    spread = [float(r.corrupted.std()) for r in one]
-    assert spread[1] < 1.5 * spread[0]
+    one, three = (
+        patch(wide, few, site="z", replacement="noise", noise_draws=n, seed=7) for n in (1, 3)
+    )
+    assert not np.allclose(one.corrupted, three.corrupted)
+    generator, drawn = np.random.default_rng, []
+    for draw in range(3):  # a single draw, each time the next one
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(
+                np.random,
+                "default_rng",
+                lambda s, d=draw: generator([*s[:2], d, s[3]] if len(s) == 4 else s),
+            )
+            drawn.append(patch(wide, few, site="z", replacement="noise", noise_draws=1, seed=7))
+    for name in ("patched", "corrupted"):
+        mean = np.mean([result[name] for result in drawn], 0)
+        np.testing.assert_allclose(three[name], mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("site", ["embed", "resid_pre", "resid_mid", "resid_post"])
@@ -317,10 +329,8 @@ def test_a_sweep_that_leaves_out_a_change_says_so(wide, few, monkeypatch):
         broken.setattr(edits.Edit, "__call__", lambda self, x, *_: x)
         with pytest.raises(RuntimeError, match=r"site 'mlp_out', layer 1: 0 of \d+ changes appl"):
             patch(wide, few, site="mlp_out", window=2)
-    rows_of = engine.Engine._rows
-    late = {wide.cfg.n_layers + 1: "rows"}
-    monkeypatch.setattr(engine.Engine, "_rows", lambda self, sites: rows_of(self, sites) | late)
-    with pytest.raises(RuntimeError, match=r"changes at layers \[4\] were never applied"):
+    monkeypatch.setattr(engine, "put", lambda *_: 0)
+    with pytest.raises(RuntimeError, match=r"0 of \d+ changes were applied"):
         patch(wide, few, site="mlp_out")
 
 
@@ -330,7 +340,7 @@ def test_an_intervention_reads_as_a_sentence():
     assert str(windows) == "noising by role: clean run ← 0, 3 layers together"
 
 
-def test_an_ablation_needs_the_clean_run(wide, few):
+def test_an_ablation_needs_the_clean_run(wide, few, suite):
     for replacement in ("mean", "zero", "resample"):
         with pytest.raises(ValueError, match="changes the clean run; use direction noising"):
             patch(wide, few, site="z", replacement=replacement)
@@ -340,5 +350,16 @@ def test_an_ablation_needs_the_clean_run(wide, few):
         patch(wide, few, site="edge", direction="noising", replacement="mean")
     with pytest.raises(ValueError, match="n_neurons is 5, which doesn't divide the 32 neurons"):
         patch(wide, few, site="mlp_post", n_neurons=5)
+    with pytest.raises(ValueError, match="'resample' needs another fact, got 1; ask for 2"):
+        patch(wide, few[:1], site="z", direction="noising", replacement="resample")
+    with pytest.raises(ValueError, match="there are no facts to patch"):
+        patch(wide, few[:0], site="z")
+    with pytest.raises(ValueError, match="max_memory is 0; it must be positive"):
+        patch(wide, few, site="z", max_memory=0)
+    with pytest.raises(ValueError, match="a Linear has no hooks; give a HookedDecoder"):
+        patch(torch.nn.Linear(1, 1), few, site="z")
+    context = suite.facts(4, n_context=1)
+    with pytest.raises(ValueError, match="leaves it to be read in the context"):
+        patch(wide, context, site="z", replacement="noise")
     with pytest.raises(ValueError, match="window is 0; it must be positive"):
         patch(wide, few, site="z", window=0)

@@ -182,6 +182,7 @@ def test_all_that_the_embeddings_tell_an_attention_layer_is_a_patch_of_it(nets, 
         ("resid_pre-q", "no stop 'resid_pre' in path 'resid_pre-q'; it can start with embed"),
         ("z-logits-q", "goes on after the logits; end it there"),
         ("L0H1.mlp_out-logits", "'mlp_out' has no L0H1; take it out of"),
+        ("L2.z-L0.q", "no stop of path 'L2.z-L0.q' can reach the next; order their layers"),
         ("L7.z-logits", "a stop outside the model's 3 layers of 4 heads; count from 0"),
     ],
 )

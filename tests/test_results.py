@@ -14,6 +14,7 @@ from interp.results import (
     of_metric,
     open_result,
     read_folder,
+    read_other_direction,
     read_result,
     recovered,
     write_result,
@@ -278,3 +279,18 @@ def test_a_whole_tree_is_not_one_result():
 def test_a_single_fact_has_an_estimate_and_no_interval():
     bounds = interval(one_result([[[3.0]]], [4.0], [1.0]))
     assert np.isfinite(bounds.estimate).all() and np.isnan([bounds.low, bounds.high]).all()
+
+
+def test_the_other_direction_is_that_of_the_same_checkpoints(tmp_path):
+    def store(direction, checkpoint, shift=0.0):
+        result = result_with_shares(SHARES + shift, direction=direction)
+        request = {"site": "attn_out", "step": 5, "checkpoint": checkpoint, "direction": direction}
+        return write_result(tmp_path, request, result, {})
+
+    denoised = {"attn_out": join_steps({5: store("denoising", "now")})}
+    store("noising", "before", shift=0.3)
+    (tmp_path / "step-000005.attn_out.dead.nc").write_bytes(b"no result")
+    assert read_other_direction(tmp_path, denoised) is None
+    noised = store("noising", "now")
+    found = read_other_direction(tmp_path, denoised)["attn_out"]
+    np.testing.assert_array_equal(found.patched.sel(step=5), noised.patched)

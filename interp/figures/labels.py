@@ -71,7 +71,8 @@ def title_of(
     how = f"{_done(result)}; {metric}; n = {n} facts; "
     how += "0 = corrupted, 1 = clean" if denoising else "0 = clean, 1 = corrupted"
     if other:
-        how = "; ".join(f"{way}: {run}" for way, run in DIRECTIONS.items())
+        ways = sorted([result, next(iter(other.values()))], key=lambda x: x.attrs["direction"])
+        how = "; ".join(f"{way.attrs['direction']}: {_done(way)}" for way in ways)
         how += f"<br>{metric}; n = {n} facts; 0 = not moved, 1 = all the way to the other run"
     return {
         "text": f"{text[0].upper()}{text[1:]}<br><sup>{how}</sup>",

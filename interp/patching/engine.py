@@ -142,8 +142,7 @@ class Engine:
                 n_window = self.n_total[rows.fact] - at.argmax(1)
                 for part in self._portions(n_window, self.n_value[rows.fact], max_bytes):
                     yield rows[part], self._changed(entry, rows[part], at[part])
-            if waiting:
-                raise RuntimeError(f"changes at layers {sorted(waiting)} were never applied")
+            assert not waiting, f"changes at layers {sorted(waiting)} of {self.n_layers}"
 
     @torch.inference_mode()
     def _rows(self, sites: list[str]) -> dict[int, list[Rows]]:
@@ -153,7 +152,7 @@ class Engine:
         tables: dict[int, list[Rows]] = {}
         for site in sites:
             for layer in range(1 if site == "embed" else self.n_layers):
-                window = self.cells.layers(layer, self.n_layers)
+                window = self.cells.layers(layer, self.n_layers) if site != "embed" else range(1)
                 differs = np.logical_or.reduce([self._differs(site, at) for at in window])
                 if differs.any():
                     rows = rows_of(site, layer, differs, self.cells)
@@ -226,7 +225,7 @@ class Engine:
         read = self.read[fact, : int(n_value.max())]
         if entry == self.n_layers:
             resid = self.base[-1].resid_post[fact[:, None], read]
-            put(resid, read, row, pos, stream)
+            _put_all(resid, read, row, pos, stream)
             return self.scores(resid, fact)
         start = (self.prompts.n_prompt[fact] + n_value - 1 - n_window).clamp(min=0)
         window = start[:, None] + torch.arange(n_window, device=self.device)
@@ -235,7 +234,7 @@ class Engine:
             if index > entry or edit:
                 if index == entry:
                     resid = self.base[index].resid_pre[fact[:, None], window]
-                    put(resid, window, row, pos, stream)
+                    _put_all(resid, window, row, pos, stream)
                 resid = self._later_layer(index, fact, resid, window, dest, edit)
             else:
                 resid = self._first_layer(index, fact, row, pos, stream, dest)
@@ -258,7 +257,7 @@ class Engine:
         keys, values = (with_rows(x, fact, row, pos, new) for x, new in ((base.k, k), (base.v, v)))
         queries, resid = (x[fact[:, None], dest] for x in (base.q, base.resid_pre))
         put(queries, dest, row, pos, q)
-        put(resid, dest, row, pos, stream)
+        _put_all(resid, dest, row, pos, stream)
         return self._finish(index, resid, queries, keys, values, dest, None)
 
     def _later_layer(
@@ -397,13 +396,26 @@ class Engine:
         size = self.model.embed.weight.element_size()
         order, start = np.lexsort((n_window, n_read)), 0
         while start < len(order):
-            widest = np.maximum.accumulate(n_window[order[start:]])
-            count = np.arange(1, len(order) - start + 1)
+            widest = np.maximum.accumulate(n_window[order[start : start + TOKENS_AT_ONCE]])
+            count = np.arange(1, len(widest) + 1)
             fits = widest * count <= TOKENS_AT_ONCE
             fits &= size * count * (widest * token + row) <= max_bytes
             end = start + max(1, int(fits.sum()))
             yield order[start:end]
             start = end
+
+
+def _put_all(
+    resid: Float[Tensor, "row dest d_model"],
+    dest: Int[Tensor, "row dest"],
+    row: Int[Tensor, " change"],
+    pos: Int[Tensor, " change"],
+    stream: Float[Tensor, "change d_model"],
+) -> None:
+    """Raises a RuntimeError unless every change at a position that ``dest`` holds was made."""
+    n_done, n_due = put(resid, dest, row, pos, stream), (dest[row] == pos[:, None]).any(1).sum()
+    if n_done != n_due:
+        raise RuntimeError(f"{n_done} of {int(n_due)} changes were applied")
 
 
 def row_size(cfg: DecoderConfig, n_pos: int, n_value: int) -> tuple[int, int]:

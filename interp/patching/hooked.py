@@ -55,12 +55,12 @@ class ScoredRun(list[Layer]):
 def check_hooks(model: nn.Module, sites: Collection[str]) -> None:
     """Raises a ValueError if the model lacks a site's hook."""
     for site in sites:
-        name = HOOKS[site].format(0)
-        if name not in model.hook_dict:
-            raise ValueError(
-                f"no site {site!r} in this {type(model).__name__}: it has no hook {name!r}; leave "
-                "it out"
-            )
+        for name in (HOOKS[site].format(layer) for layer in range(model.cfg.n_layers)):
+            if name not in model.hook_dict:
+                raise ValueError(
+                    f"no site {site!r} in this {type(model).__name__}: it has no hook {name!r}; "
+                    "leave it out"
+                )
 
 
 def embedding_of(model: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
@@ -98,9 +98,8 @@ class HookedEngine:
                 for site, at in names
             ]
             scores.append(self._scores(self._forward(prompts, fact, hooks), fact))
-            pieces.append(
-                [_layer(cache, at, prompts.tokens[fact]) for at in range(self.n_layers + 1)]
-            )
+            empty = self.embedding.new_zeros(prompts.tokens[fact].shape)
+            pieces.append([_layer(cache, at, empty) for at in range(self.n_layers + 1)])
         layers = [
             Layer(**{name: torch.cat([getattr(x, name) for x in same]) for name in vars(same[0])})
             for same in zip(*pieces)
@@ -188,16 +187,13 @@ class HookedEngine:
             x = x if site == "resid_mid" else x.clone()
             return x.add_(size * (1 + x.nan_to_num(neginf=0).abs().mean()))
 
-        plain, disturbed = (
-            self._forward(given, fact, [(HOOKS[site].format(at), change) for at in layers])
-            for change in (lambda x: None, disturb)
-        )
-        if torch.equal(plain, disturbed):
-            raise ValueError(
-                f"nothing in this {type(self.model).__name__} depends on what its hooks "
-                f"{HOOKS[site].format('*')!r} return, so site {site!r} can't be changed; leave it "
-                "out"
-            )
+        plain = self._forward(given, fact, [])
+        for name in (HOOKS[site].format(at) for at in layers):
+            if torch.equal(plain, self._forward(given, fact, [(name, disturb)])):
+                raise ValueError(
+                    f"nothing in this {type(self.model).__name__} depends on what its hook "
+                    f"{name!r} returns, so site {site!r} can't be changed; leave it out"
+                )
         if site == "resid_mid":
             self._check_residual(disturb, given, fact)
 
@@ -230,7 +226,9 @@ def _keep(x: Tensor, *, cache: dict[tuple[str, int], Tensor], place: tuple[str, 
     cache[place] = x.detach().clone()
 
 
-def _layer(cache: dict[tuple[str, int], Tensor], at: int, tokens: Int[Tensor, "fact pos"]) -> Layer:
+def _layer(
+    cache: dict[tuple[str, int], Tensor], at: int, empty: Float[Tensor, "fact pos"]
+) -> Layer:
     """What was kept of one block, patterns by destination; nothing of all else."""
     names = Layer.__dataclass_fields__
     kept = {name: cache[name, at] for name in names if (name, at) in cache}
@@ -238,8 +236,8 @@ def _layer(cache: dict[tuple[str, int], Tensor], at: int, tokens: Int[Tensor, "f
         kept["resid_pre"] = cache["embed", at]
     if "pattern" in kept:
         kept["pattern"] = rearrange(kept["pattern"], "fact head dest src -> fact dest head src")
-    empty = {name: torch.zeros(*tokens.shape, *[0] * _AXES[name]) for name in names}
-    return Layer(**{name: x.to(tokens.device) for name, x in empty.items()} | kept)
+    nothing = {name: empty.new_zeros(*empty.shape, *[0] * _AXES[name]) for name in names}
+    return Layer(**nothing | kept)
 
 
 _AXES = {name: 2 if name in HEAD_SITES else 1 for name in Layer.__dataclass_fields__}

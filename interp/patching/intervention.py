@@ -18,7 +18,7 @@ from interp.config import (
 )
 from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet, role_masks
 from interp.patching.cells import Cells, Shape
-from interp.patching.paths import is_path, parse_path
+from interp.patching.paths import count_ways, is_path, parse_path
 
 NAME_ROLES = [PROMPT_ROLES.index(role) for role in PROMPT_ROLES if role.startswith("name")]
 _PASTED = {
@@ -60,13 +60,17 @@ class Intervention:
     """Score the whole value too; without, only its first token, and the sweep is shorter."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
+        groups = [self.groups] if isinstance(self.groups, str) else self.groups
+        object.__setattr__(self, "groups", tuple(dict.fromkeys(groups)))
         check_choice("direction", self.direction, Direction)
         check_choice("replacement", self.replacement, Replacement)
         check_choice("grouping", self.by, By)
         for name in ("window", "n_neurons", "noise_std", "noise_draws"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in ("window", "n_neurons", "noise_draws"):
+            if int(getattr(self, name)) != getattr(self, name):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number")
         if self.replacement in ("mean", "zero", "resample") and self.direction != "noising":
             raise ValueError(f"{self.replacement!r} changes the clean run; use direction noising")
 
@@ -132,6 +136,9 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
                     f"path {site!r} has a stop outside the model's {cfg.n_layers} layers of "
                     f"{cfg.n_heads} heads; count from 0"
                 )
+        *before, last = parse_path(site)
+        if not any(count_ways(before, last, at, cfg, how.n_neurons) for at in last.layers(cfg)):
+            raise ValueError(f"no stop of path {site!r} can reach the next; order their layers")
 
 
 def n_parts(site: str, cfg: Shape, how: Intervention) -> int:
@@ -201,6 +208,15 @@ def cells_of(facts: FactSet, how: Intervention) -> tuple[Cells, list, Bool[np.nd
     """The cells of an intervention, the labels of their positions, and where the two runs may
     differ: from the first token on in which their inputs do.
     """
+    if not len(facts):
+        raise ValueError("there are no facts to patch; give one or more")
+    if how.replacement == "resample" and len(facts) < 2:
+        raise ValueError("'resample' needs another fact, got 1; ask for 2 or more")
+    if how.replacement == "noise" and (facts.roles == PROMPT_ROLES.index("context")).any():
+        raise ValueError(
+            "noise on the name of the last sentence leaves it to be read in the context; draw the "
+            "facts with n_context=0"
+        )
     labels, groups = _groups(facts, how)
     n_value = (facts.answers != NO_TOKEN).sum(1)
     n_pos = int((facts.lengths + n_value).max()) - 1

@@ -44,7 +44,7 @@ class Linear:
 
 def softmax(scores: Float[Tensor, "*cell src"]) -> Float[Tensor, "*cell src"]:
     """Over sources. A short last axis is moved to the front, where torch is five times faster; a
-    destination without any source attends to nothing.
+    destination without any source has NaN.
     """
     if scores.shape[-1] >= _LONG or scores.is_cuda:
         return scores.softmax(-1)
@@ -57,13 +57,16 @@ def put(
     row: Int[Tensor, " change"],
     pos: Int[Tensor, " change"],
     new: Float[Tensor, "change *rest"],
-) -> None:
-    """Writes ``new`` into ``x`` at the rows and positions that ``dest`` holds."""
+) -> int:
+    """Writes ``new`` into ``x`` at the rows and positions that ``dest`` holds; returns how many it
+    wrote.
+    """
     if dest.shape[1] == 0 or len(row) == 0:
-        return
+        return 0
     at = pos - dest[row, 0]
     inside = ((at >= 0) & (at < dest.shape[1])).nonzero()[:, 0]
     x[row[inside], at[inside]] = new[inside]
+    return len(inside)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -91,7 +91,12 @@ def patch_sites(
     sites = _sites_of(model, sites, how)
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
+    if not max_memory > 0:
+        raise ValueError(f"max_memory is {max_memory}; it must be positive")
     cells, labels, may_differ = cells_of(facts, how)
+    n_pos = cells.positions.shape[2]
+    if n_pos > model.cfg.n_ctx:
+        raise ValueError(f"prompts of {n_pos} tokens, the model takes {model.cfg.n_ctx}; shorten")
     bytes_of_runs = RUNS_SHARE * max_memory * 1e9
     n_bytes = next(model.parameters()).element_size()
     chunks = memory_chunks(model.cfg, facts, kept_sites(sites), how, bytes_of_runs / n_bytes)
@@ -125,6 +130,11 @@ def patch_sites(
 
 def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[str]:
     own = isinstance(model, HookedDecoder)
+    if not hasattr(model, "hook_dict"):
+        raise ValueError(
+            f"a {type(model).__name__} has no hooks; give a HookedDecoder, a HookedRootModule or a "
+            "TransformerBridge"
+        )
     if not own and not sites:
         sites = [site for site in DEFAULT_SITES if HOOKS[site].format(0) in model.hook_dict]
     parallel = own and model.cfg.parallel

@@ -32,6 +32,10 @@ _PLURALS = {
 }  # fmt: skip
 
 
+_ROW_BYTES = 150
+"""Of a pair to compute, in tables of rows."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Of one site at one checkpoint; ``str`` says it in a line."""
@@ -40,6 +44,8 @@ class Plan:
     axes: dict[str, list]
     """Layers, heads, roles, ... of the cells."""
     n_facts: int
+    n_draws: int
+    """Of noise."""
     n_live: int
     """(cell, fact) pairs that can differ from the base run: the ones to compute, at most."""
     flops: float
@@ -64,7 +70,7 @@ class Plan:
 
     def __str__(self) -> str:
         cells = " × ".join(f"{len(labels)} {_plural(name)}" for name, labels in self.axes.items())
-        n_pairs = self.n_cells * self.n_facts
+        n_pairs = self.n_cells * self.n_facts * self.n_draws
         return (
             f"{self.site}: {cells} = {self.n_cells:,} cells on {self.n_facts} facts; "
             f"{self.n_live:,} of {n_pairs:,} (cell, fact) pairs to compute; "
@@ -106,11 +112,11 @@ def plan(
         groups = ("dest", "src") if site in EDGES else (how.by,)
         axes |= {name: list(labels) for name in groups}
         n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
-        megabytes = float(costs.bytes_at_once(facts, site, how, max_memory) + 4 * n_results) / 1e6
+        held = costs.bytes_at_once(facts, site, how, max_memory)
+        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_live) / 1e6
         forward = float(costs.whole_forward.mean())
-        plans.append(
-            Plan(site, axes, len(facts), int(n_live), float(flops * n_draws), forward, megabytes)
-        )
+        of_all = (int(n_live) * n_draws, float(flops) * n_draws)
+        plans.append(Plan(site, axes, len(facts), n_draws, *of_all, forward, megabytes))
     return plans
 
 

@@ -108,15 +108,16 @@ class RoleSums:
     def __init__(self) -> None:
         self.sums: list[dict[str, Tensor]] = []
         self.counts = torch.zeros(len(PROMPT_ROLES))
+        self.dtype = torch.float32
 
     def add(self, run: Run, roles: Int[Tensor, "fact pos"]) -> None:
-        of = roles[roles >= 0]
+        of, self.dtype = roles[roles >= 0], run[0].resid_pre.dtype
         counts = torch.bincount(of, minlength=len(PROMPT_ROLES))
         for index, layer in enumerate(run):
             tables = {}
             for name, x in vars(layer).items():
-                table = x.new_zeros(len(PROMPT_ROLES), *x.shape[2:])
-                tables[name] = table.index_add_(0, of, x[roles >= 0])
+                table = x.new_zeros(len(PROMPT_ROLES), *x.shape[2:], dtype=torch.float64)
+                tables[name] = table.index_add_(0, of, x[roles >= 0].double())
             if index < len(self.sums):
                 for name, table in tables.items():
                     self.sums[index][name] += table
@@ -130,7 +131,7 @@ class RoleSums:
         return [
             Layer(
                 **{
-                    name: (table / n.to(table.dtype).reshape(-1, *[1] * (table.ndim - 1)))[None]
+                    name: (table / n.reshape(-1, *[1] * (table.ndim - 1)))[None].to(self.dtype)
                     for name, table in tables.items()
                 }
             )
