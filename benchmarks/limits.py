@@ -1,8 +1,8 @@
 """What bf16 changes, and how much memory a sweep takes.
 
 ``python -m benchmarks.limits``: the demo run's last checkpoint and 8 layers of width 512 with
-random weights, in bf16 against fp32, with Spearman's rank correlation of effects, a fact at a time
-and of their means over facts; then the peak memory of the large model's sweep at several
+random weights, in bf16 against fp32, with Spearman's rank correlation of the effects of single
+facts; then the peak memory of the large model's sweep at several
 ``max_memory``, each in a process of its own, and the largest difference of its results from those
 at 2 GB.
 """
@@ -80,7 +80,7 @@ def memory() -> None:
 
 
 def one_sweep(limit: float, out: Path) -> None:
-    """All sites on 1,000 facts; prints gigabytes, and keeps the results."""
+    """Three sites on 1,000 facts; prints gigabytes, and keeps the results."""
     suite = load_suite(CHECKPOINT)
     with tempfile.TemporaryDirectory() as folder:
         model = large_model(suite, Path(folder))[0]

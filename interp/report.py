@@ -163,6 +163,8 @@ def _lead(results: dict[str, xr.Dataset]) -> str:
     places = {"at name tokens": [x for x in labels if x.startswith("name")], "at final": ["final"]}
     if first.attrs["by"] == "pos":
         places = {"at any position": labels}
+    elif any("+" in label or label == "all" for label in labels):
+        places = {"at any group": labels}
     rows = "".join(
         f"<tr><th>{escape(site_label(site))}</th>"
         f"{''.join(_best(site, result, where) for where in places.values())}</tr>"

@@ -83,7 +83,7 @@ def patch_heatmaps(
         },
         height=height,
         font=FONT,
-        margin={"t": 120, "b": 40},
+        margin={"t": 150 if other else 120, "b": 40},
         plot_bgcolor="#ddd",
     )
     figure.update_xaxes(showgrid=False, zeroline=False)

@@ -216,7 +216,7 @@ class HookedEngine:
             )
 
     def _rows_at_once(self, given: Prompts) -> int:
-        """Prompts whose forward pass fits into half of the memory."""
+        """Prompts whose forward pass fits into ``max_bytes``."""
         cfg, n_pos = self.model.cfg, given.tokens.shape[1]
         token = 3 * cfg.d_vocab + 4 * cfg.d_mlp + 16 * cfg.d_model + 4 * cfg.n_heads * n_pos
         return max(1, int(self.max_bytes // (n_pos * token * self.embedding.element_size())))

@@ -123,8 +123,8 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
     for site in sites:
         if site in ("pattern", "edge") and how.replacement in ("mean", "resample"):
             raise ValueError(
-                f"site {site!r} of different prompts can't be compared; use replacement run, "
-                "noise or zero"
+                f"site {site!r} of different prompts can't be compared; paste from the "
+                "corrupted run, with another name or noise, or paste zero"
             )
         if not is_path(site):
             continue

@@ -30,8 +30,6 @@ from interp.patching.paths import Stop, count_ways, is_path, parse_path
 _PLURALS = {
     "dest": "destinations", "src": "sources", "pos": "positions", "neuron": "groups of neurons"
 }  # fmt: skip
-
-
 _ROW_BYTES = 150
 """Of a pair to compute, in tables of rows."""
 
@@ -189,10 +187,11 @@ class _Costs:
         for layer in layers:
             n_ways = count_ways(stops[:-1], last, layer, self.cfg, self.cells.n_neurons)
             live, of_one = self.of_layer(site, layer, parts, carried=carried)
-            heard = (
-                n_ways * self.n_total.sum() * self.block * (len(self.cells.positions) ** carried)
-            )
-            n_live, flops = n_live + n_ways * live, flops + n_ways * of_one + heard
+            n_heard = n_ways * (len(self.cells.positions) if carried else 1)
+            if last.site == "logits" and len(stops) == 2:
+                n_heard = 0  # nothing is computed on the way
+            n_live += n_ways * live
+            flops += n_ways * of_one + n_heard * float(self.n_total.sum()) * self.block
         return n_live, flops
 
     def bytes_at_once(
