@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from inspect import cleandoc
@@ -123,29 +123,52 @@ def _patch(arguments: list[str]) -> None:
     """
     config = _parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
     from interp.files import check_file, check_writable
-    from interp.model import device_of
-    from interp.patching.intervention import Intervention, check_fit, check_sites
     from interp.results import read_other_direction
     from interp.suite import load_suite, select_steps
-    from interp.sweep import patch_suite
 
     suite = load_suite(config.ckpt)
     # What is asked last, the report shows first.
     directions = ("noising", "denoising") if config.direction == "both" else (config.direction,)
-    how = _options(config)
-    for direction in directions:
-        sites = check_sites(config.sites, parallel=suite.config.parallel, direction=direction)
-        check_fit(suite.shape, sites, Intervention(direction=direction, **how))
+    sites = _checked_sites(suite, config, directions)
     steps = select_steps(suite, config.steps)
     facts = _facts(suite, config)
     if config.plan:
-        _say_plan(suite, facts, sites, len(steps), config, directions, how)
+        _say_plan(suite, facts, sites, len(steps), config, sorted(directions))
         return
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
     target = Path(config.report) if config.report else suite.path / "report.html"
     check_writable(out), check_file(target)
     metrics = _metrics(suite.path)
     command = _command("interp-patch", arguments)
+    tree = _sweep(suite, facts, sites, steps, config, directions, out, command)
+    _write_report(tree, read_other_direction(out, tree), suite.path, metrics, target, command)
+    print(f"results: {out}\nreport:  {target}  (open it in a browser)")
+
+
+def _checked_sites(suite, config: PatchConfig, directions: Sequence[str]) -> list[str]:
+    """Raises a ValueError where a direction can't be patched as asked."""
+    from interp.patching.intervention import Intervention, check_fit, check_sites
+
+    for direction in directions:
+        sites = check_sites(config.sites, parallel=suite.config.parallel, direction=direction)
+        check_fit(suite.shape, sites, Intervention(direction=direction, **_options(config)))
+    return sites
+
+
+def _sweep(
+    suite,
+    facts,
+    sites: list[str],
+    steps: list[int],
+    config: PatchConfig,
+    directions: Sequence[str],
+    out: Path,
+    command: str,
+):
+    """Results of the last direction."""
+    from interp.model import device_of
+    from interp.sweep import patch_suite
+
     with _progress() as progress:
         task = progress.add_task(
             f"patching {len(sites)} sites on {len(facts)} facts, checkpoint",
@@ -158,7 +181,7 @@ def _patch(arguments: list[str]) -> None:
                 sites=sites,
                 steps=steps,
                 direction=direction,
-                **how,
+                **_options(config),
                 max_memory=config.max_memory,
                 out=out,
                 device=device_of(config.device),
@@ -170,8 +193,7 @@ def _patch(arguments: list[str]) -> None:
                     task, completed=i * len(steps) + n_done
                 ),
             )
-    _write_report(tree, read_other_direction(out, tree), suite.path, metrics, target, command)
-    print(f"results: {out}\nreport:  {target}  (open it in a browser)")
+    return tree
 
 
 def _facts(suite, config: PatchConfig):
@@ -197,25 +219,25 @@ def _options(config: PatchConfig) -> dict:
 
 
 def _say_plan(
-    suite, facts, sites: list[str], n_steps: int, config: PatchConfig, directions, how: dict
+    suite,
+    facts,
+    sites: list[str],
+    n_steps: int,
+    config: PatchConfig,
+    directions: Sequence[str],
 ) -> None:
     from interp.patching.intervention import Intervention
     from interp.patching.plan import plan
 
     tera = 0.0
     for direction in directions:
-        print(Intervention(direction=direction, **how))
-        for p in plan(
-            suite.shape,
-            facts,
-            sites=sites,
-            max_memory=config.max_memory,
-            direction=direction,
-            **how,
-        ):
+        how = {"direction": direction, **_options(config)}
+        print(Intervention(**how))
+        for p in plan(suite.shape, facts, sites=sites, max_memory=config.max_memory, **how):
             print(f"  {p}")
             tera += p.flops / 1e12 * n_steps
-    print(f"at {n_steps} checkpoints: {tera:.2f} TFLOP at most")
+    at = "1 checkpoint" if n_steps == 1 else f"{n_steps} checkpoints"
+    print(f"at {at}: {tera:.2f} TFLOP at most")
 
 
 def _report(arguments: list[str]) -> None:
@@ -299,7 +321,7 @@ def _parse(kind: type[T], name: str, description: str, arguments: list[str]) -> 
             )
     except SystemExit as end:
         if end.code == 0:
-            print(said.getvalue())
+            print(said.getvalue().replace(" (default: )", ""))
             raise
         lines = [line.strip("│╭╮╰╯─- ") for line in said.getvalue().splitlines()]
         text = " ".join(

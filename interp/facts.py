@@ -276,7 +276,7 @@ def _spread(
         raise ValueError(
             f"asked for {n} facts, the run has {len(chosen)} on {', '.join(attributes)}{which} "
             f"with a {corruption} twin, whose value begins with another word; ask for fewer, use "
-            "another --corruption or a larger population"
+            "another corruption or a larger population"
         )
     twins = pd.Series(chosen)
     table = asked.loc[twins.index].sort_values("attribute", kind="stable")

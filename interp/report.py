@@ -14,14 +14,13 @@ from interp.dynamics import Phases, phases
 from interp.figures import (
     SITE_LABELS,
     by_site,
-    cell_label,
     effect_over_training,
     enough_and_needed,
     patch_heatmaps,
     site_label,
     training_curves,
 )
-from interp.results import distinguishable, moved, of_metric
+from interp.headline import headline
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto;
@@ -63,6 +62,9 @@ def build_report(
     if not common:
         raise ValueError("the sites have no step in common; patch them at the same steps")
     results = {site: result.sel(step=common) for site, result in results.items()}
+    results = {site: result for site, result in results.items() if result.patched.notnull().any()}
+    if not results:
+        raise ValueError("no fact has any of the cells; patch other sites")
     if other is not None:
         other = {site: other[site].sel(step=common) for site in results}
     curves, found = "", None
@@ -77,7 +79,9 @@ def build_report(
     sections = [("How knowledge came", curves)] if curves else []
     if residual:
         figure = _figure("layers", patch_heatmaps(residual, other=other))
-        sections.append(("Where: layer by token role", _WHERE + figure))
+        place = next(iter(residual.values())).attrs["by"].replace("role", "token role")
+        place = place.replace("pos", "position")
+        sections.append((f"Where: layer by {place}", _WHERE.format(place=place) + figure))
     for site in [site for site in results if site not in by_layer]:
         heading, text = _PARTS.get(site, (SITE_LABELS.get(site, site).capitalize(), ""))
         if "-" in site:
@@ -101,16 +105,15 @@ def build_report(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
         f"<script>{get_plotlyjs()}</script></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{_lead(results)}\n{body}\n</body></html>\n"
+        f"<body><h1>{escape(title)}</h1>\n{headline(results, other)}\n{body}\n</body></html>\n"
     )
 
 
 _WHERE = """
-<p>Each cell replaces one activation, at one layer and at the tokens of one role, by what it is in
-the other run, and measures how much of the difference between the runs comes back (denoising) or is
-lost (noising). With several checkpoints, move the
-slider, or press play, to go through training. Grey: the model does not yet tell the two runs apart,
-so there is nothing to recover.</p>"""
+<p>Each cell replaces one activation, at one layer and one {place}, by what it is in the other run,
+and measures how much of the difference between the runs comes back (denoising) or is lost
+(noising). With several checkpoints, move the slider, or press play, to go through training. Grey:
+the model does not yet tell the two runs apart, so there is nothing to recover.</p>"""
 _PARTS = {
     "z": (
         "Which heads",
@@ -130,8 +133,8 @@ _PARTS = {
 }
 _PATH = """
 <p>The first stop is changed; each later one reads the base run plus what that change wrote, all
-else frozen; what the last stop then computes is pasted into the base run. A panel a token role of
-the first stop. Grey: the stops are not in order.</p>"""
+else frozen; what the last stop then computes is pasted into the base run. A panel a place of the
+first stop; places at which nothing arrives are left out. Grey: the stops are not in order.</p>"""
 _GATES = """
 <p>A point a cell. Right of the diagonal: enough to bring the answer back, but not needed, since
 something else does the same (an OR gate). Left of it: needed, but not enough alone (an AND
@@ -140,57 +143,6 @@ _WHEN = """
 <p>The strongest components, at most four a site, with 95 % bootstrap intervals over facts. The grey
 band is the plateau. Click a name in the legend to hide its line, double-click to see it alone. The
 axis stops at −0.3 and 1.3; double-click in the figure to see all.</p>"""
-
-
-def _lead(results: dict[str, xr.Dataset]) -> str:
-    """What the last checkpoint answers, and its strongest cells at names and at the end."""
-    first = next(iter(results.values()))
-    step, values = int(first.step[-1]), of_metric(first, "logit_diff").isel(step=-1)
-    clean, corrupted = float(values.clean.mean()), float(values.corrupted.mean())
-    text = (
-        f"<p class='lead'>At the last checkpoint patched, step {step}, the logit difference is "
-        f"{clean:.2f} nats on clean prompts and {corrupted:.2f} on corrupted ones "
-        f"(n = {first.sizes['fact']} facts, {escape(first.attrs['direction'])}). "
-    )
-    if not distinguishable(first).isel(step=-1):
-        return text + "It does not tell them apart, so no cell can be named.</p>"
-    results = {site: result for site, result in results.items() if "dest" not in result.dims}
-    components = {site: result for site, result in results.items() if not site.startswith("resid")}
-    if not results:
-        return f"{text}</p>"
-    first = next(iter(results.values()))
-    labels = [str(x) for x in first[first.attrs["by"]].values]
-    places = {"at name tokens": [x for x in labels if x.startswith("name")], "at final": ["final"]}
-    if first.attrs["by"] == "pos":
-        places = {"at any position": labels}
-    elif any("+" in label or label == "all" for label in labels):
-        places = {"at any group": labels}
-    rows = "".join(
-        f"<tr><th>{escape(site_label(site))}</th>"
-        f"{''.join(_best(site, result, where) for where in places.values())}</tr>"
-        for site, result in (components or results).items()
-    )
-    heads = "".join(f"<th>{place}</th>" for place in places)
-    share = "recovered" if first.attrs["direction"] == "denoising" else "lost"
-    return (
-        f"{text}The single cells that move it most, with the share {share} and its 95 % "
-        f"interval:</p><table><tr><th></th>{heads}</tr>{rows}</table>"
-    )
-
-
-def _best(site: str, result: xr.Dataset, where: list[str]) -> str:
-    """Table cell that names the strongest patch among the positions ``where``."""
-    by = result.attrs["by"]
-    last = moved(result.isel(step=[-1])).isel(step=0)
-    wanted = last.isel({by: [str(x) in where for x in last[by].values]})
-    cells = wanted.stack(cell=wanted.estimate.dims).dropna("cell", subset=["estimate"])
-    if not cells.sizes["cell"]:
-        return "<td>–</td>"
-    best = cells.isel(cell=int(np.argmax(cells.estimate.values)))
-    place = dict(zip(cells.indexes["cell"].names, best.cell.item()))
-    bounds = f"[{float(best.low):.2f}, {float(best.high):.2f}]" if np.isfinite(best.low) else ""
-    label = escape(cell_label(site, place))
-    return f"<td><b>{label}</b>: {float(best.estimate):.2f} {bounds}</td>"
 
 
 def _phases_text(found: Phases, average: pd.DataFrame) -> str:

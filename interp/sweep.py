@@ -15,7 +15,7 @@ import xarray as xr
 from interp.config import Precision, check_choice
 from interp.facts import FactSet
 from interp.files import only_process
-from interp.patching.intervention import Intervention, check_sites
+from interp.patching.intervention import Intervention, check_sites, intervention
 from interp.patching.patch import patch_sites
 from interp.provenance import provenance
 from interp.results import join_steps, read_result, write_result
@@ -74,7 +74,7 @@ def patch_suite(
         ValueError: unknown site, step or worker number; a damaged checkpoint; another process works
             in ``out``.
     """
-    how = Intervention(**options)
+    how = intervention(options)
     sites = check_sites(sites, parallel=suite.config.parallel, direction=how.direction)
     steps = suite.steps if steps is None else sorted(steps)
     check_choice("precision", precision, Precision)

@@ -4,6 +4,7 @@ from interp.process import tune_process
 
 tune_process()
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
+    torch.set_num_threads(1)
 SHORT = replace(
     PRESETS["tiny"],
     n_people=40,

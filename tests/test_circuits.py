@@ -15,7 +15,9 @@ ROLES = ("bos", "name_first", "name_middle", "name_last", "cue", "final")
 TOKENS = ("bos", "first+", "first-", "middle", "last+", "last-", "cue", "final", "right", "wrong")
 D_MODEL, D_HEAD = 32, 8
 # Pairs of dimensions hold a number and its negative, so that every residual stream has mean 0.
-FIRST, LAST, ONE, A, B, A_MOVED, B_MOVED, OUT = (slice(2 * i, 2 * i + 2) for i in range(8))
+FIRST, LAST, ONE, A, B, A_MOVED, B_MOVED, OUT, MIDDLE, C = (
+    slice(2 * i, 2 * i + 2) for i in range(10)
+)
 PAIR = torch.tensor([1.0, -1.0])
 
 
@@ -42,6 +44,15 @@ def facts():
     )
 
 
+def wire(attention, head, *, query, key, value, out):
+    """A head that looks where query and key have the same sign, and moves a value."""
+    q, k, v = (slice((3 * head + i) * D_HEAD, (3 * head + i + 1) * D_HEAD) for i in range(3))
+    attention.qkv.weight.data[q][2, query] = 100 * PAIR
+    attention.qkv.weight.data[k][2, key] = 100 * PAIR
+    attention.qkv.weight.data[v][3, value] = PAIR
+    attention.out.weight.data[out, head * D_HEAD + 3] = PAIR
+
+
 def two_heads(n_layers=1):
     """Head 0 moves what the first name says to every later position, head 1 what the last says;
     their attention to all other tokens is exactly 0.
@@ -58,12 +69,8 @@ def two_heads(n_layers=1):
             marker, what = (FIRST, A) if name.startswith("first") else (LAST, B)
             embed[token(name), marker] = PAIR
             embed[token(name), what] = sign * PAIR
-    for head, (marker, what, moved) in enumerate([(FIRST, A, A_MOVED), (LAST, B, B_MOVED)]):
-        q, k, v = (slice((3 * head + i) * D_HEAD, (3 * head + i + 1) * D_HEAD) for i in range(3))
-        attention.qkv.weight.data[q][2, ONE] = 100 * PAIR
-        attention.qkv.weight.data[k][2, marker] = 100 * PAIR
-        attention.qkv.weight.data[v][3, what] = PAIR
-        attention.out.weight.data[moved, head * D_HEAD + 3] = PAIR
+    wire(attention, 0, query=ONE, key=FIRST, value=A, out=A_MOVED)
+    wire(attention, 1, query=ONE, key=LAST, value=B, out=B_MOVED)
     model.unembed.weight.data[token("right"), OUT] = PAIR
     return model.eval()
 
@@ -171,3 +178,74 @@ def test_cutting_the_planted_edge_is_what_knockout_finds(circuit):
     lost.loc[place] = 0
     lost.loc[{"dest": "final", "src": "name_first"}] = 0  # the first name is moved, and not heard
     np.testing.assert_allclose(lost, 0, atol=1e-5)
+
+
+def looks_by_query():
+    """Layer 0, head 0 moves the first name's sign; by it layer 1, head 0 looks at the middle or at
+    the last name, which hold different values, the same for everybody.
+    """
+    model = two_heads(n_layers=2)
+    model.blocks[0].attn.out.weight.data[B_MOVED] = 0
+    for name, sign in (("middle", 1.0), ("last+", -1.0), ("last-", -1.0)):
+        model.embed.weight.data[token(name), MIDDLE] = sign * PAIR
+        model.embed.weight.data[token(name), C] = sign * PAIR
+    for unused in (slice(20, 22), slice(22, 24)):  # as long as the last name
+        model.embed.weight.data[token("middle"), unused] = PAIR
+    wire(model.blocks[1].attn, 0, query=A_MOVED, key=MIDDLE, value=C, out=OUT)
+    return model
+
+
+def looks_by_key():
+    """Head 0 looks at the first name in the clean run and at the last in the corrupted one, by
+    their keys; the first always holds one value, the last the other.
+    """
+    model = two_heads()
+    embed = model.embed.weight.data
+    embed[:, FIRST] = embed[:, LAST] = embed[:, A] = embed[:, B] = 0
+    model.blocks[0].attn.out.weight.data[:] = 0
+    for name in ("first+", "last-"):
+        embed[token(name), MIDDLE] = PAIR
+    for name in ("first-", "last+"):
+        embed[token(name), LAST] = PAIR  # so that all names are as long
+    for name in ("first+", "first-", "last+", "last-"):
+        embed[token(name), C] = PAIR if name.startswith("first") else -PAIR
+    wire(model.blocks[0].attn, 0, query=ONE, key=MIDDLE, value=C, out=OUT)
+    return model
+
+
+BY_QUERY = {
+    "q": {(1, 0, "final"): 1.0},
+    "k": {},
+    "v": {(0, 0, "name_first"): 1.0},
+    "pattern": {(1, 0, "final"): 1.0},
+    "z": {(0, 0, "final"): 1.0, (1, 0, "final"): 1.0},
+    # one weight of two, without its counterpart
+    "edge": {(1, 0, "final", "name_middle"): 0.5, (1, 0, "final", "name_last"): 0.5},
+    "z-q": {(0, 0, 1, 0, "final"): 1.0},
+}
+BY_KEY = {
+    "q": {},
+    # both names look the part, or neither does
+    "k": {(0, 0, "name_first"): 0.5, (0, 0, "name_last"): 0.5},
+    "v": {},
+    "pattern": {(0, 0, "final"): 1.0},
+    "z": {(0, 0, "final"): 1.0},
+    "edge": {(0, 0, "final", "name_first"): 0.5, (0, 0, "final", "name_last"): 0.5},
+    "embed-k": {(0, 0, "name_first"): 0.5, (0, 0, "name_last"): 0.5},
+}
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize(
+    ("model", "planted"), [(looks_by_query, BY_QUERY), (looks_by_key, BY_KEY)], ids=["query", "key"]
+)
+def test_a_head_that_looks_elsewhere_shows_in_what_it_looks_by(model, planted, direction):
+    for site, found in planted.items():
+        share = shares(model(), site, direction)
+        order = [dim for dim in share.dims if dim != "role" and dim not in ("dest", "src")]
+        share = share.transpose(*order, ...)
+        for place, expected in found.items():
+            cell = dict(zip(share.dims, place))
+            assert float(share.sel(cell)) == pytest.approx(expected, abs=1e-5), (site, cell)
+            share.loc[cell] = 0
+        np.testing.assert_allclose(share.fillna(0), 0, atol=1e-6, err_msg=site)

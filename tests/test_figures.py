@@ -305,6 +305,21 @@ def test_a_path_has_a_row_a_first_stop_and_a_column_a_later_one(model, facts):
     assert np.isnan(panel.z[6][0])  # layer 1 does not come before layer 1
 
 
+def test_places_at_which_nothing_arrives_along_a_path_have_no_panel(model, facts):
+    result = patch(model, facts, site="z-logits")
+    result = result.assign(clean=result.corrupted + 9)
+    assert panel_titles(patch_heatmap(result)) == ["z → logits at final"]
+
+
+def test_a_layer_or_role_may_be_selected_before():
+    result = result_with_shares(SHARES)
+    heads = result_with_shares(HEADS, site="z")
+    (row,) = heatmaps(patch_heatmap(result.sel(layer=1)))
+    np.testing.assert_allclose(row.z, recovered(result)[[1]])
+    (panel,) = heatmaps(patch_heatmap(heads.sel(role="final")))
+    np.testing.assert_allclose(panel.z, recovered(heads).sel(role="final"))
+
+
 def test_a_path_with_one_stop_in_a_layer_is_drawn_as_its_site(model, facts):
     figure = patch_heatmap(patched_path(model, facts, "embed-v"))
     assert "embed → v at name_last" in panel_titles(figure)

@@ -27,6 +27,7 @@ ORDER = [
     "sweep",
     "dynamics",
     "figures",
+    "headline",
     "report",
     "cli",
 ]
@@ -37,6 +38,7 @@ FORBIDDEN = {
     "results": {"torch", "transformer_lens", "plotly"},
     "dynamics": {"torch", "transformer_lens", "plotly"},
     "figures": {"torch", "transformer_lens"},
+    "headline": {"torch", "transformer_lens"},
     "report": {"torch", "transformer_lens"},
     "patching": {"plotly"},
 }

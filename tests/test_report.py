@@ -220,3 +220,46 @@ def test_both_directions_stand_side_by_side_with_what_is_enough_and_what_is_need
     assert "Enough, or needed" in headings(page)
     assert "(attn_out), denoising" in page and "(attn_out), noising" in page
     assert "Enough, or needed" not in headings(build_report(denoised, title="t"))
+
+
+def table_heads(page):
+    return re.findall("<th>([^<]*)</th>", page.split("<p class='lead'>")[1].split("</tr>")[0])[1:]
+
+
+def test_the_lead_gives_both_directions_where_there_are_two():
+    other = {
+        site: sweep(1 - shares / 2, {100: 6}, site=site, direction="noising")
+        for site, shares in (("attn_out", SHARES), ("z", HEADS))
+    }
+    page = build_report(swept({100: 6}), other=other, title="t")
+    assert "denoising and noising" in page
+    assert table_heads(page) == [
+        "at name tokens, recovered", "at name tokens, lost", "at final, recovered",
+        "at final, lost",
+    ]  # fmt: skip
+    row = re.search("<tr><th>attention output</th>(.*?)</tr>", page)[1]
+    said = re.findall(r"<b>L0 attn_out at final</b>: (\S+) ", row)
+    assert [float(x) for x in said] == pytest.approx([0.9, 0.45], abs=0.02)
+
+
+def test_the_lead_names_edges_at_their_destination():
+    edge = sweep(HEADS, {100: 6}, site="z").rename(role="dest").expand_dims(src=["bos"])
+    edge = edge.transpose("step", "layer", "head", "dest", "src", "fact").assign_attrs(site="edge")
+    page = build_report({"edge": edge}, title="t")
+    assert "<b>L0H0 edge final ← bos</b>: 0.9" in page
+
+
+def test_positions_are_not_called_roles():
+    result = sweep(SHARES, {100: 6}).rename(role="pos").assign_coords(pos=[0, 1, 2])
+    page = build_report({"attn_out": result.assign_attrs(by="pos")}, title="t")
+    assert "Where: layer by position" in page and "token role" not in page
+    assert table_heads(page) == ["at any position, recovered"]
+
+
+def test_a_site_without_any_cell_is_passed_over():
+    empty = sweep(SHARES, {100: 6}, site="mlp_out")
+    empty = empty.assign(patched=empty.patched * np.nan)
+    page = build_report({"mlp_out": empty} | swept({100: 6}), title="t")
+    assert "MLP output" not in page
+    with pytest.raises(ValueError, match="no fact has any of the cells"):
+        build_report({"mlp_out": empty}, title="t")

@@ -117,12 +117,12 @@ def _beside(
     site: str, result: xr.Dataset, other: xr.Dataset, metric: str
 ) -> list[tuple[str, xr.DataArray]]:
     """Panels of one direction, each followed by that of the other."""
-    found = dict(_panels(site, other, metric))
+    found = [dict(_panels(site, way, metric)) for way in (result, other)]
     panels = []
-    for title, values in _panels(site, result, metric):
-        panels.append((f"{title}, {result.attrs['direction']}", values))
-        missing = values.where(False)
-        panels.append((f"{title}, {other.attrs['direction']}", found.get(title, missing)))
+    for title in dict.fromkeys([*found[0], *found[1]]):
+        missing = (found[0].get(title, found[1].get(title))).where(False)
+        for way, own in zip((result, other), found):
+            panels.append((f"{title}, {way.attrs['direction']}", own.get(title, missing)))
     return panels
 
 
@@ -132,6 +132,9 @@ def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.Da
         shares = 1 - shares
     known = distinguishable(result, metric)
     by = "dest" if "dest" in shares.dims else result.attrs["by"]
+    for axis in ("layer", by):  # one of them may have been selected
+        if axis not in shares.dims and axis in shares.coords:
+            shares = shares.expand_dims(axis)
     if "-" in site:
         shares = _first_and_later_stops(shares)
     across = next((dim for dim in ("to", "src", "head", "neuron") if dim in shares.dims), by)
@@ -142,12 +145,14 @@ def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.Da
         names = [f"L{a}H{b}" for a in shares.layer.values for b in shares["head"].values]
         shares = shares.stack(row=("layer", "head")).drop_vars(("row", "layer", "head"))
         shares = shares.rename(row="layer").assign_coords(layer=names)
-    return [
+    panels = [
         (f"{site_label(site) if '-' in site else site} at {label}", panel.where(known))
-        for label in result[by].values
+        for label in shares[by].values
         for panel in [shares.sel({by: label}).transpose(..., "layer", across)]
         if panel.notnull().any()
     ]
+    arriving = [(title, panel) for title, panel in panels if panel.fillna(0).any()]
+    return arriving if "-" in site and arriving else panels
 
 
 def _first_and_later_stops(shares: xr.DataArray) -> xr.DataArray:

@@ -1,7 +1,7 @@
 """What is changed, in words: sites, an ``Intervention``, and the cells they make of given facts."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -82,6 +82,19 @@ class Intervention:
             pasted = f"{source} {pasted}"
         together = f", {self.window} layers together" if self.window > 1 else ""
         return f"{self.direction} by {self.by}: {base} run ← {pasted}{together}"
+
+
+def intervention(options: dict) -> Intervention:
+    """From keyword arguments.
+
+    Raises:
+        ValueError: one is unknown, or has a value that it can't have.
+    """
+    known = [field.name for field in fields(Intervention)]
+    for name in options.keys() - known:
+        more = "; whose name is swapped is said to suite.facts" if name == "corruption" else ""
+        raise ValueError(f"no option {name!r} of patching; there are {', '.join(known)}{more}")
+    return Intervention(**options)
 
 
 def check_sites(

@@ -29,6 +29,7 @@ from interp.patching.intervention import (
     cells_of,
     check_fit,
     check_sites,
+    intervention,
     kept_sites,
     memory_chunks,
 )
@@ -87,7 +88,7 @@ def patch_sites(
     **options,
 ) -> dict[str, xr.Dataset]:
     """``patch`` for several sites at once, which share their runs and their batches."""
-    how = Intervention(**options)
+    how = intervention(options)
     sites = _sites_of(model, sites, how)
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])

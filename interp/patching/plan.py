@@ -18,6 +18,7 @@ from interp.patching.intervention import (
     cells_of,
     check_fit,
     check_sites,
+    intervention,
     kept_sites,
     memory_chunks,
     n_parts,
@@ -27,9 +28,12 @@ from interp.patching.intervention import (
 from interp.patching.patch import RUNS_SHARE
 from interp.patching.paths import Stop, count_ways, is_path, parse_path
 
-_PLURALS = {
-    "dest": "destinations", "src": "sources", "pos": "positions", "neuron": "groups of neurons"
-}  # fmt: skip
+_WORDS = {
+    "dest": ("destination", "destinations"),
+    "src": ("source", "sources"),
+    "pos": ("position", "positions"),
+    "neuron": ("group of neurons", "groups of neurons"),
+}
 _ROW_BYTES = 150
 """Of a pair to compute, in tables of rows."""
 
@@ -67,7 +71,7 @@ class Plan:
         return (dict(zip(self.axes, place)) for place in product(*self.axes.values()))
 
     def __str__(self) -> str:
-        cells = " × ".join(f"{len(labels)} {_plural(name)}" for name, labels in self.axes.items())
+        cells = " × ".join(_counted(len(labels), name) for name, labels in self.axes.items())
         n_pairs = self.n_cells * self.n_facts * self.n_draws
         return (
             f"{self.site}: {cells} = {self.n_cells:,} cells on {self.n_facts} facts; "
@@ -91,7 +95,7 @@ def plan(
         max_memory: gigabytes (10⁹ bytes), as ``interp.patch`` takes it.
         options: the fields of ``Intervention``.
     """
-    how = Intervention(**options)
+    how = intervention(options)
     sites = check_sites(sites, parallel=cfg.parallel, direction=how.direction)
     check_fit(cfg, sites, how)
     cells, labels, may_differ = cells_of(facts, how)
@@ -118,10 +122,11 @@ def plan(
     return plans
 
 
-def _plural(axis: str) -> str:
+def _counted(n: int, axis: str) -> str:
+    """Such as ``4 layers``, or ``1 head of stop 2``."""
     name, _, stop = axis.partition("_")
-    plural = _PLURALS.get(name, f"{name}s")
-    return f"{plural} of stop {int(stop) + 1}" if stop else plural
+    one, many = _WORDS.get(name, (name, f"{name}s"))
+    return f"{n} {one if n == 1 else many}" + (f" of stop {int(stop) + 1}" if stop else "")
 
 
 class _Costs:
