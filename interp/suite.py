@@ -14,7 +14,8 @@ from interp.bios.text import Texts, lay_out
 from interp.bios.tokenizer import read_tokenizer
 from interp.checkpoints import checkpoint_sha256, read_checkpoint, read_shape
 from interp.config import ATTRIBUTES, Corruption, TrainConfig
-from interp.facts import FactSet, draw_facts, read_facts
+from interp.drawing import draw_facts
+from interp.facts import FactSet, read_facts
 from interp.files import read_table
 from interp.model import DecoderConfig, HookedDecoder, device_of
 from interp.training.loop import read_record
@@ -94,7 +95,7 @@ class Suite:
         n_context: int = 0,
         length: int | None = None,
     ) -> FactSet:
-        """``n`` facts of this run's training people; see ``interp.facts.draw_facts``."""
+        """``n`` facts of this run's training people; see ``interp.drawing.draw_facts``."""
         attributes = (attribute,) if isinstance(attribute, str) else tuple(dict.fromkeys(attribute))
         return draw_facts(
             self.population,

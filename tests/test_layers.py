@@ -21,6 +21,7 @@ ORDER = [
     "checkpoints",
     "training",
     "facts",
+    "drawing",
     "suite",
     "patching",
     "results",

@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.model import Block, DecoderConfig, HookedDecoder, rotation
-from interp.patching.cells import AT_ENTRY, Cells, Rows, concatenate, reached, rows_of
+from interp.patching.cells import Cells, Rows
 from interp.patching.edits import Edit, changed_stream
+from interp.patching.live import live, rows_by_entry
 from interp.patching.ops import Linear, put, rotate, softmax, with_rows
 from interp.patching.runs import Layer, Prompts, Run, metrics_of
 from interp.ragged import Rotation
@@ -136,67 +137,13 @@ class Engine:
         """
         self.base, self.source, self.cells, self.may_differ = base, source, cells, may_differ
         for together in [sites] if cells.window == 1 else [[site] for site in sites]:
-            waiting = self._rows(together)
+            waiting = rows_by_entry(self, together)
             for entry in range(self.n_layers + 1):
-                rows, at = self._live(waiting.pop(entry, []), entry)
+                rows, at = live(self, waiting.pop(entry, []), entry)
                 n_window = self.n_total[rows.fact] - at.argmax(1)
                 for part in self._portions(n_window, self.n_value[rows.fact], max_bytes):
                     yield rows[part], self._changed(entry, rows[part], at[part])
             assert not waiting, f"changes at layers {sorted(waiting)} of {self.n_layers}"
-
-    @torch.inference_mode()
-    def _rows(self, sites: list[str]) -> dict[int, list[Rows]]:
-        """The rows whose activations differ, by the first layer whose residual stream the change
-        enters.
-        """
-        tables: dict[int, list[Rows]] = {}
-        for site in sites:
-            for layer in range(1 if site == "embed" else self.n_layers):
-                window = self.cells.layers(layer, self.n_layers) if site != "embed" else range(1)
-                differs = np.logical_or.reduce([self._differs(site, at) for at in window])
-                if differs.any():
-                    rows = rows_of(site, layer, differs, self.cells)
-                    tables.setdefault(window.start + (site not in AT_ENTRY), []).append(rows)
-        return tables
-
-    def _live(self, tables: list[Rows], entry: int) -> tuple[Rows, Bool[np.ndarray, "row pos"]]:
-        """Those that anything read depends on, and the positions of the residual stream entering
-        layer ``entry`` that they change.
-        """
-        rows = concatenate(tables)
-        at = reached(rows, self.cells) if len(rows) else np.zeros((0, 1), bool)
-        pos = np.arange(at.shape[1])
-        at &= pos < self.n_total[rows.fact, None]
-        if entry == self.n_layers:
-            at &= pos >= self.n_prompt[rows.fact, None] - 1
-        keep = np.flatnonzero(at.any(1))
-        return rows[keep], at[keep]
-
-    def _differs(self, site: str, layer: int) -> Bool[np.ndarray, "part source fact pos"]:
-        """Where the two runs' activations differ at all; of an edge, at its destination."""
-        runs = self.base[layer], self.source[layer]
-        if site == "knockout":
-            seen = np.logical_or.accumulate(self.cells.sources, 2)
-            return seen[None]
-        if runs[0] is runs[1]:
-            return np.zeros((1, 1, *self.may_differ.shape), bool)
-        if site in ("pattern", "edge"):
-            base, source = (self.pattern(run) for run in runs)
-            differs = rearrange(base != source, "fact head dest src -> head fact dest src")
-            if site == "edge":
-                of = torch.from_numpy(self.cells.sources).to(self.device)[:, :, None]
-                differs = torch.stack([(differs & sources).any(-1) for sources in of], 1)
-            else:
-                differs = differs.any(-1)[:, None]
-        elif site == "mlp_post":
-            groups = (runs[0].mlp_post != runs[1].mlp_post).split(self.cells.n_neurons, -1)
-            differs = torch.stack([group.any(-1) for group in groups])[:, None]
-        else:
-            base, source = (getattr(run, "resid_pre" if site == "embed" else site) for run in runs)
-            differs = (base != source).any(-1)
-            differs = differs[None] if differs.ndim == 2 else rearrange(differs, "f p h -> h f p")
-            differs = differs[:, None]
-        return differs.cpu().numpy() & self.may_differ
 
     @torch.inference_mode()
     def _changed(self, entry: int, rows: Rows, at: np.ndarray) -> Float[np.ndarray, "metric row"]:

@@ -1,0 +1,72 @@
+"""Which rows of work there are: those whose change can reach what is read."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool
+
+from interp.patching.cells import AT_ENTRY, Rows, concatenate, reached, rows_of
+
+if TYPE_CHECKING:
+    from interp.patching.engine import Engine
+
+
+@torch.inference_mode()
+def rows_by_entry(engine: "Engine", sites: list[str]) -> dict[int, list[Rows]]:
+    """The rows whose activations differ, by the first layer whose residual stream the change
+    enters.
+    """
+    tables: dict[int, list[Rows]] = {}
+    for site in sites:
+        for layer in range(1 if site == "embed" else engine.n_layers):
+            window = engine.cells.layers(layer, engine.n_layers) if site != "embed" else range(1)
+            differs = np.logical_or.reduce([_differs(engine, site, at) for at in window])
+            if differs.any():
+                rows = rows_of(site, layer, differs, engine.cells)
+                tables.setdefault(window.start + (site not in AT_ENTRY), []).append(rows)
+    return tables
+
+
+def live(
+    engine: "Engine", tables: list[Rows], entry: int
+) -> tuple[Rows, Bool[np.ndarray, "row pos"]]:
+    """Those that anything read depends on, and the positions of the residual stream entering
+    layer ``entry`` that they change.
+    """
+    rows = concatenate(tables)
+    at = reached(rows, engine.cells) if len(rows) else np.zeros((0, 1), bool)
+    pos = np.arange(at.shape[1])
+    at &= pos < engine.n_total[rows.fact, None]
+    if entry == engine.n_layers:
+        at &= pos >= engine.n_prompt[rows.fact, None] - 1
+    keep = np.flatnonzero(at.any(1))
+    return rows[keep], at[keep]
+
+
+def _differs(engine: "Engine", site: str, layer: int) -> Bool[np.ndarray, "part source fact pos"]:
+    """Where the two runs' activations differ at all; of an edge, at its destination."""
+    runs = engine.base[layer], engine.source[layer]
+    if site == "knockout":
+        seen = np.logical_or.accumulate(engine.cells.sources, 2)
+        return seen[None]
+    if runs[0] is runs[1]:
+        return np.zeros((1, 1, *engine.may_differ.shape), bool)
+    if site in ("pattern", "edge"):
+        base, source = (engine.pattern(run) for run in runs)
+        differs = rearrange(base != source, "fact head dest src -> head fact dest src")
+        if site == "edge":
+            of = torch.from_numpy(engine.cells.sources).to(engine.device)[:, :, None]
+            differs = torch.stack([(differs & sources).any(-1) for sources in of], 1)
+        else:
+            differs = differs.any(-1)[:, None]
+    elif site == "mlp_post":
+        groups = (runs[0].mlp_post != runs[1].mlp_post).split(engine.cells.n_neurons, -1)
+        differs = torch.stack([group.any(-1) for group in groups])[:, None]
+    else:
+        base, source = (getattr(run, "resid_pre" if site == "embed" else site) for run in runs)
+        differs = (base != source).any(-1)
+        differs = differs[None] if differs.ndim == 2 else rearrange(differs, "f p h -> h f p")
+        differs = differs[:, None]
+    return differs.cpu().numpy() & engine.may_differ
