@@ -80,11 +80,11 @@ def memory() -> None:
 
 
 def one_sweep(limit: float, out: Path) -> None:
-    """Three sites on 1,000 facts; prints gigabytes, and keeps the results."""
+    """Three sites on 400 facts; prints gigabytes, and keeps the results."""
     suite = load_suite(CHECKPOINT)
     with tempfile.TemporaryDirectory() as folder:
         model = large_model(suite, Path(folder))[0]
-    facts = suite.facts(1000)
+    facts = suite.facts(400)
     sites = ["resid_pre", "mlp_out", "mlp_post"]
     patch(model, facts[:2], site="z")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -77,8 +77,9 @@ def title_of(
     return {
         "text": f"{text[0].upper()}{text[1:]}<br><sup>{how}</sup>",
         "x": 0.02,
-        "y": 0.97,
+        "y": 1,
         "yanchor": "top",
+        "pad": {"t": 24},
     }
 
 

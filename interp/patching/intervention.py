@@ -197,6 +197,14 @@ def kept_sites(sites: Sequence[str]) -> set[str]:
     return {parse_path(site)[0].site if is_path(site) else site for site in sites}
 
 
+def piece_bytes(max_memory: float) -> float:
+    """Bytes for runs, and as many for rows computed together, of so many gigabytes. What the
+    libraries keep, 0.25 GB, is taken off first; the rest is for results, and for what the allocator
+    loses between pieces.
+    """
+    return 0.25e9 * max(max_memory - 0.25, 0.4 * max_memory)
+
+
 def memory_chunks(
     cfg: Shape, facts: FactSet, kept: Collection[str], how: Intervention, n_numbers: float
 ) -> list[Int[np.ndarray, " fact"]]:

@@ -1,5 +1,7 @@
 """Tensor operations of patching, each in the form that is fastest on the machine at hand."""
 
+import os
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,6 +9,10 @@ from torch.nn import functional as F
 
 _LONG = 64
 """Sources from which on a softmax over the last axis is quick."""
+# oneDNN keeps half a megabyte for every number of rows that a product has had, 1,024 of them in
+# each of two caches. A sweep comes back to fewer. Read when oneDNN is first used.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "160")
 
 
 class Linear:

@@ -32,11 +32,10 @@ from interp.patching.intervention import (
     intervention,
     kept_sites,
     memory_chunks,
+    piece_bytes,
 )
 from interp.patching.paths import is_path
 
-RUNS_SHARE = 0.4
-"""Of the memory, for the runs; as much for the rows computed together, the rest for results."""
 FACT_COORDS = (
     "person",
     "corrupted_person",
@@ -98,7 +97,7 @@ def patch_sites(
     n_pos = cells.positions.shape[2]
     if n_pos > model.cfg.n_ctx:
         raise ValueError(f"prompts of {n_pos} tokens, the model takes {model.cfg.n_ctx}; shorten")
-    bytes_of_runs = RUNS_SHARE * max_memory * 1e9
+    bytes_of_runs = piece_bytes(max_memory)
     n_bytes = next(model.parameters()).element_size()
     chunks = memory_chunks(model.cfg, facts, kept_sites(sites), how, bytes_of_runs / n_bytes)
     means = None

@@ -22,10 +22,10 @@ from interp.patching.intervention import (
     kept_sites,
     memory_chunks,
     n_parts,
+    piece_bytes,
     run_size,
     runs_held,
 )
-from interp.patching.patch import RUNS_SHARE
 from interp.patching.paths import Stop, count_ways, is_path, parse_path
 
 _WORDS = {
@@ -203,7 +203,7 @@ class _Costs:
         self, facts: FactSet, site: str, how: Intervention, max_memory: float
     ) -> float:
         """Of a batch's runs, and of the rows that are computed together."""
-        cfg, n_pos, share = self.cfg, self.may_differ.shape[1], RUNS_SHARE * max_memory * 1e9
+        cfg, n_pos, share = self.cfg, self.may_differ.shape[1], piece_bytes(max_memory)
         kept = kept_sites([site])
         chunks = memory_chunks(cfg, facts, kept, how, share / 4)
         runs = len(chunks[0]) * n_pos * cfg.n_layers * run_size(cfg, kept, n_pos) * runs_held(how)
