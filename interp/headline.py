@@ -67,6 +67,7 @@ def _best(site: str, result: xr.Dataset, where: list[str]) -> str:
     last = moved(result.isel(step=[-1])).isel(step=0)
     axis = _axis(result)
     wanted = last.isel({axis: [str(x) in where for x in last[axis].values]})
+    wanted = wanted.where(wanted.estimate != 0)  # nothing reached what is read
     cells = wanted.stack(cell=wanted.estimate.dims).dropna("cell", subset=["estimate"])
     if not cells.sizes["cell"]:
         return "<td>–</td>"

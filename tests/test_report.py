@@ -263,3 +263,9 @@ def test_a_site_without_any_cell_is_passed_over():
     assert "MLP output" not in page
     with pytest.raises(ValueError, match="no fact has any of the cells"):
         build_report({"mlp_out": empty}, title="t")
+
+
+def test_the_lead_names_no_cell_where_none_moves_anything():
+    still = one_result(np.full((2, 3, 40), -3.0), np.full(40, 6.0), np.full(40, -3.0))
+    page = build_report({"attn_out": still.expand_dims(step=[100])}, title="t")
+    assert lead(page)[1] == {"attention output": ["–", "–"]}
