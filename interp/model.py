@@ -233,3 +233,10 @@ def device_of(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device on this machine; use --device cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def has_bf16(device: str) -> bool:
+    """Whether ``device`` has instructions for bfloat16; without, its products are emulated."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

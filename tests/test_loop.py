@@ -47,7 +47,7 @@ def test_a_run_folder_holds_what_the_design_says(run, config):
     assert record["command"] == "interp-train --test"
     assert {"torch", "transformer-lens", "interp"} <= set(record["versions"])
     assert {"git_commit", "hardware", "no_knowledge_baseline"} <= set(record)
-    assert read_config(run) == config
+    assert replace(read_config(run), precision="auto") == config
     assert not list(run.glob(".*tmp"))
 
 
@@ -211,6 +211,19 @@ def test_one_step_is_adamw_on_the_mean_loss_of_next_tokens(suite, config):
         torch.testing.assert_close(ours[large], moved[large], atol=1e-5, rtol=1e-4, msg=name)
     assert norm > 0.5
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("able", "used"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_is_what_the_device_has_instructions_for(
+    config, tmp_path, monkeypatch, able, used
+):
+    monkeypatch.setattr(loop, "has_bf16", lambda device: able)
+    short = replace(config, n_steps=2, n_evaluated=4)
+    train(short, tmp_path)
+    assert read_config(tmp_path).precision == used
+    monkeypatch.setattr(loop, "has_bf16", lambda device: not able)
+    train(short, tmp_path, resume=True)  # elsewhere: as it was begun
+    assert read_config(tmp_path).precision == used
 
 
 def test_weights_that_are_not_finite_stop_the_run(config, tmp_path):

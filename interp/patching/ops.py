@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.model import has_bf16
+
 _LONG = 64
 """Sources from which on a softmax over the last axis is quick."""
 # oneDNN keeps half a megabyte for every number of rows that a product has had, 1,024 of them in
@@ -29,10 +31,9 @@ class Linear:
         self.bias = None if bias is None else bias.detach().contiguous()
         self.flops = 0
         """Of all products so far: two for a multiplication and an addition."""
-        packable = (
-            weight.device.type == "cpu"
-            and weight.dtype in (torch.float32, torch.bfloat16)
-            and torch.backends.mkldnn.is_available()
+        packable = weight.device.type == "cpu" and (
+            (weight.dtype == torch.float32 and torch.backends.mkldnn.is_available())
+            or (weight.dtype == torch.bfloat16 and has_bf16("cpu"))
         )
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight) if packable else None
 

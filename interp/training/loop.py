@@ -10,7 +10,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import cos, pi
 from os import environ
 from pathlib import Path
@@ -29,7 +29,7 @@ from interp.bios.tokenizer import read_tokenizer, save_tokenizer
 from interp.checkpoints import write_checkpoint
 from interp.config import ATTRIBUTES, TrainConfig
 from interp.files import only_process, read_table, write_bytes, write_json
-from interp.model import DecoderConfig, HookedDecoder, device_of, initialise
+from interp.model import DecoderConfig, HookedDecoder, device_of, has_bf16, initialise
 from interp.provenance import provenance
 from interp.ragged import Ragged
 from interp.training.evaluation import evaluate
@@ -63,6 +63,7 @@ def train(
     """
     out = Path(out)
     with only_process(out, "training in"):
+        config = _settled(config, out, resume)
         people, tokenizer = _open_run(config, out, resume, command)
         texts = lay_out(people, tokenizer, seed=config.seed)
         _run(config, out, texts, tokenizer.get_vocab_size(), on_step or (lambda step, loss: None))
@@ -286,6 +287,15 @@ def _open_run(
     }
     write_json(path, record | provenance())
     return people, tokenizer
+
+
+def _settled(config: TrainConfig, out: Path, resume: bool) -> TrainConfig:
+    """With the precision that ``auto`` is here, or was when the run began."""
+    if config.precision != "auto":
+        return config
+    if resume and (out / "run.json").is_file():
+        return replace(config, precision=read_config(out).precision)
+    return replace(config, precision="bf16" if has_bf16(device_of(config.device)) else "fp32")
 
 
 def read_config(run: Path) -> TrainConfig:
