@@ -212,7 +212,10 @@ def _facts(suite, config: PatchConfig):
 def _options(config: PatchConfig) -> dict:
     """The fields of an ``Intervention`` but for its direction."""
     ablations = ("noise", "mean", "zero", "resample")
-    same = ("by", "groups", "window", "n_neurons", "noise_std", "noise_draws", "seed")
+    same = (
+        *("by", "groups", "sources", "window", "frozen", "n_neurons"),
+        *("noise_std", "noise_draws", "seed"),
+    )
     return {name: getattr(config, name) for name in same} | {
         "replacement": config.corruption if config.corruption in ablations else "run"
     }

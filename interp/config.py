@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "location")
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
+CONTROL = "control_logit_diff"
+"""``logit_diff`` of another fact's answers."""
 DEFAULT_SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z")
 SITES = (
     "embed",
@@ -25,8 +27,9 @@ SITES = (
     "pattern",
     "edge",
     "knockout",
+    "head_knockout",
 )
-HEAD_SITES = ("z", "q", "k", "v", "pattern", "edge")
+HEAD_SITES = ("z", "q", "k", "v", "pattern", "edge", "head_knockout")
 N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
 
 Precision = Literal["fp32", "bf16"]
@@ -34,6 +37,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Corruption = Literal["swap", "held-out", "swap-first", "swap-middle", "swap-last"]
 Direction = Literal["denoising", "noising"]
 Replacement = Literal["run", "noise", "mean", "zero", "resample"]
+Frozen = Literal["mlp_out", "attn_out"]
 By = Literal["role", "pos"]
 
 
@@ -119,8 +123,10 @@ class TrainConfig(PoolSizes):
 
     seed: int = 0
     """Of people, batches and initial weights."""
-    precision: Precision = "bf16"
-    """bf16 multiplies matrices in bfloat16 and keeps weights and optimizer in fp32."""
+    precision: Precision | Literal["auto"] = "auto"
+    """bf16 multiplies matrices in bfloat16 and keeps weights and optimizer in fp32. auto is bf16
+    where the device has instructions for it, else fp32, which is then many times faster; run.json
+    records which."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
     compile: bool = True
@@ -250,7 +256,8 @@ class PatchConfig:
     """What to change, at every layer and token role. The residual stream: embed, resid_pre,
     resid_mid, resid_post. What attention and MLP write: attn_out, mlp_out. Per head: z, q, k, v,
     pattern (a destination's row), edge (a destination and a source of it). Groups of neurons:
-    mlp_post. knockout: no attention of any head from destination to source. A path, stop by stop,
+    mlp_post. No attention from destination to source: of any head, knockout; of one, head_knockout.
+    A path, stop by stop,
     such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default resid_pre, resid_mid, attn_out,
     mlp_out and z."""
     attributes: tuple[str, ...] = ATTRIBUTES
@@ -271,8 +278,13 @@ class PatchConfig:
     groups: tuple[str, ...] = ()
     """Roles or positions changed together, such as name_first+name_last, or all; by default each
     by itself."""
+    sources: tuple[str, ...] = ()
+    """Sources of edge, knockout and head_knockout, said as groups are; by default the same."""
     window: int = 1
     """Layers changed together: from layer − window ÷ 2 (rounded down) on."""
+    frozen: Frozen | None = None
+    """With embed or resid_pre: what stays as in the unpatched run at the changed tokens, in all
+    later layers, so that the change acts through the other alone."""
     n_neurons: int = 16
     """Neurons a group of mlp_post."""
     noise_std: float = 3.0

@@ -125,6 +125,11 @@ _PARTS = {
         "<p>One head's attention from a destination (a panel each) to a source, taken from the "
         "other run.</p>",
     ),
+    "head_knockout": (
+        "Whose attention is needed",
+        "<p>One head's attention from a destination (a panel each) to a source cut off before the "
+        "softmax.</p>",
+    ),
     "knockout": (
         "What attention is needed",
         "<p>Attention of all heads from a destination (a panel each) to a source cut off before "

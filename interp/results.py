@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from interp.config import METRICS
+from interp.config import CONTROL, METRICS
 from interp.files import write_bytes
 
 
@@ -145,8 +145,9 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """
     if "patched" not in result:
         raise ValueError("this is not the result of one site; give one, such as tree['z']")
-    if metric not in METRICS:
-        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+    known = METRICS if f"clean_{CONTROL}" not in result else (*METRICS, CONTROL)
+    if metric not in known:
+        raise ValueError(f"no metric {metric!r}; there are {', '.join(known)}")
     suffix = "" if metric == "logit_diff" else f"_{metric}"
     return xr.Dataset(
         {name: result[name + suffix] for name in ("patched", "clean", "corrupted")},

@@ -19,6 +19,7 @@ HOOKS = {
     "pattern": "blocks.{}.attn.hook_pattern",
     "edge": "blocks.{}.attn.hook_pattern",
     "knockout": "blocks.{}.attn.hook_attn_scores",
+    "head_knockout": "blocks.{}.attn.hook_attn_scores",
 }
 
 

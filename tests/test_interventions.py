@@ -13,7 +13,7 @@ from interp.config import HEAD_SITES, SITES
 from interp.facts import PROMPT_ROLES
 from interp.patching import Intervention, edits, engine, patch, patch_sites
 
-EDGES = ("edge", "knockout")
+EDGES = ("edge", "knockout", "head_knockout")
 N_NEURONS = 8
 
 
@@ -32,9 +32,9 @@ def change(x, hook, *, site, source, part, positions, sources):
     a new ``resid_mid``, so that is changed in place.
     """
     x = x if site == "resid_mid" else x.clone()
-    if site == "knockout":
+    if "knockout" in site:
         for dest in positions:
-            x[:, :, dest, sources] = -torch.inf
+            x[:, slice(None) if site == "knockout" else part, dest, sources] = -torch.inf
         return x
     new = source[hook.name]
     if site in ("pattern", "edge"):
@@ -60,7 +60,7 @@ def by_hooks(model, fact, tokens, source, cell, window, hooks=()):
     layers = range(max(0, start), min(model.cfg.n_layers, start + window))
     hook = partial(change, site=site, source=source, part=part, positions=at[0], sources=at[1])
     hooks = [*hooks, *((HOOKS[site].format(i), hook) for i in layers if site != "embed" or not i)]
-    if site == "knockout":  # a destination without any source attends to nothing
+    if "knockout" in site:  # a destination without any source attends to nothing
         hooks += [(HOOKS["pattern"].format(i), lambda x, hook: x.nan_to_num(0.0)) for i in layers]
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     return metrics(logits, fact)
@@ -114,7 +114,7 @@ def compare(model, facts, site, results, chosen, direction, window=1, atol=1e-6)
         (site, way)
         for site in SITES
         for way in ("denoising", "noising")
-        if (site, way) != ("knockout", "denoising")
+        if "knockout" not in site or way == "noising"
     ],
 )
 def test_every_site_is_what_hooks_on_a_whole_forward_pass_give(wide, few, site, direction, window):
@@ -157,6 +157,79 @@ def test_random_models_windows_and_portions_agree_with_hooks(
     pairs = st.tuples(st.sampled_from(cells), st.integers(0, len(facts) - 1))
     chosen = data.draw(st.lists(pairs, min_size=6, max_size=6))
     compare(model, facts, site, results, chosen, "noising", window)
+
+
+@pytest.mark.parametrize("frozen", ["mlp_out", "attn_out"])
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("site", ["embed", "resid_pre"])
+def test_what_is_frozen_stays_the_base_runs_at_the_changed_tokens(
+    wide, few, site, direction, frozen
+):
+    options = {"direction": direction, "frozen": frozen}
+    results = patch_sites(wide, few, sites=["embed", "resid_pre"], **options)
+    free = patch(wide, few, site=site, direction=direction)
+    for i, fact in enumerate(few):
+        base, source = inputs(fact, direction)
+        _, own = wide.run_with_cache(base)
+        _, cache = wide.run_with_cache(source)
+        for layer in range(1 if site == "embed" else wide.cfg.n_layers):
+            for group in ("name_first", "name_last", "final"):
+                positions = [p for p, role in enumerate(fact.roles) if role == group]
+
+                def hold(x, hook, own=own, positions=positions):
+                    x = x.clone()
+                    x[:, positions] = own[hook.name][:, positions]
+                    return x
+
+                later = range(layer, wide.cfg.n_layers)
+                hooks = [(HOOKS[frozen].format(at), hold) for at in later]
+                cell = (site, layer, 0, group, group)
+                theirs = by_hooks(wide, fact, base, cache, cell, 1, hooks)
+                np.testing.assert_allclose(ours(results[site], cell, i), theirs, atol=1e-6)
+    assert float(abs(free.patched - results[site].patched).max()) > 1e-2
+
+
+def test_sources_are_groups_of_their_own(wide, few):
+    groups, sources = ("name_last", "final"), ("name_first+name_middle",)
+    every = {"direction": "noising", "groups": (*groups, *sources)}
+    for site in ("edge", "knockout", "head_knockout"):
+        part = patch(wide, few, site=site, direction="noising", groups=groups, sources=sources)
+        assert part.dest.values.tolist() == list(groups)
+        assert part.src.values.tolist() == list(sources)
+        whole = patch(wide, few, site=site, **every)
+        there = whole.patched.sel(dest=list(groups), src=list(sources))
+        np.testing.assert_allclose(part.patched, there, atol=1e-9)
+    with pytest.raises(ValueError, match="sources go with edge, knockout, head_knockout, not wi"):
+        patch(wide, few, site="z", sources=sources)
+
+
+def test_the_control_is_the_logit_difference_of_another_facts_answers(wide, suite):
+    facts = suite.facts(24, seed=3, attribute=["company", "major"])
+    result = patch(wide, facts, site="z", control=True, seed=5)
+    i = 7
+    base, source = inputs(facts[i])
+    _, cache = wide.run_with_cache(source)
+    hook = partial(change, site="z", source=cache, part=2, positions=[len(facts[i].clean) - 1],
+                   sources=[])  # fmt: skip
+    final = wide.run_with_hooks(base, fwd_hooks=[(HOOKS["z"].format(1), hook)])[0]
+    final = final[len(facts[i].clean) - 1]
+    of = {
+        (int(f.answer[0]), int(f.corrupted_answer[0])): f.text["attribute"]
+        for f in facts
+        if not {int(f.answer[0]), int(f.corrupted_answer[0])}
+        & {int(facts[i].answer[0]), int(facts[i].corrupted_answer[0])}
+    }
+    mine = float(result.patched_control_logit_diff.sel(layer=1, head=2, role="final")[i])
+    close = [
+        attribute
+        for (right, other), attribute in of.items()
+        if abs(float(final[right] - final[other]) - mine) < 1e-6
+    ]
+    assert close == [facts[i].text["attribute"]]
+    plain = patch(wide, facts, site="z", seed=5)
+    np.testing.assert_array_equal(plain.patched, result.patched)
+    with pytest.raises(ValueError, match="no control for the major of fact 0"):
+        patch(wide, facts[:1], site="z", control=True)
 
 
 def role_means(model, facts, name):
@@ -348,6 +421,8 @@ def test_an_ablation_needs_the_clean_run(wide, few, suite):
             patch(wide, few, site="z", replacement=replacement)
     with pytest.raises(ValueError, match="a knockout changes the clean run"):
         patch(wide, few, site="knockout")
+    with pytest.raises(ValueError, match="frozen goes with embed and resid_pre, not with 'z'"):
+        patch(wide, few, site="z", frozen="mlp_out")
     with pytest.raises(ValueError, match="site 'edge' of different prompts can't be compared"):
         patch(wide, few, site="edge", direction="noising", replacement="mean")
     with pytest.raises(ValueError, match="n_neurons is 5, which doesn't divide the 32 neurons"):

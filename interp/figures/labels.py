@@ -17,6 +17,7 @@ SITE_LABELS = {
     "pattern": "attention patterns",
     "edge": "attention edges",
     "knockout": "attention cut",
+    "head_knockout": "attention of one head cut",
 }
 DIRECTIONS = {
     "denoising": "corrupted run ← clean activation",
@@ -85,7 +86,7 @@ def title_of(
 
 def _done(result: xr.Dataset) -> str:
     """Such as ``corrupted run ← clean activation``."""
-    if result.attrs["site"] == "knockout":
+    if result.attrs["site"] in ("knockout", "head_knockout"):
         done = "clean run, attention cut off"
     elif (pasted := _PASTED.get(result.attrs.get("replacement", "run"))) is not None:
         done = f"clean run ← {pasted}"
@@ -94,7 +95,8 @@ def _done(result: xr.Dataset) -> str:
     if result.attrs.get("replacement") == "noise":
         done += " (corrupted: noise on the names)"
     window = int(result.attrs.get("window", 1))
-    return f"{done}, {window} layers together" if window > 1 else done
+    done += f", {window} layers together" if window > 1 else ""
+    return done + (f", {result.attrs['frozen']} frozen there" if "frozen" in result.attrs else "")
 
 
 def dataset_of(result: xr.Dataset | xr.DataTree) -> xr.Dataset:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from interp.facts import FactSet
 from interp.model import HookedDecoder
@@ -39,16 +39,20 @@ class Batch:
         may_differ: Bool[np.ndarray, "fact pos"],
         max_bytes: float,
         spread: float,
+        control: Int[np.ndarray, "fact 2"] | None,
     ) -> None:
         self.model, self.how, self.sites, self.max_bytes = model, how, sites, max_bytes
         self.spread = spread
-        self.kept = kept_sites(sites)
+        self.kept = kept_sites(sites) | ({how.frozen} if how.frozen else set())
         device = next(model.parameters()).device
         self.clean_prompts, self.corrupted_prompts = prompts(facts, device)
+        if control is not None:
+            pair = torch.from_numpy(control).to(device)
+            self.clean_prompts = replace(self.clean_prompts, control=pair)
         self.engine = engine_of(model, self.clean_prompts, max_bytes)
         n_pos = self.clean_prompts.tokens.shape[1]
-        positions = cells.positions[..., :n_pos]
-        self.cells = replace(cells, positions=positions, sources=positions)
+        positions, sources = cells.positions[..., :n_pos], cells.sources[..., :n_pos]
+        self.cells = replace(cells, positions=positions, sources=sources)
         self.may_differ = may_differ[:, :n_pos]
 
     def results(self, chunk: np.ndarray, means: Run | None, giver: FactSet | None) -> Results:
@@ -98,9 +102,11 @@ class Batch:
         cfg, has = self.model.cfg, self.cells.positions.any(2)
         there = has[:, None]
         if site in EDGES:
-            first = np.where(has, self.cells.positions.argmax(2), self.cells.positions.shape[2])
+            sources = self.cells.sources
+            of_source = sources.any(2)
+            first = np.where(of_source, sources.argmax(2), sources.shape[2])
             last = self.cells.positions.shape[2] - 1 - self.cells.positions[:, :, ::-1].argmax(2)
-            there = there & has & (first[None] <= last[:, None])
+            there = there & of_source & (first[None] <= last[:, None])
         n_layers = 1 if site == "embed" else cfg.n_layers
         values = np.where(there, scores[:, None, None], np.float32(np.nan))
         shape = (len(scores), n_layers, n_parts(site, cfg, self.how), *values.shape[1:])

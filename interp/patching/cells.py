@@ -8,7 +8,9 @@ from jaxtyping import Bool
 
 AT_ENTRY = ("embed", "resid_pre")
 """Sites that change the residual stream entering their own layer; all others the next one's."""
-EDGES = ("edge", "knockout")
+CUTS = ("knockout", "head_knockout")
+"""Sites whose attention is cut before the softmax: of all heads, or of one."""
+EDGES = ("edge", *CUTS)
 """Sites that are pairs of a destination and a source."""
 ON_KEYS = ("k", "v")
 """Sites that every later destination reads."""
@@ -38,6 +40,8 @@ class Cells:
     """Layers changed together: from layer − window // 2 on, as far as there are."""
     n_neurons: int = 1
     """Neurons a group of ``mlp_post``."""
+    frozen: str | None = None
+    """What stays the base run's at ``positions`` from the change on."""
 
     def layers(self, layer: int, n_layers: int) -> range:
         """The window around ``layer``."""

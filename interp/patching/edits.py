@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.patching.cells import AT_ENTRY, EDGES, ON_KEYS, Rows
+from interp.patching.cells import AT_ENTRY, CUTS, EDGES, ON_KEYS, Rows
 from interp.patching.ops import softmax
 
 if TYPE_CHECKING:
@@ -147,13 +147,17 @@ def _z_of_rows(
     )
     chosen = torch.from_numpy(at).to(dest.device)[:, None]
     scores = engine.all_scores(base.q, base.k)
+
+    def of_rows(x: Float[Tensor, "fact head pos src"]) -> Float[Tensor, "row dest src"]:
+        return x[fact[:, None], head[:, None], dest]
+
+    if kind == "head_knockout":
+        pattern = softmax(of_rows(scores).masked_fill_(chosen, -torch.inf)).nan_to_num_(0.0)
+        return pattern @ base.v[fact, :, head] - base.z[fact[:, None], dest, head[:, None]]
     if kind == "knockout":
         cut = scores[fact[:, None], :, dest].masked_fill_(chosen[:, None], -torch.inf)
         pattern = softmax(cut).nan_to_num_(0.0).movedim(2, 1)
         return engine.weigh(pattern, base.v[fact]) - base.z[fact[:, None], dest]
-
-    def of_rows(x: Float[Tensor, "fact head pos src"]) -> Float[Tensor, "row dest src"]:
-        return x[fact[:, None], head[:, None], dest]
 
     if kind == "v":
         change = (source.v - base.v)[fact, :, head] * chosen.mT
@@ -166,7 +170,9 @@ def _z_of_rows(
 
 
 class Edit:
-    """Goes on with a change in the later layers of its window. All rows have one site."""
+    """Goes on with a change in the later layers of its window, and holds what is frozen. All rows
+    have one site.
+    """
 
     def __init__(self, engine: "Engine", rows: Rows) -> None:
         self.engine, self.rows, self.site = engine, rows, str(rows.site[0])
@@ -204,6 +210,8 @@ class Edit:
         dest: Int[Tensor, "row dest"],
     ) -> Float[Tensor, "row dest *rest"]:
         """``x`` of layer ``index`` at ``dest``, as the rows that are changed there have it."""
+        if site == self.engine.cells.frozen:
+            return self._hold(x, site, index, dest)
         if site != self.site:
             return x
         row, slot, at = self._where(index, dest)
@@ -225,20 +233,37 @@ class Edit:
             x[row, slot] = getattr(source, site)[fact, pos]
         return x
 
+    def _hold(
+        self,
+        x: Float[Tensor, "row dest d_model"],
+        site: str,
+        index: int,
+        dest: Int[Tensor, "row dest"],
+    ) -> Float[Tensor, "row dest d_model"]:
+        """``x`` with the base run's values at all changed positions."""
+        is_here = dest[self.row] == self.pos[:, None]
+        at = is_here.any(1).nonzero()[:, 0]
+        slot = is_here[at].int().argmax(1)
+        held = getattr(self.engine.base[index], site)
+        x[self.row[at], slot] = held[self.fact[at], self.pos[at]]
+        return x
+
     def scores(
         self, scores: Float[Tensor, "row head dest src"], index: int, dest: Int[Tensor, "row dest"]
     ) -> Float[Tensor, "row head dest src"]:
-        if self.site == "knockout":
+        if self.site in CUTS:
             row, slot, at = self._where(index, dest)
             self.n_applied += len(at)
-            cut = scores[row, :, slot]
-            scores[row, :, slot] = cut.masked_fill(self.sources[at][:, None], -torch.inf)
+            sources, part = self.sources[at], self.part[at]
+            if self.site == "knockout":
+                sources, part = sources[:, None], slice(None)
+            scores[row, part, slot] = scores[row, part, slot].masked_fill(sources, -torch.inf)
         return scores
 
     def pattern(
         self, pattern: Float[Tensor, "row head dest src"], index: int, dest: Int[Tensor, "row dest"]
     ) -> Float[Tensor, "row head dest src"]:
-        if self.site == "knockout":
+        if self.site in CUTS:
             return pattern.nan_to_num(0.0)
         if self.site in ("pattern", "edge"):
             row, slot, at = self._where(index, dest)

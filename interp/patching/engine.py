@@ -136,7 +136,8 @@ class Engine:
         order. Where not ``may_differ``, the two runs differ by rounding at most.
         """
         self.base, self.source, self.cells, self.may_differ = base, source, cells, may_differ
-        for together in [sites] if cells.window == 1 else [[site] for site in sites]:
+        apart = cells.window > 1 or cells.frozen is not None
+        for together in [[site] for site in sites] if apart else [sites]:
             waiting = rows_by_entry(self, together)
             for entry in range(self.n_layers + 1):
                 rows, at = live(self, waiting.pop(entry, []), entry)
@@ -151,7 +152,8 @@ class Engine:
         n_window = int((self.n_total[rows.fact] - at.argmax(1)).max())
         fact = torch.from_numpy(rows.fact).to(self.device)
         stream = changed_stream(self, entry, rows, row, pos, fact[row])
-        edit = Edit(self, rows) if self.cells.window > 1 else None
+        goes_on = self.cells.window > 1 or self.cells.frozen is not None
+        edit = Edit(self, rows) if goes_on else None
         return self.propagate(entry, fact, row, pos, stream, n_window, edit)
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.config import HEAD_SITES
-from interp.patching.cells import Cells, Rows, rows_of
+from interp.patching.cells import CUTS, Cells, Rows, rows_of
 from interp.patching.runs import Layer, Prompts, Run, metrics_of
 
 HOOKS = {
@@ -35,6 +35,7 @@ HOOKS = {
     "pattern": "blocks.{}.attn.hook_pattern",
     "edge": "blocks.{}.attn.hook_pattern",
     "knockout": "blocks.{}.attn.hook_attn_scores",
+    "head_knockout": "blocks.{}.attn.hook_attn_scores",
 }
 Change = Callable[[Tensor], Tensor | None]
 """Of an activation; None leaves it as it is."""
@@ -76,15 +77,13 @@ class HookedEngine:
     def __init__(self, model: nn.Module, prompts: Prompts, max_bytes: float) -> None:
         self.model, self.prompts, self.max_bytes = model, prompts, max_bytes
         self.device = prompts.tokens.device
-        self.n_layers = model.cfg.n_layers
+        self.n_layers, self.n_heads = model.cfg.n_layers, model.cfg.n_heads
         self.embedding = embedding_of(model)
 
     @torch.no_grad()
     def run(self, prompts: Prompts, sites: Collection[str] = ()) -> ScoredRun:
         """A whole forward pass; keeps what ``sites`` are, and nothing else."""
-        kept = ({"pattern" if site == "edge" else site for site in sites} & set(HOOKS)) - {
-            "knockout"
-        }
+        kept = {"pattern" if site == "edge" else site for site in sites} & set(HOOKS) - set(CUTS)
         pieces, scores = [], []
         for fact in torch.arange(len(prompts.tokens)).split(self._rows_at_once(prompts)):
             fact, cache = fact.to(self.device), {}
@@ -134,9 +133,9 @@ class HookedEngine:
                 window = list(cells.layers(layer, self.n_layers))
                 window = [self.n_layers] if site == "embed" else window
                 differs = np.logical_or.reduce(
-                    [_differs(site, base[at], source[at], cells) for at in window]
+                    [_differs(site, base[at], source[at], cells, self.n_heads) for at in window]
                 )
-                if site != "knockout":
+                if site not in CUTS:
                     differs &= may_differ
                 rows = rows_of(site, layer, differs, cells)
                 size = self._rows_at_once(base.given)
@@ -144,7 +143,7 @@ class HookedEngine:
                     part = rows[np.arange(start, min(len(rows), start + size))]
                     fact = torch.from_numpy(part.fact).to(self.device)
                     logits = self._forward(
-                        base.given, fact, _changes(site, window, part, cells, source)
+                        base.given, fact, _changes(site, window, part, cells, base, source)
                     )
                     yield part, self._scores(logits, fact)
 
@@ -244,11 +243,13 @@ _AXES = {name: 2 if name in HEAD_SITES else 1 for name in Layer.__dataclass_fiel
 
 
 def _differs(
-    site: str, base: Layer, source: Layer, cells: Cells
+    site: str, base: Layer, source: Layer, cells: Cells, n_heads: int
 ) -> Bool[np.ndarray, "part source fact pos"]:
     """Where the two runs' activations differ at all; of an edge, at its destination."""
-    if site == "knockout":
-        return np.logical_or.accumulate(cells.sources, 2)[None]
+    if site in CUTS:
+        seen = np.logical_or.accumulate(cells.sources, 2)
+        n_parts = n_heads if site == "head_knockout" else 1
+        return np.broadcast_to(seen, (n_parts, *seen.shape))
     name = {"embed": "resid_pre", "edge": "pattern"}.get(site, site)
     differs = getattr(base, name) != getattr(source, name)
     if site == "edge":
@@ -263,7 +264,7 @@ def _differs(
 
 
 def _changes(
-    site: str, window: list[int], rows: Rows, cells: Cells, source: Run
+    site: str, window: list[int], rows: Rows, cells: Cells, base: Run, source: Run
 ) -> list[tuple[str, Change]]:
     """The hooks that make each row's change, in all layers of a window."""
     at = cells.positions[rows.group, rows.fact]
@@ -275,8 +276,11 @@ def _changes(
 
     def change(x: Tensor, layer: int) -> Tensor:
         x = x if site == "resid_mid" else x.clone()
-        if site == "knockout":
-            x[row, :, pos] = x[row, :, pos].masked_fill(sources[:, None], -torch.inf)
+        if site in CUTS:
+            cut, heads = (
+                (sources, part) if site == "head_knockout" else (sources[:, None], slice(None))
+            )
+            x[row, heads, pos] = x[row, heads, pos].masked_fill(cut, -torch.inf)
             return x
         new = getattr(source[layer], name)
         if site == "mlp_post":
@@ -294,14 +298,26 @@ def _changes(
 
     place = HOOKS[site]
     changes = [(place.format(layer), partial(change, layer=layer)) for layer in window]
-    if site == "knockout":  # a destination without any source attends to nothing
+    if site in CUTS:  # a destination without any source attends to nothing
         left = torch.arange(sources.shape[1], device=device) <= pos[:, None]
         alone = ~(left & ~sources).any(1)
 
         def silence(x: Tensor) -> Tensor:
             x = x.clone()
-            x[row[alone], :, pos[alone]] = 0.0
+            x[row[alone], part[alone] if site == "head_knockout" else slice(None), pos[alone]] = 0.0
             return x
 
         changes += [(HOOKS["pattern"].format(layer), silence) for layer in window]
+    if cells.frozen is not None:
+        first = 0 if site == "embed" else window[0]
+
+        def hold(x: Tensor, layer: int) -> Tensor:
+            x = x.clone()
+            x[row, pos] = getattr(base[layer], cells.frozen)[fact, pos]
+            return x
+
+        changes += [
+            (HOOKS[cells.frozen].format(layer), partial(hold, layer=layer))
+            for layer in range(first, len(base) - 1)
+        ]
     return changes

@@ -13,11 +13,12 @@ from interp.config import (
     SITES,
     By,
     Direction,
+    Frozen,
     Replacement,
     check_choice,
 )
 from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet, role_masks
-from interp.patching.cells import Cells, Shape
+from interp.patching.cells import AT_ENTRY, CUTS, EDGES, Cells, Shape
 from interp.patching.paths import count_ways, is_path, parse_path
 
 NAME_ROLES = [PROMPT_ROLES.index(role) for role in PROMPT_ROLES if role.startswith("name")]
@@ -40,6 +41,8 @@ class Intervention:
     """Roles or positions changed together, such as ``name_first+name_last`` or ``all``; by default
     each by itself.
     """
+    sources: tuple[str, ...] = ()
+    """Sources of an edge or a knockout, said as ``groups`` are; by default the same as those."""
     direction: Direction = "denoising"
     replacement: Replacement = "run"
     """What is pasted. run: the other prompt's run. noise: the other run is the clean prompt with
@@ -48,6 +51,11 @@ class Intervention:
     """
     window: int = 1
     """Layers changed together: from layer − window // 2 on, as far as there are."""
+    frozen: Frozen | None = None
+    """What all blocks go on writing, as in the base run, at the changed positions: with
+    ``mlp_out`` a restored residual stream acts through attention alone (the severed graph of Meng
+    et al. 2022, section 2.2). For ``embed`` and ``resid_pre``.
+    """
     n_neurons: int = 16
     """Neurons a group of ``mlp_post``."""
     noise_std: float = 3.0
@@ -58,10 +66,18 @@ class Intervention:
     """Of noise and resampling."""
     whole_value: bool = True
     """Score the whole value too; without, only its first token, and the sweep is shorter."""
+    control: bool = False
+    """Score another fact's pair of answers too, of the same attribute and with no token in common:
+    ``control_logit_diff``. What moves it as far as ``logit_diff`` is not particular to the fact.
+    """
 
     def __post_init__(self) -> None:
-        groups = [self.groups] if isinstance(self.groups, str) else self.groups
-        object.__setattr__(self, "groups", tuple(dict.fromkeys(groups)))
+        for name in ("groups", "sources"):
+            given = getattr(self, name)
+            groups = [given] if isinstance(given, str) else given
+            object.__setattr__(self, name, tuple(dict.fromkeys(groups)))
+        if self.frozen is not None:
+            check_choice("frozen site", self.frozen, Frozen)
         check_choice("direction", self.direction, Direction)
         check_choice("replacement", self.replacement, Replacement)
         check_choice("grouping", self.by, By)
@@ -81,7 +97,8 @@ class Intervention:
         if self.replacement in ("run", "noise"):
             pasted = f"{source} {pasted}"
         together = f", {self.window} layers together" if self.window > 1 else ""
-        return f"{self.direction} by {self.by}: {base} run ← {pasted}{together}"
+        frozen = f", {self.frozen} frozen there" if self.frozen else ""
+        return f"{self.direction} by {self.by}: {base} run ← {pasted}{together}{frozen}"
 
 
 def intervention(options: dict) -> Intervention:
@@ -118,7 +135,7 @@ def check_sites(
                 "no site 'resid_mid' in a model whose attention and MLP run in parallel; leave "
                 "it out"
             )
-        if site == "knockout" and direction != "noising":
+        if site in CUTS and direction != "noising":
             raise ValueError("a knockout changes the clean run; use direction noising")
     if not sites:
         return [site for site in DEFAULT_SITES if not (parallel and site == "resid_mid")]
@@ -134,6 +151,10 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
             "an MLP; choose a divisor"
         )
     for site in sites:
+        if how.frozen and site not in AT_ENTRY:
+            raise ValueError(f"frozen goes with {' and '.join(AT_ENTRY)}, not with {site!r}")
+        if how.sources and site not in EDGES:
+            raise ValueError(f"sources go with {', '.join(EDGES)}, not with {site!r}; use groups")
         if site in ("pattern", "edge") and how.replacement in ("mean", "resample"):
             raise ValueError(
                 f"site {site!r} of different prompts can't be compared; paste from the "
@@ -225,9 +246,11 @@ def run_size(cfg: Shape, kept: Collection[str], n_pos: int) -> int:
     return 9 * cfg.d_model + (cfg.d_mlp if "mlp_post" in kept else 0) + 2 * cfg.n_heads * n_pos
 
 
-def cells_of(facts: FactSet, how: Intervention) -> tuple[Cells, list, Bool[np.ndarray, "fact pos"]]:
-    """The cells of an intervention, the labels of their positions, and where the two runs may
-    differ: from the first token on in which their inputs do.
+def cells_of(
+    facts: FactSet, how: Intervention
+) -> tuple[Cells, tuple[list, list], Bool[np.ndarray, "fact pos"]]:
+    """The cells of an intervention, the labels of their positions and of their sources, and where
+    the two runs may differ: from the first token on in which their inputs do.
     """
     if not len(facts):
         raise ValueError("there are no facts to patch; give one or more")
@@ -238,12 +261,15 @@ def cells_of(facts: FactSet, how: Intervention) -> tuple[Cells, list, Bool[np.nd
             "noise on the name of the last sentence leaves it to be read in the context; draw the "
             "facts with n_context=0"
         )
-    labels, groups = _groups(facts, how)
     n_value = (facts.answers != NO_TOKEN).sum(1)
     n_pos = int((facts.lengths + n_value).max()) - 1
-    positions = np.zeros((*groups.shape[:2], n_pos), bool)
-    n = min(n_pos, groups.shape[2])
-    positions[..., :n] = groups[..., :n]
+    n = min(n_pos, facts.clean.shape[1])
+    labels, positions = [], []
+    for wanted in (how.groups, how.sources or how.groups):
+        names, groups = _groups(facts, how.by, wanted)
+        labels.append(names)
+        positions.append(np.zeros((*groups.shape[:2], n_pos), bool))
+        positions[-1][..., :n] = groups[..., :n]
     differs = torch.ones_like(facts.clean, dtype=torch.bool)
     if how.replacement == "run":
         differs = facts.clean != facts.corrupted
@@ -252,11 +278,13 @@ def cells_of(facts: FactSet, how: Intervention) -> tuple[Cells, list, Bool[np.nd
     may_differ = np.zeros((len(facts), n_pos), bool)
     may_differ[:, :n] = differs.numpy()[:, :n]
     may_differ = np.logical_or.accumulate(may_differ, 1)
-    return Cells(positions, positions, how.window, how.n_neurons), labels, may_differ
+    return Cells(*positions, how.window, how.n_neurons, how.frozen), tuple(labels), may_differ
 
 
-def _groups(facts: FactSet, how: Intervention) -> tuple[list, Bool[np.ndarray, "group fact pos"]]:
-    if how.by == "role":
+def _groups(
+    facts: FactSet, by: By, wanted: Sequence[str]
+) -> tuple[list, Bool[np.ndarray, "group fact pos"]]:
+    if by == "role":
         masks = role_masks(facts).numpy()
         present = masks.any((1, 2))
         singles = [role for role, there in zip(PROMPT_ROLES, present) if there]
@@ -271,16 +299,16 @@ def _groups(facts: FactSet, how: Intervention) -> tuple[list, Bool[np.ndarray, "
             )
         singles, n = list(range(lengths[0])), lengths[0]
         masks = np.broadcast_to(np.eye(n, dtype=bool)[:, None], (n, len(facts), n))
-    if not how.groups:
+    if not wanted:
         return singles, masks
     of = {str(single): mask for single, mask in zip(singles, masks)} | {"all": masks.any(0)}
     together = []
-    for group in how.groups:
+    for group in wanted:
         members = group.split("+")
         for member in members:
             if member not in of:
                 raise ValueError(
-                    f"no {how.by} {member!r} in group {group!r}; there are {', '.join(of)}"
+                    f"no {by} {member!r} in group {group!r}; there are {', '.join(of)}"
                 )
         together.append(np.logical_or.reduce([of[member] for member in members]))
-    return list(how.groups), np.stack(together)
+    return list(wanted), np.stack(together)

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool
 
-from interp.patching.cells import AT_ENTRY, Rows, concatenate, reached, rows_of
+from interp.patching.cells import AT_ENTRY, CUTS, Rows, concatenate, reached, rows_of
 
 if TYPE_CHECKING:
     from interp.patching.engine import Engine
@@ -48,9 +48,10 @@ def live(
 def _differs(engine: "Engine", site: str, layer: int) -> Bool[np.ndarray, "part source fact pos"]:
     """Where the two runs' activations differ at all; of an edge, at its destination."""
     runs = engine.base[layer], engine.source[layer]
-    if site == "knockout":
+    if site in CUTS:
         seen = np.logical_or.accumulate(engine.cells.sources, 2)
-        return seen[None]
+        n_parts = engine.n_heads if site == "head_knockout" else 1
+        return np.broadcast_to(seen, (n_parts, *seen.shape))
     if runs[0] is runs[1]:
         return np.zeros((1, 1, *engine.may_differ.shape), bool)
     if site in ("pattern", "edge"):

@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import nn
 
-from interp.config import DEFAULT_SITES, METRICS
+from interp.config import CONTROL, DEFAULT_SITES, METRICS
 from interp.facts import FactSet
 from interp.model import HookedDecoder
 from interp.patching.batch import Batch, mean_run, spread_of_names
@@ -105,13 +106,14 @@ def patch_sites(
         means = mean_run(model, facts, chunks, sites, bytes_of_runs)
     spread = spread_of_names(model, facts) if how.replacement == "noise" else 0.0
     givers = _givers(len(facts), how.seed)
+    control = _control_pairs(facts, how.seed) if how.control else None
     patched = {site: [] for site in sites}
     clean, corrupted, flops = [], [], 0
     for chunk in chunks:
-        positions = cells.positions[:, chunk]
-        here = replace(cells, positions=positions, sources=positions)
+        here = replace(cells, positions=cells.positions[:, chunk], sources=cells.sources[:, chunk])
+        pairs = None if control is None else control[chunk]
         batch = Batch(
-            model, facts[chunk], how, sites, here, may_differ[chunk], bytes_of_runs, spread
+            model, facts[chunk], how, sites, here, may_differ[chunk], bytes_of_runs, spread, pairs
         )
         giver = facts[givers[chunk]] if how.replacement == "resample" else None
         for site, values in batch.results(chunk, means, giver).items():
@@ -165,24 +167,42 @@ def _givers(n: int, seed: int) -> np.ndarray:
     return givers
 
 
+def _control_pairs(facts: FactSet, seed: int) -> Int[np.ndarray, "fact 2"]:
+    """First tokens of another fact's values, of the same attribute and neither its own."""
+    pairs = torch.stack((facts.answers[:, 0], facts.corrupted_answers[:, 0]), 1).numpy()
+    attribute, rng = facts.texts.attribute.to_numpy(), np.random.default_rng([seed, 7])
+    chosen = np.empty_like(pairs)
+    for i, own in enumerate(pairs):
+        fits = (attribute == attribute[i]) & ~np.isin(pairs, own).any(1)
+        if not fits.any():
+            raise ValueError(
+                f"no control for the {attribute[i]} of fact {i}: all others share one of its "
+                "values; ask for more facts"
+            )
+        chosen[i] = pairs[rng.choice(np.flatnonzero(fits))]
+    return chosen
+
+
 def _dataset(
     site: str,
     how: Intervention,
     cfg: Shape,
-    labels: list,
+    labels: tuple[list, list],
     patched: Float[np.ndarray, "metric layer part group source fact"],
     ends: dict[str, np.ndarray],
     facts: FactSet,
 ) -> xr.Dataset:
     group = ("dest", "src") if site in EDGES else (how.by,)
-    coords = axes_of(site, cfg, how) | {name: labels for name in group}
+    coords = axes_of(site, cfg, how) | dict(zip(group, labels))
     if is_path(site):  # the last stop's layer and part come before the ways up to it
         patched = np.moveaxis(patched, 4, 1)
     shape = (len(patched), *map(len, coords.values()), patched.shape[-1])
     values = patched.reshape(shape)
     dims = (*coords, "fact")
     variables = {}
-    for i, metric in enumerate(METRICS if how.whole_value else METRICS[:2]):
+    names = METRICS if how.whole_value else METRICS[:2]
+    for metric in (*names, *([CONTROL] if how.control else [])):
+        i = (*METRICS, CONTROL).index(metric)
         suffix = "" if metric == "logit_diff" else f"_{metric}"
         attrs = {"units": "nats", "metric": metric, "sign": "positive towards the clean answer"}
         variables[f"patched{suffix}"] = (dims, values[i], attrs)
@@ -192,6 +212,8 @@ def _dataset(
     attrs = {"site": site, "by": how.by, "direction": how.direction}
     if how != Intervention(by=how.by, direction=how.direction):
         attrs |= {"replacement": how.replacement, "window": how.window}
+    if how.frozen:
+        attrs["frozen"] = how.frozen
     return xr.Dataset(variables, coords, attrs)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from interp.config import METRICS
 from interp.facts import FactSet
 from interp.model import DecoderConfig
-from interp.patching.cells import AT_ENTRY, EDGES, ON_KEYS, Cells, reached, rows_of
+from interp.patching.cells import AT_ENTRY, CUTS, EDGES, ON_KEYS, Cells, reached, rows_of
 from interp.patching.engine import TOKENS_AT_ONCE, row_size
 from interp.patching.intervention import (
     Intervention,
@@ -112,7 +112,7 @@ def plan(
             n_live, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
         axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
         groups = ("dest", "src") if site in EDGES else (how.by,)
-        axes |= {name: list(labels) for name in groups}
+        axes |= {name: list(of) for name, of in zip(groups, labels)}
         n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
         held = costs.bytes_at_once(facts, site, how, max_memory)
         megabytes = float(held + 4 * n_results + _ROW_BYTES * n_live) / 1e6
@@ -163,7 +163,7 @@ class _Costs:
         differs = np.broadcast_to(self.may_differ, (parts, 1, *self.may_differ.shape))
         if site in EDGES:
             seen = np.logical_or.accumulate(cells.sources, 2)
-            seen &= self.may_differ | (site == "knockout")
+            seen &= self.may_differ | (site in CUTS)
             differs = np.broadcast_to(seen, (parts, *seen.shape))
         rows = rows_of(site, layer, differs, cells)
         entry = cells.layers(layer, cfg.n_layers).start + (site not in AT_ENTRY)

@@ -27,6 +27,8 @@ class Prompts:
     """First token of the corrupted prompt's value."""
     noise: Float[Tensor, "fact pos d_model"] | None = None
     """Added to the embeddings."""
+    control: Int[Tensor, "fact 2"] | None = None
+    """First tokens of another fact's values, right and other."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def metrics_of(
     fact: Int[Tensor, " row"],
     given: Prompts,
 ) -> Float[np.ndarray, "metric row"]:
-    """Metrics of ``METRICS`` from the logits that predict token ``slot`` of each row's value."""
+    """Metrics of ``METRICS``, and ``CONTROL`` where pairs are given, from the logits that predict
+    token ``slot`` of each row's value.
+    """
     logits, answers = logits.float(), given.answers[fact]
     at_answer = answers[row, slot][:, None]
     log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
@@ -99,7 +103,11 @@ def metrics_of(
     first = slot == 0
     pair = torch.stack((answers[:, 0], given.other[fact]), 1)
     correct, other = logits[first].gather(1, pair).unbind(1)
-    return torch.stack((correct - other, log_p[first], whole)).cpu().numpy()
+    scores = [correct - other, log_p[first], whole]
+    if given.control is not None:
+        right, wrong = logits[first].gather(1, given.control[fact]).unbind(1)
+        scores.append(right - wrong)
+    return torch.stack(scores).cpu().numpy()
 
 
 class RoleSums:
