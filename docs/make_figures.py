@@ -1,9 +1,11 @@
-"""The figures of docs/patching.md, from the demo run: ``python docs/make_figures.py``.
+"""The figures of docs/patching.md, from the demo run: ``python docs/make_figures.py``, or
+some of them by name.
 
 Needs a browser for playwright; ``REPORT_BROWSER=chromium`` takes the system's.
 """
 
 import os
+import sys
 from pathlib import Path
 from shutil import which
 
@@ -31,6 +33,15 @@ def main() -> None:
         "edge": {"sites": ["edge"]},
         "neurons": {"sites": ["mlp_post"]},
         "knockout": {"sites": ["knockout"], "window": 2, "direction": "noising"},
+        "head_knockout": {
+            "sites": ["head_knockout"],
+            "groups": ["name_last", "final"],
+            "sources": ["name_first+name_middle"],
+            "direction": "noising",
+        },
+        "free": {"sites": ["resid_pre"]},
+        "frozen-mlp_out": {"sites": ["resid_pre"], "frozen": "mlp_out"},
+        "frozen-attn_out": {"sites": ["resid_pre"], "frozen": "attn_out"},
         "noise": {"sites": ["mlp_out"], "replacement": "noise", "window": 3},
         "groups": {"sites": ["resid_pre"], "groups": [names, "final", "all"]},
         "paths": {"sites": ["z-logits", "mlp_out-logits"]},
@@ -40,18 +51,21 @@ def main() -> None:
     for corruption in ("held-out", "swap-first", "swap-middle", "swap-last"):
         swept[corruption] = {"sites": ["resid_pre"]}
     figures = {}
+    wanted = sys.argv[1:] or [*swept, "both"]
     for name, options in swept.items():
+        if name not in wanted:
+            continue
         of = suite.facts(N_FACTS, corruption=name) if "sw" in name or "held" in name else facts
         tree = interp.patch_suite(suite, of, steps=[last], **options)
         figures[name] = patch_heatmaps(tree)
         say_strongest(name, tree)
-    both = [
-        interp.patch_suite(
-            suite, facts, sites=["attn_out", "mlp_out", "z"], steps=[last], direction=direction
-        )
-        for direction in ("denoising", "noising")
-    ]
-    figures["both"] = enough_and_needed(*map(interp.figures.by_site, both))
+    if "both" in wanted:
+        sites = ["attn_out", "mlp_out", "z"]
+        both = [
+            interp.patch_suite(suite, facts, sites=sites, steps=[last], direction=direction)
+            for direction in ("denoising", "noising")
+        ]
+        figures["both"] = enough_and_needed(*map(interp.figures.by_site, both))
     FOLDER.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -41,7 +41,7 @@ def test_a_heatmap_takes_its_labels_from_the_data():
     figure = patch_heatmap(result_with_shares(SHARES, site="mlp_out"))
     (panel,) = heatmaps(figure)
     assert list(panel.x) == list(LABELS)
-    assert list(panel.y) == [0, 1]
+    assert list(panel.y) == ["0", "1"]
     assert panel_titles(figure) == ["MLP output (mlp_out)"]
     assert figure.layout.yaxis.title.text == "layer"
     assert "Patched: mlp_out" in figure.layout.title.text
@@ -316,6 +316,8 @@ def test_a_layer_or_role_may_be_selected_before():
     heads = result_with_shares(HEADS, site="z")
     (row,) = heatmaps(patch_heatmap(result.sel(layer=1)))
     np.testing.assert_allclose(row.z, recovered(result)[[1]])
+    figure = patch_heatmap(result.isel(layer=[1]))  # one layer that is not the first is in sight
+    assert list(heatmaps(figure)[0].y) == list(figure.layout.yaxis.categoryarray) == ["1"]
     (panel,) = heatmaps(patch_heatmap(heads.sel(role="final")))
     np.testing.assert_allclose(panel.z, recovered(heads).sel(role="final"))
 
@@ -324,7 +326,7 @@ def test_a_path_with_one_stop_in_a_layer_is_drawn_as_its_site(model, facts):
     figure = patch_heatmap(patched_path(model, facts, "embed-v"))
     assert "embed → v at name_last" in panel_titles(figure)
     assert list(heatmaps(figure)[0].x) == ["0", "1", "2", "3"]
-    assert list(heatmaps(figure)[0].y) == [0, 1, 2]
+    assert list(heatmaps(figure)[0].y) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

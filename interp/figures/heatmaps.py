@@ -194,12 +194,12 @@ def _panel_height(values: xr.DataArray) -> int:
 def _label_axes(figure: go.Figure, values: xr.DataArray, place: dict[str, int]) -> None:
     """Said outright, since a frame of missing values alone would leave the axes without any."""
     labels = [str(x) for x in values[values.dims[-1]].values]
-    named = values.layer.dtype.kind not in "iu"
-    rows = [str(x) for x in values.layer.values] if named else None
+    heads = values.layer.dtype.kind not in "iu"
     figure.update_yaxes(
-        title_text="head" if named else "layer",
+        title_text="head" if heads else "layer",
+        type="category",
+        categoryarray=[str(x) for x in values.layer.values],
         range=_span(values.sizes["layer"]),
-        **({"type": "category", "categoryarray": rows} if named else {"dtick": 1}),
         **place,
     )
     figure.update_xaxes(
@@ -217,7 +217,7 @@ def _heatmap(values: xr.DataArray, index: int) -> go.Heatmap:
     return go.Heatmap(
         z=at.values,
         x=[str(x) for x in at[across].values],
-        y=at.layer.values,
+        y=[str(x) for x in at.layer.values],
         coloraxis="coloraxis",
         xgap=1,
         ygap=1,
