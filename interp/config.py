@@ -280,6 +280,8 @@ class PatchConfig:
     by itself."""
     sources: tuple[str, ...] = ()
     """Sources of edge, knockout and head_knockout, said as groups are; by default the same."""
+    layers: tuple[int, ...] = ()
+    """Which are changed, one at a time; by default all."""
     window: int = 1
     """Layers changed together: from layer − window ÷ 2 (rounded down) on."""
     frozen: Frozen | None = None

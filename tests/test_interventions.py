@@ -203,6 +203,18 @@ def test_sources_are_groups_of_their_own(wide, few):
         patch(wide, few, site="z", sources=sources)
 
 
+def test_some_layers_are_those_of_all(wide, few):
+    for site in ("resid_pre", "mlp_out", "z", "knockout"):
+        options = {"direction": "noising", "window": 2}
+        part = patch(wide, few, site=site, layers=(2, 0), **options)
+        assert part.layer.values.tolist() == [0, 2]
+        whole = patch(wide, few, site=site, **options).sel(layer=[0, 2])
+        np.testing.assert_array_equal(part.patched, whole.patched)
+        assert part.flops < patch(wide, few, site=site, **options).flops
+    with pytest.raises(ValueError, match="no layer 3 in a model of 3 layers; count from 0"):
+        patch(wide, few, site="z", layers=(3,))
+
+
 def test_the_control_is_the_logit_difference_of_another_facts_answers(wide, suite):
     facts = suite.facts(24, seed=3, attribute=["company", "major"])
     result = patch(wide, facts, site="z", control=True, seed=5)

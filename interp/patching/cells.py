@@ -42,6 +42,13 @@ class Cells:
     """Neurons a group of ``mlp_post``."""
     frozen: str | None = None
     """What stays the base run's at ``positions`` from the change on."""
+    only: tuple[int, ...] = ()
+    """Layers to change; none are all."""
+
+    def swept(self, site: str, n_layers: int) -> list[int]:
+        """Layers of ``site`` that are changed one at a time."""
+        layers = range(1 if site == "embed" else n_layers)
+        return [layer for layer in layers if not self.only or site == "embed" or layer in self.only]
 
     def layers(self, layer: int, n_layers: int) -> range:
         """The window around ``layer``."""

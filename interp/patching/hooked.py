@@ -129,7 +129,7 @@ class HookedEngine:
         """
         for site in sites:
             self._check_listens(site, base.given)
-            for layer in range(1 if site == "embed" else self.n_layers):
+            for layer in cells.swept(site, self.n_layers):
                 window = list(cells.layers(layer, self.n_layers))
                 window = [self.n_layers] if site == "embed" else window
                 differs = np.logical_or.reduce(

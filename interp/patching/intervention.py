@@ -49,6 +49,8 @@ class Intervention:
     Gaussian noise on the embeddings of its name tokens. mean, zero, resample (noising only): the
     mean over all facts' tokens of the role; 0; another fact's token of the role.
     """
+    layers: tuple[int, ...] = ()
+    """Which are changed, one at a time; by default all."""
     window: int = 1
     """Layers changed together: from layer − window // 2 on, as far as there are."""
     frozen: Frozen | None = None
@@ -76,6 +78,7 @@ class Intervention:
             given = getattr(self, name)
             groups = [given] if isinstance(given, str) else given
             object.__setattr__(self, name, tuple(dict.fromkeys(groups)))
+        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         if self.frozen is not None:
             check_choice("frozen site", self.frozen, Frozen)
         check_choice("direction", self.direction, Direction)
@@ -150,7 +153,14 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
             f"n_neurons is {how.n_neurons}, which doesn't divide the {cfg.d_mlp} neurons of "
             "an MLP; choose a divisor"
         )
+    for layer in how.layers:
+        if not 0 <= layer < cfg.n_layers:
+            raise ValueError(
+                f"no layer {layer} in a model of {cfg.n_layers} layers; count from 0"
+            )
     for site in sites:
+        if how.layers and is_path(site):
+            raise ValueError(f"path {site!r} says its layers itself, as in L0.mlp_out-logits")
         if how.frozen and site not in AT_ENTRY:
             raise ValueError(f"frozen goes with {' and '.join(AT_ENTRY)}, not with {site!r}")
         if how.sources and site not in EDGES:
@@ -189,7 +199,8 @@ def axes_of(site: str, cfg: Shape, how: Intervention) -> dict[str, Int[np.ndarra
     layer_1, head_1, ...
     """
     if not is_path(site):
-        axes = {"layer": _labels(range(1 if site == "embed" else cfg.n_layers))}
+        layers = how.layers or range(cfg.n_layers)
+        axes = {"layer": _labels([0] if site == "embed" else layers)}
         n = n_parts(site, cfg, how)
         if site in HEAD_SITES:
             axes["head"] = _labels(range(n))
@@ -278,7 +289,8 @@ def cells_of(
     may_differ = np.zeros((len(facts), n_pos), bool)
     may_differ[:, :n] = differs.numpy()[:, :n]
     may_differ = np.logical_or.accumulate(may_differ, 1)
-    return Cells(*positions, how.window, how.n_neurons, how.frozen), tuple(labels), may_differ
+    cells = Cells(*positions, how.window, how.n_neurons, how.frozen, how.layers)
+    return cells, tuple(labels), may_differ
 
 
 def _groups(

@@ -20,7 +20,7 @@ def rows_by_entry(engine: "Engine", sites: list[str]) -> dict[int, list[Rows]]:
     """
     tables: dict[int, list[Rows]] = {}
     for site in sites:
-        for layer in range(1 if site == "embed" else engine.n_layers):
+        for layer in engine.cells.swept(site, engine.n_layers):
             window = engine.cells.layers(layer, engine.n_layers) if site != "embed" else range(1)
             differs = np.logical_or.reduce([_differs(engine, site, at) for at in window])
             if differs.any():

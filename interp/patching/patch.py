@@ -170,16 +170,18 @@ def _givers(n: int, seed: int) -> np.ndarray:
 def _control_pairs(facts: FactSet, seed: int) -> Int[np.ndarray, "fact 2"]:
     """First tokens of another fact's values, of the same attribute and neither its own."""
     pairs = torch.stack((facts.answers[:, 0], facts.corrupted_answers[:, 0]), 1).numpy()
-    attribute, rng = facts.texts.attribute.to_numpy(), np.random.default_rng([seed, 7])
-    chosen = np.empty_like(pairs)
-    for i, own in enumerate(pairs):
-        fits = (attribute == attribute[i]) & ~np.isin(pairs, own).any(1)
-        if not fits.any():
+    attribute = facts.texts.attribute.to_numpy()
+    chosen, rng = np.empty_like(pairs), np.random.default_rng([seed, 7])
+    for name in dict.fromkeys(attribute):
+        at = np.flatnonzero(attribute == name)
+        of = pairs[at]
+        fits = ~(of[:, None, :, None] == of[None, :, None, :]).any((2, 3))
+        if not fits.any(1).all():
             raise ValueError(
-                f"no control for the {attribute[i]} of fact {i}: all others share one of its "
-                "values; ask for more facts"
+                f"no control for the {name} of fact {at[~fits.any(1)][0]}: all others share one of "
+                "its values; ask for more facts"
             )
-        chosen[i] = pairs[rng.choice(np.flatnonzero(fits))]
+        chosen[at] = of[np.where(fits, rng.random(fits.shape), -1).argmax(1)]
     return chosen
 
 
@@ -196,6 +198,8 @@ def _dataset(
     coords = axes_of(site, cfg, how) | dict(zip(group, labels))
     if is_path(site):  # the last stop's layer and part come before the ways up to it
         patched = np.moveaxis(patched, 4, 1)
+    elif how.layers and site != "embed":
+        patched = patched[:, list(how.layers)]
     shape = (len(patched), *map(len, coords.values()), patched.shape[-1])
     values = patched.reshape(shape)
     dims = (*coords, "fact")

@@ -108,7 +108,7 @@ def plan(
             n_live, flops = costs.of_path(parse_path(site))
         else:
             parts = n_parts(site, cfg, how)
-            layers = range(1 if site == "embed" else cfg.n_layers)
+            layers = cells.swept(site, cfg.n_layers)
             n_live, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
         axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
         groups = ("dest", "src") if site in EDGES else (how.by,)

@@ -1,0 +1,220 @@
+"""How much each head and MLP is needed for each job of factual recall, and who gets a role.
+
+Jobs (Geva et al. 2023, https://arxiv.org/abs/2304.14767; Nanda et al. 2023, Fact finding):
+name attention, a head that brings earlier parts of a name to a later one; memory, an MLP that turns
+the name into values; extraction, a head that brings what the name tokens hold to the answer
+position; relation, a head that brings what is asked for there.
+
+Causes, all noising: a head's attention along the job's edges is cut before the softmax
+(``head_knockout``); an MLP's output at the job's tokens is replaced by that of the run with another
+person's name. Effect = clean − patched ``logit_diff``, nats, positive = needed. Each has a control:
+the same change, scored on another fact's pair of values. A job that others can take over is not
+needed and stays hidden here: compare the effects of whole layers, and the other direction.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Bool, Float
+from scipy.stats import ttest_1samp
+
+from interp.config import CONTROL
+from interp.facts import FactSet
+from interp.localization.memory import PLACES
+from interp.model import HookedDecoder
+from interp.patching import patch_sites
+from interp.results import of_metric
+
+ROLES = ("name attention", "memory", "extraction", "relation")
+EDGES = (
+    ("name attention", "name_middle", "name_first"),
+    ("name attention", "name_last", "name_first+name_middle"),
+    ("extraction", "final", "name_first+name_middle+name_last"),
+    ("relation", "final", "cue"),
+)
+"""What a head of each job attends from, and to."""
+MIN_SHARE = 0.05
+"""Of clean − corrupted: a smaller effect is no role, however sure."""
+ALPHA = 0.05
+"""Of all cells of a checkpoint and attribute together (Holm 1979)."""
+
+
+def needs(model: HookedDecoder, facts: FactSet, *, max_memory: float = 2.0) -> xr.Dataset:
+    """What is lost when a component does not do its job.
+
+    Returns:
+        ``effect`` and ``control`` (cell, fact): clean − patched ``logit_diff`` of the fact, and of
+        another fact's pair of values, nats; ``clean`` and ``corrupted`` (fact). A cell is one
+        component at one job; its coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and
+        "all MLPs" when cut together), ``role``, ``place`` (where it is cut), ``kind`` (head, mlp,
+        layer, all).
+    """
+    options = {
+        "direction": "noising",
+        "whole_value": False,
+        "control": True,
+        "max_memory": max_memory,
+    }
+    every = {"window": 2 * model.cfg.n_layers, "layers": (0,)}
+    tables = []
+    cuts = {"head_knockout": "head", "knockout": "layer"}
+    for job, dest, sources in EDGES:
+        edges = {"groups": (dest,), "sources": (sources,)} | options
+        place = {"dest": dest, "src": sources}
+        single = patch_sites(model, facts, sites=list(cuts), **edges)
+        tables += [_table(single[site], job, kind, place) for site, kind in cuts.items()]
+        whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)
+        tables.append(_table(whole["knockout"], job, "all", place))
+    for at, kind in (({}, "mlp"), (every, "all")):
+        sites = {"sites": ["mlp_out"], "groups": PLACES}
+        swapped = patch_sites(model, facts, **sites, **at, **options)["mlp_out"]
+        tables += [_table(swapped, "memory", kind, {"role": place}) for place in PLACES]
+    whole = xr.concat(tables, "cell")
+    return whole.assign(clean=swapped.clean, corrupted=swapped.corrupted).assign_attrs(
+        units="nats", sign="positive = needed", direction="noising"
+    )
+
+
+def _table(result: xr.Dataset, job: str, kind: str, place: dict[str, str]) -> xr.Dataset:
+    """The cells of one job, at one place, of a sweep."""
+    columns = {}
+    for name, metric in (("effect", "logit_diff"), ("control", CONTROL)):
+        values = of_metric(result, metric)
+        columns[name] = (values.clean - values.patched).sel(place).drop_vars(list(place))
+    cells = xr.Dataset(columns)
+    dims = [dim for dim in ("layer", "head") if dim in cells.dims]
+    labels = [
+        _component(kind, job, dict(zip(dims, at)))
+        for at in np.ndindex(*(cells.sizes[dim] for dim in dims))
+    ]
+    where = place.get("dest", place.get("role"))
+    where = f"{where} ← {place['src']}" if "src" in place else where
+    cells = cells.stack(cell=dims, create_index=False).transpose("cell", "fact")
+    layers = cells.layer.values.astype(int) if kind != "all" else np.full(len(labels), -1)
+    cells = cells.drop_vars([x for x in cells.coords if x not in ("attribute", "person")])
+    return cells.assign_coords(
+        component=("cell", np.array(labels, object)),
+        role=("cell", np.array([job] * len(labels), object)),
+        place=("cell", np.array([where] * len(labels), object)),
+        kind=("cell", np.array([kind] * len(labels), object)),
+        at_layer=("cell", layers),
+    )
+
+
+def _component(kind: str, job: str, at: dict[str, int]) -> str:
+    if kind == "all":
+        return "all MLPs" if job == "memory" else "all heads"
+    if kind == "layer":
+        return f"layer {at['layer']} heads"
+    return f"L{at['layer']}H{at['head']}" if "head" in at else f"L{at['layer']} MLP"
+
+
+def readable_gain(readings: xr.Dataset) -> xr.DataArray:
+    """By how much each MLP makes the value readable where it writes (layer, role, fact): right or
+    not after the MLP minus before it, minus the same for shuffled values; share of facts.
+
+    Args:
+        readings: ``memory.read_off`` of the model. At ``final`` the reader is the unembedding, at
+            name tokens the head that reads best after the MLP, chosen for real and for shuffled
+            values alike.
+    """
+    gains = {}
+    for labels in ("real", "shuffled"):
+        correct = readings.correct.sel(labels=labels, drop=True)
+        after, before = (correct.sel(site=x, drop=True) for x in ("resid_post", "resid_mid"))
+        heads = [x for x in correct.reader.values if x != "unembed"]
+        mean = after.sel(reader=heads).mean("fact").fillna(-1)
+        best = mean.reader.isel(reader=mean.argmax("reader"))
+        by_head = after.sel(reader=best) - before.sel(reader=best)
+        by_unembed = (after - before).sel(reader="unembed")
+        at_final = by_head.role == "final"
+        gains[labels] = xr.where(at_final, by_unembed, by_head).drop_vars("reader", errors="ignore")
+    return (gains["real"] - gains["shuffled"]).transpose("layer", "role", "fact")
+
+
+def roles(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
+    """Who has which role, one row a (attribute, cell), ``all`` attributes first.
+
+    The rule, in one place. A component has a role if
+    1. clean and corrupted run can be told apart (one-sided t test over facts, p < ALPHA),
+    2. its effect exceeds its control (paired one-sided t test, p < ALPHA after Holm's correction
+       over all cells of single components),
+    3. the share effect ÷ (clean − corrupted) is at least MIN_SHARE,
+    4. memory only: the value becomes readable where the MLP writes (one-sided t test of ``gain``
+       over facts, Holm's correction over MLPs and places). An MLP that is needed and fails here
+       works on the name, or on what is asked, and is no memory of values.
+
+    Returns:
+        attribute, component, role, place, kind, ``share`` with ``low`` and ``high`` (95 % interval
+        over facts of the effect, the gap taken as known), ``control`` (share), ``p`` (adjusted),
+        ``gain`` (memory: share of facts), ``gain_p``, ``named``.
+    """
+    attributes = needed.attribute.values.astype(str)
+    tables = []
+    for name in ("all", *dict.fromkeys(attributes)):
+        chosen = np.flatnonzero((attributes == name) | (name == "all"))
+        of_gain = None if gain is None else _gains(gain, name)
+        tables.append(_roles_of(needed.isel(fact=chosen), of_gain).assign(attribute=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
+    gap = (needed.clean - needed.corrupted).values
+    told_apart = len(gap) > 1 and ttest_1samp(gap, 0, alternative="greater").pvalue < ALPHA
+    effect, control = needed.effect.values, needed.control.values
+    single = np.isin(needed.kind.values, ("head", "mlp"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = ttest_1samp(effect - control, 0, axis=1, alternative="greater").pvalue
+        bounds = ttest_1samp(effect, 0, axis=1).confidence_interval(0.95)
+    p = np.where((effect == control).all(1), 1.0, p)  # nothing arrives at all
+    adjusted = np.full(len(p), np.nan)
+    adjusted[single] = holm(p[single])
+    table = pd.DataFrame(
+        {
+            "component": needed.component.values.astype(str),
+            "role": needed.role.values.astype(str),
+            "place": needed.place.values.astype(str),
+            "kind": needed.kind.values.astype(str),
+            "share": effect.mean(1) / gap.mean(),
+            "low": np.asarray(bounds.low) / gap.mean(),
+            "high": np.asarray(bounds.high) / gap.mean(),
+            "control": control.mean(1) / gap.mean(),
+            "p": adjusted,
+        }
+    )
+    named = single & told_apart & (adjusted < ALPHA) & (table.share.to_numpy() >= MIN_SHARE)
+    memory = (table.role == "memory").to_numpy()
+    if gain is not None:
+        table = table.merge(gain, how="left", on=["component", "place"])
+        named &= ~memory | (table.gain_p.to_numpy() < ALPHA)
+    else:
+        named &= ~memory  # nothing says that it is one
+    return table.assign(named=named)
+
+
+def _gains(gain: xr.DataArray, attribute: str) -> pd.DataFrame:
+    wanted = (gain.attribute.values == attribute) | (attribute == "all")
+    here = gain.isel(fact=np.flatnonzero(wanted)).stack(cell=("layer", "role"))
+    here = here.transpose("cell", "fact")
+    values = np.nan_to_num(here.values)  # what no head can read is not readable
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = ttest_1samp(values, 0, axis=1, alternative="greater").pvalue
+    p = np.where(values.any(1), p, 1.0)
+    return pd.DataFrame(
+        {
+            "component": [f"L{layer} MLP" for layer in here.layer.values],
+            "place": here.role.values.astype(str),
+            "gain": values.mean(1),
+            "gain_p": holm(p),
+        }
+    )
+
+
+def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """p values adjusted for their number (Holm 1979)."""
+    order = np.argsort(p)
+    factors = np.arange(len(p), 0, -1)
+    adjusted = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return adjusted[np.argsort(order)]
