@@ -22,8 +22,10 @@ _HOMES = {
 _MODULES = (
     "config",
     "dynamics",
+    "emergence",
     "facts",
     "figures",
+    "localization",
     "model",
     "patching",
     "report",

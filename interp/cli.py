@@ -27,17 +27,17 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def train() -> None:
     """Entry point of ``interp-train``."""
-    _guarded("interp-train", _train)
+    guarded("interp-train", _train)
 
 
 def patch() -> None:
     """Entry point of ``interp-patch``."""
-    _guarded("interp-patch", _patch)
+    guarded("interp-patch", _patch)
 
 
 def report() -> None:
     """Entry point of ``interp-report``."""
-    _guarded("interp-report", _report)
+    guarded("interp-report", _report)
 
 
 def _train(arguments: list[str]) -> None:
@@ -55,7 +55,7 @@ def _train(arguments: list[str]) -> None:
     can be changed; the defaults shown are those of the preset given, else the paper's.
     """
     kind = _train_arguments(_default_config(arguments))
-    given = _parse(kind, "interp-train", _train.__doc__, arguments)
+    given = parse(kind, "interp-train", _train.__doc__, arguments)
     if given.preset is None and not given.resume:
         raise ValueError(
             f"no preset was given; choose one with --preset, from {', '.join(PRESETS)}"
@@ -65,12 +65,12 @@ def _train(arguments: list[str]) -> None:
 
     config = given.config
     check_writable(Path(given.out))
-    with _progress() as progress:
-        task = progress.add_task("starting", total=config.n_steps)
+    with progress() as bar:
+        task = bar.add_task("starting", total=config.n_steps)
 
         def on_step(step: int, loss) -> None:
             if step % 10 == 0 or step == config.n_steps:
-                progress.update(
+                bar.update(
                     task,
                     completed=step,
                     description=f"step {step}, loss {float(loss):.3f} nats a token",
@@ -80,7 +80,7 @@ def _train(arguments: list[str]) -> None:
             config,
             given.out,
             resume=given.resume,
-            command=_command("interp-train", arguments),
+            command=command_line("interp-train", arguments),
             on_step=on_step,
         )
     print(
@@ -121,7 +121,7 @@ def _patch(arguments: list[str]) -> None:
     Running the same again reuses what is there. It can be stopped at any time; the next run goes on
     from the last checkpoint done.
     """
-    config = _parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
+    config = parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
     from interp.files import check_file, check_writable
     from interp.results import read_other_direction
     from interp.suite import load_suite, select_steps
@@ -139,7 +139,7 @@ def _patch(arguments: list[str]) -> None:
     target = Path(config.report) if config.report else suite.path / "report.html"
     check_writable(out), check_file(target)
     metrics = _metrics(suite.path)
-    command = _command("interp-patch", arguments)
+    command = command_line("interp-patch", arguments)
     tree = _sweep(suite, facts, sites, steps, config, directions, out, command)
     _write_report(tree, read_other_direction(out, tree), suite.path, metrics, target, command)
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
@@ -169,8 +169,8 @@ def _sweep(
     from interp.model import device_of
     from interp.sweep import patch_suite
 
-    with _progress() as progress:
-        task = progress.add_task(
+    with progress() as bar:
+        task = bar.add_task(
             f"patching {len(sites)} sites on {len(facts)} facts, checkpoint",
             total=len(steps) * len(directions),
         )
@@ -189,9 +189,7 @@ def _sweep(
                 workers=config.workers,
                 command=command,
                 made_from={"corruption": config.corruption},
-                on_step=lambda n_done, i=i: progress.update(
-                    task, completed=i * len(steps) + n_done
-                ),
+                on_step=lambda n_done, i=i: bar.update(task, completed=i * len(steps) + n_done),
             )
     return tree
 
@@ -253,7 +251,7 @@ def _report(arguments: list[str]) -> None:
     Of several questions in the folder (other facts, other options), the one asked last is shown,
     beside the other direction of it where that is there, too.
     """
-    config = _parse(ReportConfig, "interp-report", _report.__doc__, arguments)
+    config = parse(ReportConfig, "interp-report", _report.__doc__, arguments)
     from interp.files import check_file
     from interp.results import read_folder, read_other_direction
 
@@ -267,7 +265,7 @@ def _report(arguments: list[str]) -> None:
     print(f"report: {config.out}")
 
 
-def _guarded(name: str, run: Callable[[list[str]], None]) -> None:
+def guarded(name: str, run: Callable[[list[str]], None]) -> None:
     """Runs a command; a user's error becomes one line and exit code 2."""
     tune_process()
     warnings.showwarning = lambda message, *_: print(f"{name}: note: {message}", file=sys.stderr)
@@ -310,7 +308,7 @@ def _train_arguments(default: TrainConfig) -> type:
     return TrainArguments
 
 
-def _parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T:
+def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T:
     """``arguments`` as a ``kind``; what tyro has against them is said in one line."""
     said = io.StringIO()
     try:
@@ -376,11 +374,11 @@ def _write_report(results, other, run: Path, metrics, target: Path, command: str
     write_bytes(target, page.encode())
 
 
-def _command(name: str, arguments: list[str]) -> str:
+def command_line(name: str, arguments: list[str]) -> str:
     return shlex.join([name, *arguments])
 
 
-def _progress():
+def progress():
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,6 +1,7 @@
 """Results in, one self-contained HTML page out; the same input gives the same page."""
 
 import json
+import re
 from html import escape
 
 import numpy as np
@@ -72,13 +73,13 @@ def build_report(
         baseline = float(np.mean(list(run["no_knowledge_baseline"].values())))
         average = metrics[(metrics.split == "train") & (metrics.attribute == "average")]
         found = phases(average.step.to_numpy(), average.loss.to_numpy(), baseline)
-        curves = _figure("training", training_curves(metrics, baseline, found))
+        curves = figure_html("training", training_curves(metrics, baseline, found))
         curves += _phases_text(found, average)
     by_layer = set(SITES) - set(HEAD_SITES) - {"knockout", "mlp_post"}
     residual = {site: result for site, result in results.items() if site in by_layer}
     sections = [("How knowledge came", curves)] if curves else []
     if residual:
-        figure = _figure("layers", patch_heatmaps(residual, other=other))
+        figure = figure_html("layers", patch_heatmaps(residual, other=other))
         place = next(iter(residual.values())).attrs["by"].replace("role", "token role")
         place = place.replace("pos", "position")
         sections.append((f"Where: layer by {place}", _WHERE.format(place=place) + figure))
@@ -87,26 +88,44 @@ def build_report(
         if "-" in site:
             heading, text = f"Along the path {site_label(site)}", _PATH
         name = "heads" if site == "z" else site.replace(".", "-")
-        figure = _figure(name, patch_heatmaps({site: results[site]}, other=other))
+        figure = figure_html(name, patch_heatmaps({site: results[site]}, other=other))
         sections.append((heading, text + figure))
     if other is not None:
-        figure = _figure("enough-and-needed", enough_and_needed(results, other))
+        figure = figure_html("enough-and-needed", enough_and_needed(results, other))
         sections.append(("Enough, or needed", _GATES + figure))
     if next(iter(results.values())).sizes["step"] > 1:
         sections.append(
-            ("When", _WHEN + _figure("over-training", effect_over_training(results, phases=found)))
+            (
+                "When",
+                _WHEN + figure_html("over-training", effect_over_training(results, phases=found)),
+            )
         )
     sections += [
         ("The facts", _facts_table(results)),
         ("What was run", _provenance(results, run, command)),
     ]
-    body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections)
+    return page(title, headline(results, other), sections)
+
+
+def page(title: str, lead: str, sections: list[tuple[str, str]]) -> str:
+    """HTML page that needs nothing else: plotly.js stands in it once. ``lead`` and the sections'
+    contents are HTML, titles and headings text; a section can be linked to by ``anchor(heading)``.
+    """
+    body = "\n".join(
+        f"<h2 id='{anchor(heading)}'>{escape(heading)}</h2>\n{content}"
+        for heading, content in sections
+    )
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
         f"<script>{get_plotlyjs()}</script></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{headline(results, other)}\n{body}\n</body></html>\n"
+        f"<body><h1>{escape(title)}</h1>\n{lead}\n{body}\n</body></html>\n"
     )
+
+
+def anchor(heading: str) -> str:
+    """Where a section of that heading is on its page."""
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
 
 
 _WHERE = """
@@ -209,6 +228,12 @@ def _provenance(results: dict[str, xr.Dataset], run: dict | None, command: str) 
     return f"<table>{body}</table>{_TERMS}"
 
 
+_GO_TO = """
+document.getElementById('{plot_id}').on('plotly_click', event => {
+  const place = event.points[0].customdata;
+  if (typeof place === 'string' && place.startsWith('#')) location.hash = place;
+});
+"""
 _TERMS = """
 <p class='note'><b>Terms.</b> Clean: the prompt whose answer is right. Corrupted: the same
 sentence with another person's name. Logit difference: logit of the first token of the right value
@@ -218,8 +243,12 @@ one. Lost (noising): 1 − recovered; 0 is the clean run, 1 the corrupted one. S
 cells need not add up to 1.</p>"""
 
 
-def _figure(name: str, figure: go.Figure) -> str:
+def figure_html(name: str, figure: go.Figure) -> str:
+    """A figure for a page. A click on a point whose ``customdata`` is a text that begins with #
+    goes to that place of the page.
+    """
     return figure.to_html(
+        post_script=_GO_TO,
         full_html=False,
         include_plotlyjs=False,
         auto_play=False,

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -22,21 +23,8 @@ from interp.results import join_steps, read_result, write_result
 from interp.suite import Suite
 
 OnStep = Callable[[int], None]
+Compute = Callable[[Suite, int, list[str]], dict[str, xr.Dataset]]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What one checkpoint's patching needs; small enough to send to a worker process."""
-
-    suite: Suite
-    facts: FactSet
-    step: int
-    sites: list[str]
-    how: Intervention
-    max_memory: float
-    device: str
-    precision: Precision
 
 
 def patch_suite(
@@ -78,25 +66,98 @@ def patch_suite(
     sites = check_sites(sites, parallel=suite.config.parallel, direction=how.direction)
     steps = suite.steps if steps is None else sorted(steps)
     check_choice("precision", precision, Precision)
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
-    jobs = [_Job(suite, facts, step, sites, how, max_memory, device, precision) for step in steps]
-    if out is None:
-        done = {
-            job.step: results
-            for job, results in _compute([(job, sites) for job in jobs], workers, on_step)
-        }
-    else:
-        with only_process(Path(out), "writing results to"):
-            asked = _asked(facts, how, precision, made_from or {})
-            made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
-            done = _reuse_or_compute(jobs, Path(out), asked, made_by, workers, on_step)
+    compute = partial(
+        _patch_one,
+        facts=facts,
+        how=how,
+        max_memory=max_memory,
+        device=device,
+        precision=precision,
+    )
+    asked = {
+        **asdict(how),
+        "precision": precision,
+        "facts": digest_of(facts),
+        "n_facts": len(facts),
+        **(made_from or {}),
+    }
+    done = over_checkpoints(
+        suite,
+        steps,
+        sites,
+        compute,
+        out=out,
+        asked=asked,
+        workers=workers,
+        command=command,
+        on_step=on_step,
+    )
     return xr.DataTree.from_dict(
         {site: join_steps({step: done[step][site] for step in steps}) for site in sites}
     )
 
 
-def _asked(facts: FactSet, how: Intervention, precision: str, made_from: dict) -> dict:
+def over_checkpoints(
+    suite: Suite,
+    steps: Sequence[int],
+    names: Sequence[str],
+    compute: Compute,
+    *,
+    out: str | Path | None,
+    asked: dict,
+    workers: int = 1,
+    command: str = "",
+    on_step: OnStep = lambda n_done: None,
+) -> dict[int, dict[str, xr.Dataset]]:
+    """Named results at every step, computed checkpoint by checkpoint.
+
+    Args:
+        compute: of a suite, a step and the names that are asked for; it is sent to the workers.
+        out: folder of result files, one a (step, name), reused and written as in ``patch_suite``.
+        asked: all that the results depend on, beside checkpoint, step, name and versions.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    if out is None:
+        work = [(step, list(names)) for step in steps]
+        return dict(_computed(suite, work, compute, workers, on_step))
+    versions = {name: version(name) for name in ("interp", "torch")}
+    made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
+    with only_process(Path(out), "writing results to"):
+        checkpoints = {step: suite.sha256(step) for step in steps}
+        requests = {
+            (step, name): {
+                "step": step,
+                "site": name,
+                "checkpoint": checkpoints[step],
+                "versions": versions,
+                **asked,
+            }
+            for step in steps
+            for name in names
+        }
+        stored = {key: read_result(Path(out), request) for key, request in requests.items()}
+        done = {
+            step: {name: stored[step, name] for name in names if stored[step, name] is not None}
+            for step in steps
+        }
+        missing = [
+            (step, lacking)
+            for step in steps
+            if (lacking := [name for name in names if stored[step, name] is None])
+        ]
+        n_stored = len(done) - len(missing)
+        on_step(n_stored)
+        for step, results in _computed(
+            suite, missing, compute, workers, lambda n_done: on_step(n_stored + n_done)
+        ):
+            for name, result in results.items():
+                done[step][name] = write_result(Path(out), requests[step, name], result, made_by)
+    return done
+
+
+def digest_of(facts: FactSet) -> str:
+    """Of all that a fact set's prompts and answers are."""
     digest = sha256()
     for tensor in (
         facts.clean,
@@ -107,59 +168,27 @@ def _asked(facts: FactSet, how: Intervention, precision: str, made_from: dict) -
         facts.corrupted_answers,
     ):
         digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
-    versions = {name: version(name) for name in ("interp", "torch")}
-    return {
-        **asdict(how),
-        "precision": precision,
-        "facts": digest.hexdigest(),
-        "n_facts": len(facts),
-        "versions": versions,
-        **made_from,
-    }
+    return digest.hexdigest()
 
 
-def _reuse_or_compute(
-    jobs: list[_Job], out: Path, asked: dict, made_by: dict, workers: int, on_step: OnStep
-) -> dict[int, dict[str, xr.Dataset]]:
-    done, missing = {}, []
-    for job in jobs:
-        checkpoint = job.suite.sha256(job.step)
-        requests = {
-            site: {"step": job.step, "site": site, "checkpoint": checkpoint, **asked}
-            for site in job.sites
-        }
-        stored = {site: read_result(out, request) for site, request in requests.items()}
-        done[job.step] = {site: result for site, result in stored.items() if result is not None}
-        if lacking := [site for site in job.sites if stored[site] is None]:
-            missing.append((job, lacking))
-    n_stored = len(jobs) - len(missing)
-    on_step(n_stored)
-    for job, results in _compute(missing, workers, lambda n_done: on_step(n_stored + n_done)):
-        for site, result in results.items():
-            request = {
-                "step": job.step,
-                "site": site,
-                "checkpoint": job.suite.sha256(job.step),
-                **asked,
-            }
-            done[job.step][site] = write_result(out, request, result, made_by)
-    return done
-
-
-def _compute(
-    work: list[tuple[_Job, list[str]]], workers: int, on_step: OnStep
-) -> Iterator[tuple[_Job, dict[str, xr.Dataset]]]:
-    """Results of each job's sites, as they are finished."""
+def _computed(
+    suite: Suite,
+    work: list[tuple[int, list[str]]],
+    compute: Compute,
+    workers: int,
+    on_step: OnStep,
+) -> Iterator[tuple[int, dict[str, xr.Dataset]]]:
+    """Results of each step's names, as they are finished."""
     if workers == 1 or len(work) < 2:
-        for n_done, (job, sites) in enumerate(work, 1):
-            yield job, _patch_one(job, sites)
+        for n_done, (step, names) in enumerate(work, 1):
+            yield step, compute(suite, step, names)
             on_step(n_done)
         return
     threads = max(1, torch.get_num_threads() // workers)
     with ProcessPoolExecutor(
         min(workers, len(work)), get_context("spawn"), torch.set_num_threads, (threads,)
     ) as pool:
-        futures = {pool.submit(_patch_one, job, sites): job for job, sites in work}
+        futures = {pool.submit(compute, suite, step, names): step for step, names in work}
         try:
             for n_done, future in enumerate(as_completed(futures), 1):
                 yield futures[future], future.result()
@@ -168,6 +197,16 @@ def _compute(
             pool.shutdown(cancel_futures=True)
 
 
-def _patch_one(job: _Job, sites: list[str]) -> dict[str, xr.Dataset]:
-    model = job.suite.load(job.step, device=job.device).to(_DTYPES[job.precision])
-    return patch_sites(model, job.facts, sites=sites, max_memory=job.max_memory, **asdict(job.how))
+def _patch_one(
+    suite: Suite,
+    step: int,
+    sites: list[str],
+    *,
+    facts: FactSet,
+    how: Intervention,
+    max_memory: float,
+    device: str,
+    precision: Precision,
+) -> dict[str, xr.Dataset]:
+    model = suite.load(step, device=device).to(_DTYPES[precision])
+    return patch_sites(model, facts, sites=sites, max_memory=max_memory, **asdict(how))

@@ -24,9 +24,11 @@ ORDER = [
     "drawing",
     "suite",
     "patching",
+    "localization",
     "results",
     "sweep",
     "dynamics",
+    "emergence",
     "figures",
     "headline",
     "report",
@@ -42,6 +44,8 @@ FORBIDDEN = {
     "headline": {"torch", "transformer_lens"},
     "report": {"torch", "transformer_lens"},
     "patching": {"plotly"},
+    "localization": {"plotly"},
+    "emergence": {"torch", "transformer_lens", "plotly"},
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -26,9 +26,9 @@ def count_patched(monkeypatch):
     patched = []
     original = sweep._patch_one
 
-    def counting(job, sites):
-        patched.append((job.step, tuple(sites)))
-        return original(job, sites)
+    def counting(suite, step, sites, **options):
+        patched.append((step, tuple(sites)))
+        return original(suite, step, sites, **options)
 
     monkeypatch.setattr(sweep, "_patch_one", counting)
     return patched

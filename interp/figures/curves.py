@@ -61,7 +61,7 @@ def effect_over_training(
             )
         )
     first = dataset_of(next(iter(results.values())))
-    _shade_plateau(figure, phases)
+    shade_plateau(figure, phases)
     figure.update_layout(
         title=title_of("When the strongest cells came to matter", first, metric),
         height=520,
@@ -128,7 +128,7 @@ def training_curves(
         1,
         1,
     )
-    _shade_plateau(figure, phases)
+    shade_plateau(figure, phases)
     figure.update_xaxes(title_text="optimizer step")
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
     figure.update_layout(
@@ -161,7 +161,8 @@ def _strongest(
     return [(label, line) for _, label, line in sorted(found, key=lambda item: -item[0])[:n_cells]]
 
 
-def _shade_plateau(figure: go.Figure, phases: Phases | None) -> None:
+def shade_plateau(figure: go.Figure, phases: Phases | None) -> None:
+    """A grey band over all panels, named in the first."""
     if phases and phases.plateau_start < phases.plateau_end:
         figure.add_vrect(
             phases.plateau_start, phases.plateau_end, fillcolor="#999", opacity=0.15, line_width=0

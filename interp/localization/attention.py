@@ -62,7 +62,9 @@ def attention(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
 
 def _of_batch(model: HookedDecoder, facts: FactSet) -> tuple[np.ndarray, ...]:
     device = model.embed.weight.device
-    names = [f"blocks.{i}.attn.hook_{x}" for i in range(model.cfg.n_layers) for x in ("v", "pattern")]
+    names = [
+        f"blocks.{i}.attn.hook_{x}" for i in range(model.cfg.n_layers) for x in ("v", "pattern")
+    ]
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=names)
     dest, sources = (x.to(device) for x in _edges(facts))
     there = dest >= 0
@@ -72,7 +74,9 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> tuple[np.ndarray, ...]:
         rows = pattern[torch.arange(len(facts), device=device), :, dest.clamp(min=0)]
         written = rearrange(block.attn.out.weight, "o (head d) -> head d o", head=model.cfg.n_heads)
         size = einsum(
-            cache[f"blocks.{layer}.attn.hook_v"], written, "fact src head d, head d o -> fact head src o"
+            cache[f"blocks.{layer}.attn.hook_v"],
+            written,
+            "fact src head d, head d o -> fact head src o",
         ).norm(dim=-1)
         moved = rows * size
         moved = moved / moved.sum(-1, keepdim=True)

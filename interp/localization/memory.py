@@ -99,7 +99,7 @@ def last_of_roles(facts: FactSet) -> Int[Tensor, "role fact"]:
 def _left_out(
     features: Float[np.ndarray, "*place fact d"], values: Int[np.ndarray, "labels fact"]
 ) -> Float[np.ndarray, "labels *place fact"]:
-    """1 where a ridge regression without the fact itself predicts its value, for each row of values.
+    """1 where a ridge regression without the fact itself predicts its value; a row a row of values.
 
     Left-out predictions in closed form: y_i − (y_i − ŷ_i) ÷ (1 − H_ii), H the hat matrix (Hastie,
     Tibshirani and Friedman 2009, equation 7.52).

@@ -77,7 +77,8 @@ def find_edits(
     """
     if not 0 <= layer < model.cfg.n_layers:
         raise ValueError(f"no layer {layer}; the model has layers 0 to {model.cfg.n_layers - 1}")
-    if not 1 <= n_sentences <= (most := suite.config.n_train_templates):
+    most = suite.config.n_train_templates
+    if not 1 <= n_sentences <= most:
         raise ValueError(
             f"n_sentences is {n_sentences}; the run was trained in {most} templates a fact, ask "
             f"for 1 to {most}"

@@ -155,9 +155,7 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
         )
     for layer in how.layers:
         if not 0 <= layer < cfg.n_layers:
-            raise ValueError(
-                f"no layer {layer} in a model of {cfg.n_layers} layers; count from 0"
-            )
+            raise ValueError(f"no layer {layer} in a model of {cfg.n_layers} layers; count from 0")
     for site in sites:
         if how.layers and is_path(site):
             raise ValueError(f"path {site!r} says its layers itself, as in L0.mlp_out-logits")

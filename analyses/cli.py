@@ -1,0 +1,72 @@
+"""``interp-analyse NAME``: each analysis is a command."""
+
+import sys
+from pathlib import Path
+
+from analyses.localization import LocalizationConfig
+from interp.cli import command_line, guarded, parse, progress
+
+NAMES = ("localization",)
+
+
+def analyse() -> None:
+    """Entry point of ``interp-analyse``."""
+    guarded("interp-analyse", _analyse)
+
+
+def _analyse(arguments: list[str]) -> None:
+    """Ask a scientific question of a run.
+
+    Examples:
+
+    interp-analyse localization --ckpt checkpoints/demo
+
+    interp-analyse localization --ckpt checkpoints/demo --steps every:4 --facts 32
+
+    interp-analyse NAME --help says what an analysis can be told. NAME is one of:
+
+    localization: which heads and MLPs attend to names, hold facts and extract them, and since when.
+    """
+    name, *rest = arguments or [""]
+    if name in ("-h", "--help"):
+        print(" ".join(["usage: interp-analyse NAME --ckpt RUN [...]"]))
+        print()
+        from inspect import cleandoc
+
+        print(cleandoc(_analyse.__doc__))
+        sys.exit(0)
+    if name not in NAMES:
+        raise ValueError(f"no analysis {name!r}; there are {', '.join(NAMES)}")
+    _localization(rest)
+
+
+def _localization(arguments: list[str]) -> None:
+    """Which heads and MLPs attend to names, hold facts and extract them, and since when.
+
+    Examples:
+
+    interp-analyse localization --ckpt checkpoints/demo
+
+    interp-analyse localization --ckpt checkpoints/demo --steps every:4 --facts 32 --workers 1
+
+    Writes results, from which a second run goes on, and an interactive report.
+    """
+    config = parse(
+        LocalizationConfig, "interp-analyse localization", _localization.__doc__, arguments
+    )
+    from interp.files import check_file, check_writable, write_bytes
+
+    target = Path(config.report or Path(config.ckpt) / "localization.html")
+    if Path(config.ckpt).is_dir():
+        check_writable(Path(config.out or Path(config.ckpt) / "results" / "localization"))
+        check_file(target)
+    from analyses.localization import report, run
+    from interp.suite import load_suite, select_steps
+
+    command = command_line("interp-analyse", ["localization", *arguments])
+    total = len(select_steps(load_suite(config.ckpt), config.steps))
+    with progress() as bar:
+        task = bar.add_task("localizing, checkpoint", total=total)
+        suite, found = run(config, command=command, on_step=lambda n: bar.update(task, completed=n))
+    write_bytes(target, report(suite, found, command).encode())
+    print(f"report: {target}  (open it in a browser)")

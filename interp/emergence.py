@@ -1,0 +1,327 @@
+"""When something emerged over training checkpoints, read off any labelled curve.
+
+y(step) is the mean over facts, f its isotonic fit (never falling; every checkpoint weighs the
+same), noise² = Σ(y − f)² ÷ (checkpoints − blocks of f). A level is the mean of f where it lies
+within one noise of its first or last value; rise = final − initial level; onset, midpoint and
+completion are where f, linear between checkpoints, has made 10, 50 and 90 % of it. It emerged if
+(a) the last quarter of the checkpoints lies above the first, with its whole bootstrap interval
+    over facts, and the rise is above ``NOISES`` noises;
+(b) under ``P_ORDER`` of the permutations of the checkpoints reach the isotonic fit's R²;
+(c) completion − onset is at most ``WIDEST`` of the span of steps.
+Not evidence: intervals are over the facts of one run; they know nothing of other seeds, nor of
+noise that all facts share. (b) takes that noise as independent between checkpoints, and its level
+is one curve's: a slow wander can pass.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+from scipy.optimize import isotonic_regression
+
+MARKS = {"onset": 0.1, "midpoint": 0.5, "completion": 0.9}
+NOISES = 5  # below it a tenth of the rise is lost in noise, and drifts come out as steps
+P_ORDER, N_PERMUTATIONS = 0.01, 999
+WIDEST = 0.5  # drifts linear in step or its root have 0.8; exponentials with τ > 0.23 spans more
+# A jump between flat levels has p = 1 ÷ C(n, n/2) at best: 0.014 at 8, 0.008 at 9. With a
+# checkpoint on the rise 8 are enough (0.004); 5 to 7 only for curves that have hardly a level.
+MIN_CHECKPOINTS = 8
+
+NOT_ABOVE = "no rise above 0 over facts"
+IN_NOISE = "rise within the noise between checkpoints"
+ANY_ORDER = "other orders of the checkpoints fit as well"
+DRIFT = "a drift, not a step"
+TOO_FEW = f"defined at fewer than {MIN_CHECKPOINTS} checkpoints"
+
+
+@dataclass(frozen=True)
+class Order:
+    """Labels of what emerged, first to emerge first; ``share`` of the resamples have this order
+    (NaN without facts); ``p_values`` of neighbours, Holm-adjusted over all pairs.
+    """
+
+    labels: tuple
+    share: float
+    p_values: tuple[float, ...]
+    significant: bool
+
+
+_Curves = Float[np.ndarray, "resample step"]
+
+
+def emergence(
+    curve: xr.DataArray, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+) -> xr.Dataset:
+    """When ``curve`` (step, or step and fact) rose, for each cell of its further dims; negate a
+    curve to find its fall. Steps at which no fact has a value are left out.
+
+    Returns:
+        ``onset``, ``midpoint``, ``completion`` (steps) and ``rise``, with ``_low`` and ``_high``:
+        percentile bootstrap over facts, the same ones for every cell and step; NaN without facts
+        or with one. ``resolution_…``: steps between the checkpoints around the mark, of which
+        nothing is known. ``emerged``; ``reason``: "" or the first rule that failed, and then there
+        are no steps. ``rise`` is never below 0, as the fit chooses the levels: whether there is
+        one, ``emerged`` says. The last checkpoint is the final level of a curve that still rises.
+
+    Raises:
+        ValueError: fewer than ``MIN_CHECKPOINTS`` steps, or steps that do not increase, infinite
+            values, a ``confidence`` or ``n_resamples`` that makes no interval.
+    """
+    found = _found(curve, confidence, n_resamples, seed)
+    values = {"emerged": found.reason == "", "reason": found.reason}
+    for mark in MARKS:
+        there = found.sel(mark=mark, drop=True)
+        values |= _interval(mark, there.at, confidence)
+        values[f"resolution_{mark}"] = (there.after - there.before).assign_attrs(units="steps")
+    values |= _interval("rise", found.rise, confidence, curve.attrs.get("units", ""))
+    return xr.Dataset(values, attrs={"confidence": confidence})
+
+
+def lag_to(
+    curve: xr.DataArray,
+    reference: float,
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """``lag`` = midpoint − ``reference`` (steps, positive = after it; taken as exact) with ``_low``
+    and ``_high`` for each cell of ``curve``'s further dims; ``resolved``: whether the two lie in
+    different checkpoint intervals. NaN where nothing emerged.
+    """
+    found = _found(curve, confidence, n_resamples, seed).sel(mark="midpoint", drop=True)
+    lag = _interval("lag", found.at - reference, confidence)
+    resolved = (found.after < reference) | (found.before >= reference)
+    return xr.Dataset(lag | {"resolved": resolved}, attrs={"confidence": confidence})
+
+
+def lags(
+    curve: xr.DataArray,
+    *,
+    between: str,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How much later one curve emerged than another, for all ordered pairs of labels along
+    ``between``; ``curve`` is (between, step) or, for intervals, (between, step, fact).
+
+    Returns:
+        (earlier, later) ``lag`` = midpoint(later) − midpoint(earlier), steps, with ``_low`` and
+        ``_high``; ``probability``: share of resamples with a lag above 0; ``p_value`` of lag = 0,
+        two-sided, Holm-adjusted over the pairs that emerged, at least 2 · pairs ÷ (n_resamples +
+        1); ``resolved``: whether the midpoints lie in different checkpoint intervals. NaN where one
+        did not emerge. p knows nothing of noise that all facts share: ask for ``resolved`` too.
+    """
+    return _lags(_found(curve, confidence, n_resamples, seed, between), between, confidence)
+
+
+def order(
+    curve: xr.DataArray,
+    *,
+    between: str,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Order:
+    """The most frequent order of midpoints over the resamples; significant if every neighbouring
+    pair is resolved and has a Holm-adjusted p < 1 − confidence.
+
+    Raises:
+        ValueError: too few resamples for that many pairs ever to be significant.
+    """
+    found = _found(curve, confidence, n_resamples, seed, between)
+    emerged = np.flatnonzero(found.reason == "")
+    pairs = len(emerged) * (len(emerged) - 1) // 2
+    if 2 * pairs >= (1 - confidence) * (n_resamples + 1):
+        raise ValueError(
+            f"{pairs} pairs along {between} can't be significant with n_resamples={n_resamples}; "
+            f"give {int(2 * pairs / (1 - confidence)) + 1}, or select fewer"
+        )
+    midpoints = found.at.sel(mark="midpoint").values[emerged]
+    draws = midpoints[:, 1:][:, ~np.isnan(midpoints[:, 1:]).any(0)]
+    share, by_time = float("nan"), np.argsort(midpoints[:, 0], kind="stable")
+    if draws.size:
+        orders, counts = np.unique(np.argsort(draws, 0, kind="stable"), axis=1, return_counts=True)
+        share, by_time = float(counts.max() / counts.sum()), orders[:, counts.argmax()]
+    chosen = emerged[by_time]
+    both = _lags(found, between, confidence)
+    p, resolved = (both[name].values[chosen[:-1], chosen[1:]] for name in ("p_value", "resolved"))
+    significant = pairs > 0 and bool((resolved & (p < 1 - confidence)).all())
+    labels = found[between].values[chosen].tolist()
+    return Order(tuple(labels), share, tuple(p.tolist()), significant)
+
+
+def read_curves(path: Path) -> xr.DataArray:
+    """Values (curve, step, fact) of a CSV with the columns step and value and, if wanted, curve (a
+    label) and fact (the sample a value belongs to); without a column there is no such dim. An empty
+    value is undefined.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a CSV.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give a CSV with the columns step and value")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read as a CSV ({error}); see that it is one") from None
+    if missing := [column for column in ("step", "value") if column not in table]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it needs step and value")
+    if table.empty:
+        raise ValueError(f"{path} holds no rows; write one row a checkpoint")
+    for column in ("step", "value"):
+        texts, table[column] = table[column], pd.to_numeric(table[column], errors="coerce")
+        undefined = (texts == "") & (column == "value")
+        for row in np.flatnonzero(~np.isfinite(table[column]) & ~undefined):
+            raise ValueError(f"{path}, row {row + 1}: {column} is {texts[row]!r}; write a number")
+    dims = [column for column in ("curve", "step", "fact") if column in table]
+    for row in np.flatnonzero(table.duplicated(dims)):
+        cell = ", ".join(f"{column} {table[column][row]}" for column in dims)
+        raise ValueError(f"{path}, row {row + 1}: {cell} again; name samples in a column fact")
+    values = table.set_index(dims).value.to_xarray()
+    return values.sel(curve=table.curve.unique()) if "curve" in dims else values
+
+
+def _found(
+    curve: xr.DataArray, confidence: float, n_resamples: int, seed: int, between: str | None = None
+) -> xr.Dataset:
+    """``at`` (mark, resample), the checkpoints ``before`` and ``after`` each mark, ``rise``
+    (resample) and ``reason``, of each cell; resample 0 is the facts themselves.
+    """
+    _check(curve, confidence, n_resamples, between)
+    curve = curve if "fact" in curve.dims else curve.expand_dims("fact")
+    n = curve.sizes["fact"]
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    counts = xr.DataArray([[1.0] * n, *drawn[: None if n > 1 else 0]], dims=("resample", "fact"))
+    means = xr.dot(counts, curve.fillna(0), dim="fact", optimize=True)
+    means = means / xr.dot(counts, curve.notnull() * 1.0, dim="fact", optimize=True)
+    with catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # NaN: no fact of a resample at a step, or no rise
+        parts = xr.apply_ufunc(
+            lambda means: _of_cell(curve.step.values.astype(float), means, confidence, seed),
+            means,
+            input_core_dims=[["resample", "step"]],
+            output_core_dims=[["mark", "resample"], ["mark"], ["mark"], ["resample"], []],
+            output_dtypes=[float, float, float, float, object],
+            vectorize=True,
+        )
+    found = xr.Dataset(dict(zip(("at", "before", "after", "rise", "reason"), parts)))
+    return found.assign(reason=found.reason.astype(str)).assign_coords(mark=list(MARKS))
+
+
+def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: str | None) -> None:
+    needs, has = {"step", between or "step"}, {*curve.dims} - {"fact"}
+    if not needs <= has or (between and needs != has):
+        only = " alone" if between else ""
+        raise ValueError(f"the curve's dims but fact are {sorted(has)}; give {sorted(needs)}{only}")
+    step = curve.step.values
+    if len(step) < MIN_CHECKPOINTS:
+        raise ValueError(f"the curve has {len(step)} steps; give at least {MIN_CHECKPOINTS}")
+    for i in np.flatnonzero(np.diff(step) <= 0):
+        raise ValueError(f"step {step[i + 1]} comes after step {step[i]}; sort them, each once")
+    if np.isinf(curve).any():
+        raise ValueError("the curve has infinite values; make NaN what is undefined")
+    if not 0 < confidence < 1 or n_resamples < 1:
+        got = f"confidence={confidence}, n_resamples={n_resamples}"
+        raise ValueError(f"{got} make no interval; give a share below 1 and at least 1 resample")
+
+
+def _of_cell(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> tuple:
+    step, means = step[~np.isnan(means[0])], means[:, ~np.isnan(means[0])]
+    places = np.full((3, len(MARKS), len(means)), np.nan)
+    rise, reason = np.full(len(means), np.nan), TOO_FEW
+    if len(step) >= MIN_CHECKPOINTS:
+        defined = ~np.isnan(means)
+        for steps in np.unique(defined, axis=0):
+            rows = (defined == steps).all(1)
+            if steps.sum() > 1:
+                places[..., rows], rise[rows], _ = _fit(step[steps], means[np.ix_(rows, steps)])
+        reason = _why_not(step, means, confidence, seed)
+    if reason:
+        places[:] = np.nan
+    at, before, after = places
+    return at, before[:, 0], after[:, 0], rise, reason
+
+
+def _fit(step: np.ndarray, curves: _Curves) -> tuple[np.ndarray, ...]:
+    """Places (at, before, after; mark, resample) in steps, rise and noise (resample)."""
+    fit = np.stack([isotonic_regression(curve).x for curve in curves])
+    first, last = fit[:, :1], fit[:, -1:]
+    # As many degrees of freedom as blocks (Meyer and Woodroofe 2000, doi 10.1214/aos/1015956708).
+    blocks = 1 + (np.diff(fit) > 1e-9 * (last - first)).sum(1)
+    noise = np.sqrt(((curves - fit) ** 2).sum(1) / np.maximum(1, fit.shape[1] - blocks))
+    # The ends of f are extremes of running means, too low and too high by most of a noise; what
+    # lies within one noise of them is one plateau. Without noise, the ends are the levels.
+    initial = np.mean(fit, 1, where=fit <= first + noise[:, None])
+    rise = np.mean(fit, 1, where=fit >= last - noise[:, None]) - initial
+    levels = initial + np.outer([*MARKS.values()], rise)
+    after = np.maximum(1, (fit >= (levels - 1e-9 * rise)[..., None]).argmax(-1))
+    row = np.arange(len(fit))
+    share = (levels - fit[row, after - 1]) / (fit[row, after] - fit[row, after - 1])
+    at = step[after - 1] + share * (step[after] - step[after - 1])
+    places = np.stack([at, step[after - 1], step[after]])
+    return np.where(rise > 0, places, np.nan), rise, noise
+
+
+def _why_not(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> str:
+    """The first rule that fails, or ""."""
+    # Quarters are set beforehand: levels that the fit chooses differ in every resample of noise.
+    quarter = len(step) // 4
+    contrast = np.nanmean(means[:, -quarter:], 1) - np.nanmean(means[:, :quarter], 1)
+    if len(means) > 1 and not np.nanquantile(contrast[1:], (1 - confidence) / 2) > 0:
+        return NOT_ABOVE
+    (at, _, _), rise, noise = _fit(step, means[:1])
+    if not rise > NOISES * noise:
+        return IN_NOISE
+    shuffled = np.random.default_rng(seed).permuted(np.tile(means[0], (N_PERMUTATIONS, 1)), axis=1)
+    # The total sum of squares is the same in every order: a higher R² is a smaller remainder.
+    left = [((y - isotonic_regression(y).x) ** 2).sum() for y in (means[0], *shuffled)]
+    if not np.mean(left <= left[0] + 1e-9 * means[0].var()) < P_ORDER:
+        return ANY_ORDER
+    return DRIFT if at[-1] - at[0] > WIDEST * (step[-1] - step[0]) else ""
+
+
+def _interval(name: str, draws: xr.DataArray, confidence: float, units: str = "steps") -> dict:
+    """Resample 0 by ``name``, and the percentiles of the others."""
+    others = draws.values[..., 1:] if draws.sizes["resample"] > 1 else draws.values * np.nan
+    with catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # NaN: no facts, or not emerged
+        share = (1 - confidence) / 2
+        bounds = np.nanquantile(others, [share, 1 - share], axis=-1)
+    sample = draws[..., 0].assign_attrs(units=units)
+    low, high = (sample.copy(data=bound) for bound in bounds)
+    return {name: sample, f"{name}_low": low, f"{name}_high": high}
+
+
+def _lags(found: xr.Dataset, between: str, confidence: float) -> xr.Dataset:
+    n = found.sizes[between]
+    found = found.sel(mark="midpoint", drop=True).assign_coords({between: found[between]})
+    earlier, later = (found.rename({between: name}) for name in ("earlier", "later"))
+    other = xr.DataArray(~np.eye(n, dtype=bool), dims=("earlier", "later"))
+    lag = (later.at - earlier.at).where(other).transpose("earlier", "later", "resample")
+    draws = lag[..., 1:]
+    n_draws = draws.notnull().sum("resample").where(lambda count: count > 0)
+    fewer = np.minimum((draws <= 0).sum("resample"), (draws >= 0).sum("resample"))
+    p = np.minimum(1, 2 * (1 + fewer) / (1 + n_draws))
+    pairs, adjusted = np.triu_indices(n, 1), np.full((n, n), np.nan)
+    adjusted[pairs] = adjusted.T[pairs] = _holm(p.values[pairs])
+    values = {
+        "probability": (draws > 0).sum("resample") / n_draws,
+        "p_value": p.copy(data=adjusted),
+        "resolved": (earlier.after <= later.before) | (later.after <= earlier.before),
+    }
+    values = _interval("lag", lag, confidence) | values
+    return xr.Dataset(values, attrs={"confidence": confidence}).transpose("earlier", "later")
+
+
+def _holm(p: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
+    """Holm 1979, https://www.jstor.org/stable/4615733; NaN is no test."""
+    by_size, n_tests = np.argsort(p), np.count_nonzero(~np.isnan(p))
+    adjusted = np.maximum.accumulate(p[by_size] * (n_tests - np.arange(len(p))))
+    return np.minimum(1, adjusted)[np.argsort(by_size)]

@@ -1,0 +1,333 @@
+"""Who does which job of factual recall, and when each formed."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from interp.dynamics import Phases
+from interp.figures.curves import shade_plateau
+from interp.figures.labels import FONT
+
+COLORS = {
+    "name attention": "#1f77b4",
+    "memory": "#d62728",
+    "extraction": "#2ca02c",
+    "relation": "#9467bd",
+}
+_STYLE = {"needed": "solid", "in place": "dot"}
+_BAR = {"needed": -0.14, "in place": -0.3}
+
+
+def timeline(
+    curves: xr.DataArray,
+    formed: xr.Dataset,
+    *,
+    metrics: pd.DataFrame,
+    phases: Phases,
+    links: dict[str, str],
+) -> go.Figure:
+    """When each job formed: accuracy and plateau on top, a band a job below.
+
+    Args:
+        curves: (curve, step, fact), with labels such as ``memory: needed``.
+        formed: ``interp.emergence.emergence`` of them.
+        links: place of the page that a click on a job's band leads to, by job.
+    """
+    jobs = list(dict.fromkeys(str(label).split(": ")[0] for label in curves.curve.values))
+    figure = make_subplots(
+        1 + len(jobs),
+        1,
+        shared_xaxes=True,
+        vertical_spacing=0.03,
+        row_heights=[1.2, *[1] * len(jobs)],
+    )
+    average = metrics[metrics.attribute == "average"]
+    names = {"train": "accuracy, people trained on", "held-out": "accuracy, held-out people"}
+    for split, table in average.groupby("split", sort=False):
+        style = {"color": "#333", "dash": "solid" if split == "train" else "dot"}
+        figure.add_trace(
+            go.Scatter(x=table.step, y=table.accuracy, name=names[split], line=style), 1, 1
+        )
+    for row, job in enumerate(jobs, 2):
+        for kind in _STYLE:
+            if f"{job}: {kind}" in curves.curve.values:
+                at = {"curve": f"{job}: {kind}"}
+                _add_curve(figure, curves.sel(at), row, job, kind, links.get(job, ""))
+                _add_band(figure, formed.sel(at), row, job, kind, links.get(job, ""))
+        figure.update_yaxes(
+            title_text=job, range=[-0.42, 1.15], tickvals=[0, 0.5, 1], row=row, col=1
+        )
+    figure.update_yaxes(title_text="knowledge", range=[-0.05, 1.05], row=1, col=1)
+    figure.update_xaxes(title_text="optimizer step", row=1 + len(jobs), col=1)
+    shade_plateau(figure, phases)
+    n = curves.sizes["fact"]
+    how = (
+        f"n = {n} facts; lines: mean ÷ its largest value, with 95 % intervals; bars: from onset "
+        "(10 % of the rise)<br>to completion (90 %), diamond: midpoint with 95 % bootstrap "
+        "interval; no bar: no step was found"
+    )
+    figure.update_layout(
+        title={"text": f"When each job formed<br><sup>{how}</sup>", "x": 0.02},
+        height=200 + 150 * (1 + len(jobs)),
+        template="simple_white",
+        font=FONT,
+        legend={"orientation": "h", "y": -0.09},
+        margin={"t": 100},
+    )
+    return figure
+
+
+def _add_curve(
+    figure: go.Figure, curve: xr.DataArray, row: int, job: str, kind: str, link: str
+) -> None:
+    steps, mean = curve.step.values, curve.mean("fact").values
+    n = curve.notnull().sum("fact").values
+    error = 1.96 * curve.std("fact", ddof=1).values / np.sqrt(np.maximum(n, 1))
+    largest = np.nanmax(np.abs(mean)) or 1.0
+    band = np.concatenate((mean + error, (mean - error)[::-1])) / largest
+    figure.add_trace(
+        go.Scatter(
+            x=np.concatenate((steps, steps[::-1])),
+            y=band,
+            fill="toself",
+            fillcolor=COLORS.get(job, "#555"),
+            opacity=0.12,
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        ),
+        row,
+        1,
+    )
+    unit = "nats of logit difference" if kind == "needed" else "share"
+    figure.add_trace(
+        go.Scatter(
+            x=steps,
+            y=mean / largest,
+            name=f"{job}: {kind}",
+            mode="lines+markers",
+            marker={"size": 4},
+            line={"color": COLORS.get(job, "#555"), "dash": _STYLE[kind]},
+            customdata=[link] * len(steps),
+            text=[f"{m:.3f} ± {e:.3f} {unit}" for m, e in zip(mean, error)],
+            hovertemplate=f"{job}, {kind}<br>step %{{x}}: %{{text}}<extra>click: evidence</extra>",
+        ),
+        row,
+        1,
+    )
+
+
+def _add_band(
+    figure: go.Figure, formed: xr.Dataset, row: int, job: str, kind: str, link: str
+) -> None:
+    if not bool(formed.emerged):
+        return
+    at = {name: float(formed[name]) for name in formed.data_vars if formed[name].dtype.kind == "f"}
+    said = "; ".join(
+        f"{name} {at[name]:.0f} [{at[f'{name}_low']:.0f}, {at[f'{name}_high']:.0f}], between "
+        f"checkpoints {at[f'resolution_{name}']:.0f} steps apart"
+        for name in ("onset", "midpoint", "completion")
+    ).replace("; ", "<br>")
+    figure.add_trace(
+        go.Scatter(
+            x=[at["onset"], at["completion"]],
+            y=[_BAR[kind]] * 2,
+            mode="lines",
+            line={"width": 9, "color": COLORS.get(job, "#555")},
+            opacity=0.35 if kind == "needed" else 0.2,
+            hoverinfo="skip",
+            showlegend=False,
+        ),
+        row,
+        1,
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=[at["midpoint"]],
+            y=[_BAR[kind]],
+            mode="markers",
+            marker={"symbol": "diamond", "size": 10, "color": COLORS.get(job, "#555")},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [at["midpoint_high"] - at["midpoint"]],
+                "arrayminus": [at["midpoint"] - at["midpoint_low"]],
+            },
+            customdata=[link],
+            hovertemplate=f"{job}, {kind}<br>{said}<extra>click: evidence</extra>",
+            showlegend=False,
+        ),
+        row,
+        1,
+    )
+
+
+def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
+    """Share lost without each component of a role, over training; a dot where it is named. Rows:
+    components that are named at some step, or have a share of 0.1 at the last.
+    """
+    of_role = table[(table.role == role) & (table.attribute == "all")]
+    of_role = of_role[of_role.kind.isin(["head", "mlp"])]
+    label = of_role.component + " at " + of_role.place.str.replace("+", "+<br>")
+    of_role = of_role.assign(label=label)
+    last = of_role[of_role.step == of_role.step.max()]
+    kept = set(of_role[of_role.named].label) | set(last[last.share >= 0.1].label)
+    shown = [x for x in dict.fromkeys(of_role.label) if x in kept][::-1]
+    steps = sorted(of_role.step.unique())
+    wide = {
+        name: of_role.pivot(index="label", columns="step", values=name).reindex(shown)
+        for name in ("share", "low", "high", "control", "p", "named", "gain")
+        if name in of_role
+    }
+    readable = "" if role != "memory" else "<br>readable gain %{customdata[4]:.2f}"
+    details = [wide[x] for x in ("low", "high", "control", "p", "gain") if x in wide]
+    figure = go.Figure(
+        go.Heatmap(
+            z=wide["share"].to_numpy(),
+            x=[str(s) for s in steps],
+            y=shown,
+            text=np.where(wide["named"].fillna(False).to_numpy().astype(bool), "●", ""),
+            texttemplate="%{text}",
+            customdata=np.stack([x.to_numpy(float) for x in details], -1),
+            colorscale="RdBu",
+            zmid=0,
+            zmin=-1,
+            zmax=1,
+            xgap=1,
+            ygap=1,
+            colorbar={"title": "share<br>lost"},
+            hovertemplate=(
+                "%{y}, step %{x}<br>share lost %{z:.2f} [%{customdata[0]:.2f}, "
+                "%{customdata[1]:.2f}], control %{customdata[2]:.2f}<br>p %{customdata[3]:.1e}"
+                f"{readable}<extra></extra>"
+            ),
+        )
+    )
+    return _laid_out(
+        figure,
+        f"{role[0].upper()}{role[1:]}: what is lost without each component",
+        "share of clean − corrupted logit difference; ● named by the rule",
+        height=170 + 34 * max(1, len(shown)),
+        x="optimizer step",
+    )
+
+
+def roles_by_attribute(table: pd.DataFrame, role: str) -> go.Figure:
+    """The same at the last step, by attribute."""
+    last = table[(table.step == table.step.max()) & (table.role == role)]
+    last = last[last.kind.isin(["head", "mlp"])]
+    last = last.assign(label=last.component + " at " + last.place.str.replace("+", "+<br>"))
+    shown = [x for x in dict.fromkeys(last.label) if last[last.label == x].named.any()][::-1]
+    attributes = list(dict.fromkeys(last.attribute))
+    share, named = (
+        last.pivot(index="label", columns="attribute", values=x).reindex(shown)[attributes]
+        for x in ("share", "named")
+    )
+    text = share.map(lambda x: f"{x:.2f}").to_numpy(object)
+    text = text + np.where(named.fillna(False).to_numpy().astype(bool), " ●", "")
+    figure = go.Figure(
+        go.Heatmap(
+            z=share.to_numpy(),
+            x=[x.replace("_", " ") for x in attributes],
+            y=shown,
+            text=text,
+            texttemplate="%{text}",
+            colorscale="RdBu",
+            zmid=0,
+            zmin=-1,
+            zmax=1,
+            xgap=1,
+            ygap=1,
+            showscale=False,
+        )
+    )
+    return _laid_out(
+        figure,
+        f"{role[0].upper()}{role[1:]} by attribute, step {last.step.max()}",
+        "share lost; ● named by the rule for this attribute alone",
+        height=170 + 34 * max(1, len(shown)),
+    )
+
+
+def accuracies(panels: dict[str, xr.DataArray], title: str, subtitle: str) -> go.Figure:
+    """Heat maps side by side, one scale from 0 to 1.
+
+    Args:
+        panels: (layer, site, role) each.
+    """
+    figure = make_subplots(1, len(panels), subplot_titles=list(panels), shared_yaxes=True)
+    for i, values in enumerate(panels.values()):
+        rows = [f"L{a} {b}" for a in values.layer.values for b in values.site.values]
+        stacked = values.stack(row=("layer", "site"), create_index=False).transpose("row", "role")
+        figure.add_trace(
+            go.Heatmap(
+                z=stacked.values,
+                x=values.role.values.tolist(),
+                y=rows,
+                text=np.char.mod("%.2f", np.nan_to_num(stacked.values, nan=-1)),
+                texttemplate="%{text}",
+                coloraxis="coloraxis",
+                xgap=1,
+                ygap=1,
+            ),
+            1,
+            i + 1,
+        )
+    figure.update_layout(
+        coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": {"title": "share"}}
+    )
+    return _laid_out(figure, title, subtitle, height=230 + 24 * len(rows))
+
+
+def parts(direct: xr.Dataset) -> go.Figure:
+    """What each part writes towards the right value, with 95 % intervals over facts."""
+    bars: list[tuple[str, np.ndarray]] = [("embedding", direct.embed.values)]
+    for layer in range(direct.sizes["layer"]):
+        heads = direct["head"].isel(layer=layer)
+        bars += [(f"L{layer}H{h}", x) for h, x in enumerate(heads.transpose("head", "fact").values)]
+        bars.append((f"L{layer} MLP", direct.mlp.isel(layer=layer).values))
+    n = direct.sizes["fact"]
+    figure = go.Figure(
+        go.Bar(
+            x=[name for name, _ in bars],
+            y=[x.mean() for _, x in bars],
+            error_y={"array": [1.96 * x.std(ddof=1) / n**0.5 if n > 1 else 0 for _, x in bars]},
+            marker_color=["#d62728" if "MLP" in name else "#1f77b4" for name, _ in bars],
+        )
+    )
+    figure.update_yaxes(title_text="nats")
+    return _laid_out(
+        figure,
+        "What each part writes directly towards the right value",
+        f"at final, last LayerNorm's scale held; n = {n} facts; the parts add up to the logit "
+        "difference",
+        height=420,
+    )
+
+
+def lines(curves: dict[str, xr.DataArray], title: str, subtitle: str, unit: str) -> go.Figure:
+    """Means over facts, by step."""
+    figure = go.Figure()
+    for name, curve in curves.items():
+        mean = curve.mean("fact") if "fact" in curve.dims else curve
+        figure.add_trace(
+            go.Scatter(x=mean.step.values, y=mean.values, name=name, mode="lines+markers")
+        )
+    figure.update_yaxes(title_text=unit)
+    return _laid_out(figure, title, subtitle, height=400, x="optimizer step")
+
+
+def _laid_out(
+    figure: go.Figure, title: str, subtitle: str, *, height: int, x: str | None = None
+) -> go.Figure:
+    if x:
+        figure.update_xaxes(title_text=x)
+    return figure.update_layout(
+        title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02},
+        height=height,
+        template="simple_white",
+        font=FONT,
+        margin={"t": 90},
+    )
