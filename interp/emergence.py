@@ -10,7 +10,7 @@ completion are where f, linear between checkpoints, has made 10, 50 and 90 % of 
 (c) completion − onset is at most ``WIDEST`` of the span of steps.
 Not evidence: intervals are over the facts of one run; they know nothing of other seeds, nor of
 noise that all facts share. (b) takes that noise as independent between checkpoints, and its level
-is one curve's: a slow wander can pass.
+is one curve's: a slow wander can pass, as 8 of 100 random walks do.
 """
 
 from dataclasses import dataclass
@@ -68,8 +68,7 @@ def emergence(
         one, ``emerged`` says. The last checkpoint is the final level of a curve that still rises.
 
     Raises:
-        ValueError: fewer than ``MIN_CHECKPOINTS`` steps, or steps that do not increase, infinite
-            values, a ``confidence`` or ``n_resamples`` that makes no interval.
+        ValueError: fewer than ``MIN_CHECKPOINTS`` steps, no increasing ones, infinite values.
     """
     found = _found(curve, confidence, n_resamples, seed)
     values = {"emerged": found.reason == "", "reason": found.reason}
@@ -83,7 +82,7 @@ def emergence(
 
 def lag_to(
     curve: xr.DataArray,
-    reference: float,
+    reference: int | float,
     *,
     confidence: float = 0.95,
     n_resamples: int = 1000,
@@ -137,11 +136,10 @@ def order(
     found = _found(curve, confidence, n_resamples, seed, between)
     emerged = np.flatnonzero(found.reason == "")
     pairs = len(emerged) * (len(emerged) - 1) // 2
-    if 2 * pairs >= (1 - confidence) * (n_resamples + 1):
-        raise ValueError(
-            f"{pairs} pairs along {between} can't be significant with n_resamples={n_resamples}; "
-            f"give {int(2 * pairs / (1 - confidence)) + 1}, or select fewer"
-        )
+    needed = int(2 * pairs / (1 - confidence))
+    if n_resamples < needed:
+        got = f"{pairs} pairs can't be significant with n_resamples={n_resamples}"
+        raise ValueError(f"{got}; give {needed}, or select fewer of {between}")
     midpoints = found.at.sel(mark="midpoint").values[emerged]
     draws = midpoints[:, 1:][:, ~np.isnan(midpoints[:, 1:]).any(0)]
     share, by_time = float("nan"), np.argsort(midpoints[:, 0], kind="stable")
@@ -162,8 +160,7 @@ def read_curves(path: Path) -> xr.DataArray:
     value is undefined.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a CSV.
+        FileNotFoundError, ValueError: no such file, not such a CSV.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; give a CSV with the columns step and value")
@@ -184,7 +181,7 @@ def read_curves(path: Path) -> xr.DataArray:
     for row in np.flatnonzero(table.duplicated(dims)):
         cell = ", ".join(f"{column} {table[column][row]}" for column in dims)
         raise ValueError(f"{path}, row {row + 1}: {cell} again; name samples in a column fact")
-    values = table.set_index(dims).value.to_xarray()
+    values = table.set_index(dims).value.to_xarray().sortby("step")
     return values.sel(curve=table.curve.unique()) if "curve" in dims else values
 
 
@@ -198,7 +195,8 @@ def _found(
     curve = curve if "fact" in curve.dims else curve.expand_dims("fact")
     n = curve.sizes["fact"]
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
-    counts = xr.DataArray([[1.0] * n, *drawn[: None if n > 1 else 0]], dims=("resample", "fact"))
+    drawn = drawn if n > 1 else drawn * np.nan  # one fact says nothing about others
+    counts = xr.DataArray([np.ones(n), *drawn], dims=("resample", "fact"))
     means = xr.dot(counts, curve.fillna(0), dim="fact", optimize=True)
     means = means / xr.dot(counts, curve.notnull() * 1.0, dim="fact", optimize=True)
     with catch_warnings():
@@ -216,10 +214,9 @@ def _found(
 
 
 def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: str | None) -> None:
-    needs, has = {"step", between or "step"}, {*curve.dims} - {"fact"}
-    if not needs <= has or (between and needs != has):
-        only = " alone" if between else ""
-        raise ValueError(f"the curve's dims but fact are {sorted(has)}; give {sorted(needs)}{only}")
+    got, needs = sorted({*curve.dims} - {"fact"}), sorted({"step", between or "step"})
+    if "step" not in got or (between and got != needs):
+        raise ValueError(f"the curve has the dims {got} beside fact; give it {needs}")
     step = curve.step.values
     if len(step) < MIN_CHECKPOINTS:
         raise ValueError(f"the curve has {len(step)} steps; give at least {MIN_CHECKPOINTS}")
@@ -228,8 +225,8 @@ def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: st
     if np.isinf(curve).any():
         raise ValueError("the curve has infinite values; make NaN what is undefined")
     if not 0 < confidence < 1 or n_resamples < 1:
-        got = f"confidence={confidence}, n_resamples={n_resamples}"
-        raise ValueError(f"{got} make no interval; give a share below 1 and at least 1 resample")
+        got = f"confidence={confidence} with n_resamples={n_resamples} gives no interval"
+        raise ValueError(f"{got}; take a share, such as 0.95, and 1 or more")
 
 
 def _of_cell(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> tuple:
@@ -243,9 +240,7 @@ def _of_cell(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> 
             if steps.sum() > 1:
                 places[..., rows], rise[rows], _ = _fit(step[steps], means[np.ix_(rows, steps)])
         reason = _why_not(step, means, confidence, seed)
-    if reason:
-        places[:] = np.nan
-    at, before, after = places
+    at, before, after = np.full_like(places, np.nan) if reason else places
     return at, before[:, 0], after[:, 0], rise, reason
 
 
@@ -274,7 +269,7 @@ def _why_not(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> 
     # Quarters are set beforehand: levels that the fit chooses differ in every resample of noise.
     quarter = len(step) // 4
     contrast = np.nanmean(means[:, -quarter:], 1) - np.nanmean(means[:, :quarter], 1)
-    if len(means) > 1 and not np.nanquantile(contrast[1:], (1 - confidence) / 2) > 0:
+    if np.nanquantile(contrast[1:], (1 - confidence) / 2) <= 0:
         return NOT_ABOVE
     (at, _, _), rise, noise = _fit(step, means[:1])
     if not rise > NOISES * noise:
@@ -288,12 +283,10 @@ def _why_not(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> 
 
 
 def _interval(name: str, draws: xr.DataArray, confidence: float, units: str = "steps") -> dict:
-    """Resample 0 by ``name``, and the percentiles of the others."""
-    others = draws.values[..., 1:] if draws.sizes["resample"] > 1 else draws.values * np.nan
     with catch_warnings():
         simplefilter("ignore", RuntimeWarning)  # NaN: no facts, or not emerged
         share = (1 - confidence) / 2
-        bounds = np.nanquantile(others, [share, 1 - share], axis=-1)
+        bounds = np.nanquantile(draws.values[..., 1:], [share, 1 - share], axis=-1)
     sample = draws[..., 0].assign_attrs(units=units)
     low, high = (sample.copy(data=bound) for bound in bounds)
     return {name: sample, f"{name}_low": low, f"{name}_high": high}
@@ -310,7 +303,10 @@ def _lags(found: xr.Dataset, between: str, confidence: float) -> xr.Dataset:
     fewer = np.minimum((draws <= 0).sum("resample"), (draws >= 0).sum("resample"))
     p = np.minimum(1, 2 * (1 + fewer) / (1 + n_draws))
     pairs, adjusted = np.triu_indices(n, 1), np.full((n, n), np.nan)
-    adjusted[pairs] = adjusted.T[pairs] = _holm(p.values[pairs])
+    by_size = np.argsort(p.values[pairs])  # NaN, which is no test, comes last
+    left = int(p.notnull().values[pairs].sum()) - np.arange(len(by_size))  # Holm 1979
+    holm = np.minimum(1, np.maximum.accumulate(p.values[pairs][by_size] * left))
+    adjusted[pairs] = adjusted.T[pairs] = holm[np.argsort(by_size)]
     values = {
         "probability": (draws > 0).sum("resample") / n_draws,
         "p_value": p.copy(data=adjusted),
@@ -318,10 +314,3 @@ def _lags(found: xr.Dataset, between: str, confidence: float) -> xr.Dataset:
     }
     values = _interval("lag", lag, confidence) | values
     return xr.Dataset(values, attrs={"confidence": confidence}).transpose("earlier", "later")
-
-
-def _holm(p: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
-    """Holm 1979, https://www.jstor.org/stable/4615733; NaN is no test."""
-    by_size, n_tests = np.argsort(p), np.count_nonzero(~np.isnan(p))
-    adjusted = np.maximum.accumulate(p[by_size] * (n_tests - np.arange(len(p))))
-    return np.minimum(1, adjusted)[np.argsort(by_size)]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from oracle import random_model
 
 from interp.localization.attention import EDGES, attention
@@ -47,7 +46,8 @@ def test_names_cue_and_rest_add_up(wide, suite):
         np.testing.assert_allclose(parts + names, 1, atol=1e-5)
     own = result.pattern.sel(edge="final ← names")
     every = result.pattern.sel(edge="final ← names of all sentences")
-    assert (every > own + 1e-3).all()  # the earlier sentence holds the name, too
+    assert (every > own).all()  # the earlier sentence holds the name, too
+    assert float((every - own).max()) > 0.05
 
 
 def test_even_attention_has_entropy_1_and_the_shares_of_its_numbers(suite):
@@ -72,4 +72,3 @@ def test_results_do_not_depend_on_batches(wide, suite, monkeypatch):
     for name in whole.data_vars:
         np.testing.assert_allclose(whole[name], parts[name], atol=1e-6)
     assert whole.edge.values.tolist() == list(EDGES)
-    assert torch.is_tensor(facts.clean)

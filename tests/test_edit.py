@@ -128,7 +128,8 @@ def test_each_fact_is_measured_as_if_it_were_alone_and_again_alike(model, suite,
 def test_the_result_says_what_it_is_and_can_be_written(model, suite, facts):
     result = edit_facts(model, suite, facts[:2], layer=0, role="cue", n_sentences=1, n_others=2)
     assert result.sizes == {"edit": 4, "fact": 2} and list(result.edit.values) == list(EDITS)
-    assert result.attrs == {"layer": 0, "role": "cue", "n_sentences": 1, "seed": 0}
+    options = {"layer": 0, "role": "cue", "n_sentences": 1, "n_others": 2, "seed": 0}
+    assert result.attrs == options
     assert result.success.attrs["units"] == "share"
     again = xr.load_dataset(bytes(result.to_netcdf(engine="scipy")), engine="scipy")
     np.testing.assert_array_equal(again.success, result.success)

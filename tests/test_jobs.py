@@ -27,9 +27,9 @@ BLOCKS = dict(first=6, last=6, heard=6, known=9, out=9, is_first=1, is_last=1, a
 STARTS = dict(zip(BLOCKS, np.cumsum([0, *BLOCKS.values()])))
 D_MODEL = 2 * sum(BLOCKS.values())
 PLANTED = {
-    ("name attention", "L0H0", "name_last ← name_first+name_middle"),
+    ("name attention", "L0H0", "name_last ← other names"),
     ("memory", "L0 MLP", "name_last"),
-    ("extraction", "L1H0", "final ← name_first+name_middle+name_last"),
+    ("extraction", "L1H0", "final ← names"),
 }
 
 
@@ -190,10 +190,9 @@ def test_roles_of_a_trained_model_follow_its_heads(demo):
     )
     order = [there.index(x) for x in key]
     np.testing.assert_allclose(after.effect.values[order], before.effect.values, atol=2e-4)
-    assert float(before.effect[key.index(("L1H0", "extraction", PLACE, "head"))].mean()) > 1
-
-
-PLACE = "final ← name_first+name_middle+name_last"
+    assert (
+        float(before.effect[key.index(("L1H0", "extraction", "final ← names", "head"))].mean()) > 1
+    )
 
 
 def test_a_head_taken_out_of_a_trained_model_is_needed_for_nothing(demo):
@@ -288,9 +287,11 @@ def test_components_that_do_nothing_are_rarely_named():
     wrong = 0
     for _ in range(100):
         effect, control = rng.normal(0.5, 2, (2, 20, 60))
-        wrong += roles(made_up(effect, control, rng.normal(4, 1, 60))).query(
-            "attribute == 'all'"
-        ).named.any()
+        wrong += (
+            roles(made_up(effect, control, rng.normal(4, 1, 60)))
+            .query("attribute == 'all'")
+            .named.any()
+        )
     assert wrong <= 12  # P(more | 5 %) < 0.002
 
 

@@ -34,7 +34,7 @@ def test_left_out_predictions_are_those_of_refits_without_the_fact():
     assert 0.3 < mine.mean() < 1
 
 
-def test_a_probe_reads_what_is_written_for_everybody_and_nothing_from_names(suite, monkeypatch):
+def test_a_probe_reads_what_is_written_for_everybody_and_no_noise(wide, suite, monkeypatch):
     facts = suite.facts(40, attribute="company", seed=0)
     classes, y = np.unique(facts.answers[:, 0].numpy(), return_inverse=True)
     rng = np.random.default_rng(1)
@@ -42,14 +42,14 @@ def test_a_probe_reads_what_is_written_for_everybody_and_nothing_from_names(suit
     features = rng.normal(size=(3, 3, 4, 40, 8))
     features[1, 2, 3] = written
     monkeypatch.setattr(memory, "stream", lambda model, facts: features)
-    correct = probe(None, facts).correct.mean("fact")
+    correct = probe(wide, facts).correct.mean("fact")
     assert float(correct.sel(labels="real", layer=1, site="resid_post", role="final")) > 0.8
     assert float(correct.sel(labels="shuffled", layer=1, site="resid_post", role="final")) < 0.45
     others = correct.sel(labels="real", layer=[0, 2])
     assert float(others.mean()) < 0.3
     twice = facts[[0, 0, 1]]
     with pytest.raises(ValueError, match="asked for the same attribute twice"):
-        probe(None, twice)
+        probe(wide, twice)
 
 
 def test_the_stream_is_that_of_the_last_token_of_each_role(wide, suite, monkeypatch):

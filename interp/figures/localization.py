@@ -170,8 +170,8 @@ def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
     """
     of_role = table[(table.role == role) & (table.attribute == "all")]
     of_role = of_role[of_role.kind.isin(["head", "mlp"])]
-    label = of_role.component + " at " + of_role.place.str.replace("+", "+<br>")
-    of_role = of_role.assign(label=label)
+    of_role = of_role.assign(label=of_role.component + " at " + of_role.place)
+    of_role["share"] = of_role.share.where(of_role.told_apart)
     last = of_role[of_role.step == of_role.step.max()]
     kept = set(of_role[of_role.named].label) | set(last[last.share >= 0.1].label)
     shown = [x for x in dict.fromkeys(of_role.label) if x in kept][::-1]
@@ -208,7 +208,8 @@ def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
     return _laid_out(
         figure,
         f"{role[0].upper()}{role[1:]}: what is lost without each component",
-        "share of clean − corrupted logit difference; ● named by the rule",
+        "share of clean − corrupted logit difference; ● named by the rule; grey: the two can't be told "
+        "apart yet",
         height=170 + 34 * max(1, len(shown)),
         x="optimizer step",
     )
@@ -218,7 +219,7 @@ def roles_by_attribute(table: pd.DataFrame, role: str) -> go.Figure:
     """The same at the last step, by attribute."""
     last = table[(table.step == table.step.max()) & (table.role == role)]
     last = last[last.kind.isin(["head", "mlp"])]
-    last = last.assign(label=last.component + " at " + last.place.str.replace("+", "+<br>"))
+    last = last.assign(label=last.component + " at " + last.place)
     shown = [x for x in dict.fromkeys(last.label) if last[last.label == x].named.any()][::-1]
     attributes = list(dict.fromkeys(last.attribute))
     share, named = (
@@ -328,6 +329,7 @@ def _laid_out(
         title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02},
         height=height,
         template="simple_white",
+        plot_bgcolor="#ddd" if isinstance(figure.data[0], go.Heatmap) else None,
         font=FONT,
         margin={"t": 90},
     )

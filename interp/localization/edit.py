@@ -47,7 +47,7 @@ def edit_facts(
     layer: int,
     role: str,
     n_sentences: int = 10,
-    n_others: int = 32,
+    n_others: int = 16,
     seed: int = 0,
 ) -> xr.Dataset:
     """Success and damage of each fact's edit, made by itself; ``model`` stays as it is.
@@ -84,21 +84,10 @@ def edit_facts(
         "random_key": _random_lefts(edits, person, attribute, seed),
     }
     hits = _hits(model, suite.texts, facts, asked, edits, lefts)
-    shares = asked[["measure", "fact"]].join(hits).groupby(["measure", "fact"]).mean()
-    share = {"units": "share", "score": "causal"}
-    variables = {
-        name: (("edit", "fact"), shares.loc[name].T.to_numpy(), share | {"long_name": meaning})
-        for name, meaning in MEASURES.items()
-    }
     with torch.no_grad():
         size = edits.right.norm(dim=-1) / model.blocks[layer].mlp.down(edits.keys).norm(dim=-1)
-    variables |= {
-        "reached": ("fact", edits.reached.cpu().numpy(), share),
-        "size": ("fact", size.cpu().numpy(), {"units": "norm of the MLP's output"}),
-    }
-    coords = {name: ("fact", facts.texts[name].to_numpy()) for name in TEXTS}
-    attrs = {"layer": layer, "role": role, "n_sentences": n_sentences, "seed": seed}
-    return xr.Dataset(variables, {"edit": list(EDITS)} | coords, attrs)
+    attrs = {"layer": layer, "role": role, "n_sentences": n_sentences, "n_others": n_others}
+    return _dataset(facts, asked, hits, edits.reached, size).assign_attrs(attrs, seed=seed)
 
 
 def _questions(
@@ -177,3 +166,23 @@ def _hits(
             added = einsum(own.keys, left[i], edits.right[i], "s pos m, m, d -> s pos d")
             said[edit][rows] = run_on(model, own, added).argmax(-1).cpu().numpy()
     return pd.DataFrame(said) == wanted[:, None]
+
+
+def _dataset(
+    facts: FactSet,
+    asked: pd.DataFrame,
+    hits: pd.DataFrame,
+    reached: Float[Tensor, " fact"],
+    size: Float[Tensor, " fact"],
+) -> xr.Dataset:
+    shares = asked[["measure", "fact"]].join(hits).groupby(["measure", "fact"]).mean()
+    share = {"units": "share", "score": "causal"}
+    variables = {
+        name: (("edit", "fact"), shares.loc[name].T.to_numpy(), share | {"long_name": meaning})
+        for name, meaning in MEASURES.items()
+    } | {
+        "reached": ("fact", reached.cpu().numpy(), share),
+        "size": ("fact", size.cpu().numpy(), {"units": "norm of the MLP's output"}),
+    }
+    coords = {name: ("fact", facts.texts[name].to_numpy()) for name in TEXTS}
+    return xr.Dataset(variables, {"edit": list(EDITS)} | coords)

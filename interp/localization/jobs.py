@@ -20,18 +20,19 @@ from scipy.stats import t as student
 
 from interp.config import CONTROL
 from interp.facts import FactSet
+from interp.localization.attention import EDGES
 from interp.localization.memory import PLACES
 from interp.model import HookedDecoder
 from interp.patching import patch_sites
 
 ROLES = ("name attention", "memory", "extraction", "relation")
-EDGES = (
-    ("name attention", "name_middle", "name_first"),
-    ("name attention", "name_last", "name_first+name_middle"),
-    ("extraction", "final", "name_first+name_middle+name_last"),
-    ("relation", "final", "cue"),
-)
-"""What a head of each job attends from, and to."""
+JOB_EDGES = {
+    "name_middle ← name_first": "name attention",
+    "name_last ← other names": "name attention",
+    "final ← names": "extraction",
+    "final ← cue": "relation",
+}
+"""Where a head of each job attends from, and to: edges of ``attention.EDGES``."""
 MIN_SHARE = 0.05
 """Of clean − corrupted: a smaller effect is no role, however sure."""
 ALPHA = 0.05
@@ -57,24 +58,27 @@ def needs(model: HookedDecoder, facts: FactSet, *, max_memory: float = 2.0) -> x
     every = {"window": 2 * model.cfg.n_layers, "layers": (0,)}
     tables = []
     cuts = {"head_knockout": "head", "knockout": "layer"}
-    for job, dest, sources in EDGES:
+    for edge, job in JOB_EDGES.items():
+        dest, sources = EDGES[edge][0], "+".join(EDGES[edge][1])
         edges = {"groups": (dest,), "sources": (sources,)} | options
         place = {"dest": dest, "src": sources}
         single = patch_sites(model, facts, sites=list(cuts), **edges)
-        tables += [_table(single[site], job, kind, place) for site, kind in cuts.items()]
+        tables += [_table(single[site], job, kind, place, edge) for site, kind in cuts.items()]
         whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)
-        tables.append(_table(whole["knockout"], job, "all", place))
+        tables.append(_table(whole["knockout"], job, "all", place, edge))
     for at, kind in (({}, "mlp"), (every, "all")):
         sites = {"sites": ["mlp_out"], "groups": PLACES}
         swapped = patch_sites(model, facts, **sites, **at, **options)["mlp_out"]
-        tables += [_table(swapped, "memory", kind, {"role": place}) for place in PLACES]
+        tables += [_table(swapped, "memory", kind, {"role": place}, place) for place in PLACES]
     whole = xr.concat(tables, "cell")
     return whole.assign(clean=swapped.clean, corrupted=swapped.corrupted).assign_attrs(
         units="nats", sign="positive = needed", direction="noising"
     )
 
 
-def _table(result: xr.Dataset, job: str, kind: str, place: dict[str, str]) -> xr.Dataset:
+def _table(
+    result: xr.Dataset, job: str, kind: str, place: dict[str, str], label: str
+) -> xr.Dataset:
     """The cells of one job, at one place, of a sweep."""
     columns = {}
     for name, suffix in (("effect", ""), ("control", f"_{CONTROL}")):
@@ -86,15 +90,13 @@ def _table(result: xr.Dataset, job: str, kind: str, place: dict[str, str]) -> xr
         _component(kind, job, dict(zip(dims, at)))
         for at in np.ndindex(*(cells.sizes[dim] for dim in dims))
     ]
-    where = place.get("dest", place.get("role"))
-    where = f"{where} ← {place['src']}" if "src" in place else where
     cells = cells.stack(cell=dims, create_index=False).transpose("cell", "fact")
     layers = cells.layer.values.astype(int) if kind != "all" else np.full(len(labels), -1)
     cells = cells.drop_vars([x for x in cells.coords if x not in ("attribute", "person")])
     return cells.assign_coords(
         component=("cell", np.array(labels, object)),
         role=("cell", np.array([job] * len(labels), object)),
-        place=("cell", np.array([where] * len(labels), object)),
+        place=("cell", np.array([label] * len(labels), object)),
         kind=("cell", np.array([kind] * len(labels), object)),
         at_layer=("cell", layers),
     )
@@ -146,7 +148,7 @@ def roles(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
     Returns:
         attribute, component, role, place, kind, ``share`` with ``low`` and ``high`` (95 % interval
         over facts of the effect, the gap taken as known), ``control`` (share), ``p`` (adjusted),
-        ``gain`` (memory: share of facts), ``gain_p``, ``named``.
+        ``gain`` (memory: share of facts), ``gain_p``, ``named``, ``told_apart`` (condition 1).
     """
     attributes = needed.attribute.values.astype(str)
     tables = []
@@ -187,7 +189,7 @@ def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
         named &= ~memory | (table.gain_p.to_numpy() < ALPHA)
     else:
         named &= ~memory  # nothing says that it is one
-    return table.assign(named=named)
+    return table.assign(named=named, told_apart=told_apart)
 
 
 def _gains(gain: xr.DataArray, attribute: str) -> pd.DataFrame:

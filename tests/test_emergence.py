@@ -1,0 +1,459 @@
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.optimize import isotonic_regression
+from scipy.stats import binom
+
+from interp import emergence as module
+from interp.emergence import (
+    ANY_ORDER,
+    DRIFT,
+    IN_NOISE,
+    NOT_ABOVE,
+    TOO_FEW,
+    emergence,
+    lag_to,
+    lags,
+    order,
+    read_curves,
+)
+
+STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560])
+RISE = np.array([1, 1, 1, 1, 5, 8, 11, 11, 11, 11.0])
+DENSE = np.array([*range(0, 1000, 100), *range(1000, 6501, 500)])
+MARKS = ("onset", "midpoint", "completion")
+
+
+def curve_of(values, steps=STEPS, between="component", labels="abcdefghij", **attrs):
+    """(step), (step, fact) or (component, step, fact)."""
+    values = np.asarray(values, float)
+    dims = {1: ("step",), 2: ("step", "fact"), 3: (between, "step", "fact")}[values.ndim]
+    coords = {"step": steps} | ({between: list(labels[: len(values)])} if values.ndim == 3 else {})
+    return xr.DataArray(values, dims=dims, coords=coords, attrs=attrs)
+
+
+def many(values, steps):
+    return xr.DataArray(values, dims=("rep", "step", "fact")[: values.ndim], coords={"step": steps})
+
+
+def logistic(steps, midpoint, scale):
+    return 1 / (1 + np.exp(-(steps - midpoint) / scale))
+
+
+def over_facts(mean, n, spread, seed):
+    """``mean`` (step) with facts of different height, and noise in each value."""
+    rng = np.random.default_rng(seed)
+    height = 1 + 0.3 * rng.normal(size=n)
+    return mean[:, None] * height + spread * rng.normal(size=(len(mean), n))
+
+
+def test_onset_midpoint_and_completion_are_where_interpolation_by_hand_puts_them():
+    found = emergence(curve_of(RISE, units="nats"))
+    assert found.emerged and found.reason == ""
+    assert [float(found[mark]) for mark in MARKS] == pytest.approx([50, 80 + 80 / 3, 160 + 320 / 3])
+    assert [float(found[f"resolution_{mark}"]) for mark in MARKS] == [40, 80, 160]
+    assert found.rise == 10
+    assert (found.rise.units, found.midpoint.units) == ("nats", "steps")
+
+
+def test_levels_are_means_of_the_plateaus_as_far_as_noise_goes():
+    # f = -0.5, 0, 0, 0, 0, 0.5, 20 ...; noise² = 4 / (10 - 4); only 0.5 is further than that.
+    found = emergence(curve_of([-0.5, 1, -1, 1, -1, 0.5, 20, 20, 20, 20]))
+    assert float(found.rise) == pytest.approx(20.1)
+    assert float(found.midpoint) == pytest.approx(160 + 160 * (9.95 - 0.5) / 19.5)
+
+
+def test_levels_are_less_biased_by_noise_than_the_ends_of_the_fit():
+    rng = np.random.default_rng(0)
+    noisy = (DENSE > 1200) + 0.1 * rng.normal(size=(100, len(DENSE)))
+    ends = [isotonic_regression(y).x[[0, -1]] for y in noisy]
+    rise = float(emergence(many(noisy, DENSE)).rise.mean())
+    assert np.mean(np.diff(ends)) > 1.13
+    assert 0.98 < rise < 1.09
+
+
+def test_a_later_small_fall_lowers_the_final_level_and_moves_no_step():
+    found = emergence(curve_of([0, 0, 0, 0, 4, 10, 10, 10, 9, 9]))
+    assert float(found.rise) == pytest.approx(9.6)
+    assert float(found.onset) == pytest.approx(40 + 40 * 0.96 / 4)
+
+
+def test_a_mark_on_a_checkpoint_belongs_to_the_interval_before_it():
+    values = np.array([0, 0, 0, 0, 0.3, 0.5, 1, 1, 1, 1])
+    for factor, shift in ((1, 0), (0.1, 0), (3, 0.7), (1e-6, 0), (1, 1e3)):
+        found = emergence(curve_of(factor * values + shift))
+        assert float(found.midpoint) == pytest.approx(160)
+        assert found.resolution_midpoint == 80
+
+
+def test_a_fall_is_found_when_negated_and_not_otherwise():
+    assert emergence(curve_of(-RISE)).reason == IN_NOISE
+    assert emergence(-curve_of(-RISE)).midpoint == emergence(curve_of(RISE)).midpoint
+
+
+@pytest.mark.parametrize(("spread", "n"), [(0.1, 48), (0.6, 96)])
+def test_intervals_cover_planted_steps(spread, n):
+    steps = np.array([*range(0, 2000, 100), *range(2000, 4001, 250)])
+    mean = logistic(steps, 1150, 120)
+    reps = np.stack([over_facts(mean, n, spread, seed) for seed in range(40)])
+    found = emergence(many(reps, steps), n_resamples=200)
+    found = found.sel(rep=found.emerged)
+    assert found.sizes["rep"] >= 36
+    truth = {share: 1150 + 120 * np.log(share / (1 - share)) for share in (0.1, 0.5, 0.9)}
+    for name, value in (*zip(MARKS, truth.values()), ("rise", 1.0)):
+        inside = (found[f"{name}_low"] <= value) & (value <= found[f"{name}_high"])
+        # interpolation is a few steps off, and the ends a little too far out
+        assert inside.mean() > 0.8, name
+        width = found[f"{name}_high"] - found[f"{name}_low"]
+        assert float(width.mean()) < (600 if name in MARKS else 0.3)
+
+
+def test_without_facts_or_with_one_there_are_no_intervals():
+    for values in (RISE, RISE[:, None]):
+        found = emergence(curve_of(values))
+        assert found.emerged
+        assert np.isnan([found[f"{mark}_{end}"] for mark in MARKS for end in ("low", "high")]).all()
+        assert np.isnan([found.rise_low, found.rise_high]).all()
+
+
+NEGATIVES = {
+    "flat": (np.zeros(22), 0, {IN_NOISE, NOT_ABOVE}),
+    "risen at the first checkpoint": (np.ones(22), 0, {IN_NOISE, NOT_ABOVE}),
+    "white noise": (np.zeros(22), 0.1, {IN_NOISE, NOT_ABOVE}),
+    "linear drift": (DENSE / 6500, 0.05, {DRIFT}),
+    "root drift": (np.sqrt(DENSE / 6500), 0.05, {DRIFT}),
+    "up and down again": (np.where((DENSE > 600) & (DENSE < 3500), 1.0, 0), 0.02, {IN_NOISE}),
+    "up at the last checkpoint": (np.where(DENSE == 6500, 1.0, 0), 0.02, {ANY_ORDER}),
+}
+
+
+@pytest.mark.parametrize("facts", [0, 32])
+@pytest.mark.parametrize("name", NEGATIVES)
+def test_what_is_no_step_is_not_claimed_and_why_is_said(name, facts):
+    mean, noise, reasons = NEGATIVES[name]
+    values = mean + noise * np.random.default_rng(1).normal(size=len(DENSE))
+    values = over_facts(values, facts, 0.02, 1) if facts else values
+    found = emergence(curve_of(values, DENSE), n_resamples=200)
+    assert not found.emerged
+    assert found.reason.item() in reasons
+    assert np.isnan(
+        [found[f"{mark}{end}"] for mark in MARKS for end in ("", "_low", "_high")]
+    ).all()
+    assert np.isnan([found[f"resolution_{mark}"] for mark in MARKS]).all()
+
+
+def test_noise_over_facts_alone_is_no_rise():
+    noise = 3 + np.random.default_rng(0).normal(size=(len(DENSE), 64))
+    assert emergence(curve_of(noise, DENSE)).reason == NOT_ABOVE
+
+
+def test_facts_that_wander_each_its_own_way_seldom_make_a_step():
+    walks = np.cumsum(np.random.default_rng(0).normal(size=(60, len(DENSE), 24)), 1)
+    found = emergence(many(walks, DENSE), n_resamples=200)
+    above = (found.reason != NOT_ABOVE).sum()
+    assert 0 < above <= binom.ppf(0.999, 60, 0.04)  # 0.025, and more for the bootstrap of 24
+    assert found.emerged.sum() <= 2
+
+
+def test_white_noise_emerges_at_most_as_often_as_stated():
+    noise = np.random.default_rng(0).normal(size=(200, len(DENSE)))
+    assert emergence(many(noise, DENSE)).emerged.sum() <= binom.ppf(0.999, 200, module.P_ORDER)
+
+
+def test_the_order_of_checkpoints_alone_keeps_its_level(monkeypatch):
+    monkeypatch.setattr(module, "NOISES", 0)
+    monkeypatch.setattr(module, "WIDEST", 9)
+    noise = np.random.default_rng(0).normal(size=(120, len(STEPS)))
+    found = emergence(many(noise, STEPS))
+    assert (found.reason == ANY_ORDER).sum() > 40
+    assert found.emerged.sum() <= binom.ppf(0.999, 120, module.P_ORDER)
+
+
+def test_a_step_in_noise_of_a_twentieth_is_nearly_always_found():
+    step = logistic(DENSE, 2200, 150)
+    noise = 0.05 * np.random.default_rng(0).normal(size=(40, len(DENSE)))
+    assert emergence(many(step + noise, DENSE)).emerged.sum() >= 36
+
+
+def test_eight_checkpoints_are_enough_with_one_on_the_rise_and_not_for_a_jump():
+    steps = STEPS[:8]
+    assert emergence(curve_of([0, 0, 0, 0, 0.5, 1, 1, 1], steps)).emerged
+    assert emergence(curve_of([0, 0, 0, 0, 1, 1, 1, 1], steps)).reason == ANY_ORDER
+    with pytest.raises(ValueError, match="7 steps; give at least 8"):
+        emergence(curve_of(np.arange(7), STEPS[:7]))
+
+
+def test_width_is_measured_in_steps_and_not_in_checkpoints():
+    values = [0, 0, 0, 0, 0, 0, 0.2, 0.5, 0.9, 1]
+    assert emergence(curve_of(values, np.arange(10))).emerged
+    assert emergence(curve_of(values)).emerged
+    assert emergence(curve_of([0, 0, 0, 0, 0, 0.05, 0.2, 0.3, 0.5, 1])).reason == DRIFT
+
+
+def test_undefined_checkpoints_are_left_out_of_their_component_only():
+    facts = over_facts(RISE, 16, 0.01, 0)
+    late = facts.copy()
+    late[:2] = np.nan
+    found = emergence(curve_of([facts, late]), n_resamples=100)
+    alone = emergence(curve_of(facts[2:], STEPS[2:]), n_resamples=100)
+    assert found.sel(component="b", drop=True).equals(alone)
+    assert not found.sel(component="a", drop=True).equals(alone)
+
+
+def test_a_component_with_too_few_defined_checkpoints_says_so_beside_one_that_emerges():
+    few = np.where(STEPS[:, None] < 40, np.nan, RISE[:, None]).repeat(4, 1)
+    found = emergence(curve_of([few, RISE[:, None].repeat(4, 1)]), n_resamples=50)
+    assert found.reason.values.tolist() == [TOO_FEW, ""]
+    assert np.isnan(found.midpoint[0]) and found.midpoint[1] > 0
+
+
+def test_the_mean_is_over_the_facts_that_have_a_value():
+    facts = RISE[:, None].repeat(12, 1)
+    gaps = facts.copy()
+    gaps[0, :11] = gaps[5, :6] = np.nan  # a third of the resamples has no fact at step 0
+    assert emergence(curve_of(gaps)).equals(emergence(curve_of(facts)))
+
+
+def test_further_dims_keep_their_place_and_labels():
+    later = np.concatenate([RISE[:1], RISE[:-1]])
+    values = np.stack([[RISE, later, np.zeros(10)], [later, RISE, RISE]])
+    curve = xr.DataArray(
+        values[..., None].repeat(3, -1),
+        dims=("component", "job", "step", "fact"),
+        coords={"step": STEPS, "component": ["L0H1", "L2"], "job": [3, 5, 8]},
+    )
+    found = emergence(curve.transpose("fact", "job", "step", "component"), n_resamples=20)
+    assert dict(found.sizes) == {"component": 2, "job": 3}
+    first, then = float(emergence(curve_of(RISE)).onset), float(emergence(curve_of(later)).onset)
+    assert found.onset.sel(component="L0H1", job=[3, 5]).values.tolist() == [first, then]
+    assert found.onset.sel(component="L2").values.tolist() == [then, first, first]
+    assert found.emerged.sel(component="L0H1").values.tolist() == [True, True, False]
+
+
+def test_adding_a_constant_or_scaling_changes_no_step_and_permuting_facts_no_estimate():
+    curve = curve_of(over_facts(logistic(DENSE, 900, 90), 24, 0.3, 0), DENSE)
+    found = emergence(curve, n_resamples=100)
+    assert found.emerged
+    moved = emergence(4 * curve + 7, n_resamples=100)
+    xr.testing.assert_allclose(
+        moved.drop_vars(["rise", "rise_low", "rise_high"]),
+        found[[*moved]].drop_vars(["rise", "rise_low", "rise_high"]),
+        rtol=1e-6,
+    )
+    assert float(moved.rise_low) == pytest.approx(4 * float(found.rise_low))
+    permuted = emergence(curve.isel(fact=np.random.default_rng(0).permutation(24)), n_resamples=100)
+    for name in (*MARKS, "rise"):
+        assert float(permuted[name]) == pytest.approx(float(found[name]))
+
+
+def test_the_seed_decides_and_the_callers_random_stream_is_untouched():
+    curve = curve_of(over_facts(RISE, 16, 0.3, 0))
+    state = np.random.get_state()[1].tolist()
+    first, again, other = (emergence(curve, n_resamples=50, seed=seed) for seed in (1, 1, 2))
+    assert first.equals(again) and not first.equals(other)
+    assert np.random.get_state()[1].tolist() == state
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (
+            lambda c: c.rename(step="time"),
+            {},
+            "dims \\['time'\\] beside fact; give it \\['step'\\]",
+        ),
+        (lambda c: c.assign_coords(step=STEPS[::-1]), {}, "step 1280 comes after step 2560; sort"),
+        (lambda c: c.where(c.step != 20, np.inf), {}, "infinite values"),
+        (lambda c: c, {"confidence": 95.0}, "confidence=95.0"),
+        (lambda c: c, {"n_resamples": 0}, "n_resamples=0"),
+    ],
+)
+def test_what_cannot_be_analysed_is_named(change, options, message):
+    with pytest.raises(ValueError, match=message):
+        emergence(change(curve_of(RISE[:, None].repeat(3, 1))), **options)
+
+
+JUMPS = {at: np.where(at > STEPS, 0, 1.0) for at in (40, 160, 640)}
+
+
+def jumps(*places, n=20, spread=0.05):
+    return np.stack([over_facts(JUMPS[at], n, spread, i) for i, at in enumerate(places)])
+
+
+def test_a_lag_is_positive_when_the_later_one_comes_later():
+    found = lags(curve_of(np.stack([JUMPS[160], JUMPS[40]])[..., None]), between="component")
+    # jumps between 80 and 160, and between 20 and 40
+    assert found.lag.sel(earlier="b", later="a") == 90
+    assert found.lag.sel(earlier="a", later="b") == -90
+    assert np.isnan(found.lag.sel(earlier="a", later="a"))
+    assert found.resolved.values.tolist() == [[False, True], [True, False]]
+    assert np.isnan(found.p_value).all()  # one fact
+
+
+def test_lags_come_with_paired_intervals_probabilities_and_p_values():
+    curve = curve_of(jumps(160, 40, 640))
+    found = lags(curve, between="component", n_resamples=199)
+    forward, back = (found.sel(earlier=x, later=y) for x, y in (("b", "a"), ("a", "b")))
+    assert forward.lag_low <= forward.lag <= forward.lag_high
+    assert (forward.lag_low, forward.lag_high) == (-back.lag_high, -back.lag_low)
+    assert (forward.probability, back.probability) == (1, 0)
+    assert float(forward.p_value) == float(back.p_value) == pytest.approx(3 * 2 / 200)
+
+
+def test_a_copy_has_a_lag_of_0_in_every_resample():
+    one = over_facts(logistic(STEPS, 150, 20), 24, 0.1, 0)
+    pair = lags(curve_of([one, one]), between="component").sel(earlier="a", later="b")
+    assert (pair.lag, pair.lag_low, pair.lag_high, pair.probability) == (0, 0, 0, 0)
+    assert pair.p_value == 1 and not pair.resolved
+
+
+def test_what_did_not_emerge_has_no_lag_and_is_no_test():
+    values = np.concatenate([jumps(40, 160), np.zeros((1, 10, 20))])
+    found = lags(curve_of(values), between="component", n_resamples=199)
+    for name in ("lag", "lag_low", "lag_high", "probability", "p_value"):
+        assert np.isnan(found[name].sel(later="c")).all() and np.isnan(found[name][2]).all()
+    assert not found.resolved.sel(later="c").any()
+    assert float(found.p_value.sel(earlier="a", later="b")) == pytest.approx(2 / 200)
+
+
+def test_p_values_are_adjusted_by_holm():
+    at = np.zeros(
+        (3, 101)
+    )  # of 100 resamples, b comes before a in 1, c before a in 0, c before b in 4
+    at[1, 1:], at[2, 1:] = 5, 9
+    at[1, 1], at[2, 2:6] = -1, 4
+    found = xr.Dataset(
+        {
+            "at": (("x", "mark", "resample"), at[:, None]),
+            "before": (("x", "mark"), np.zeros((3, 1))),
+            "after": (("x", "mark"), np.ones((3, 1))),
+        },
+        {"x": list("abc"), "mark": ["midpoint"]},
+    )
+    p = module._lags(found, "x", 0.95).p_value
+    raw = {"ac": 2 / 101, "ab": 4 / 101, "bc": 10 / 101}
+    for pair, value in zip(raw, (3 * raw["ac"], 2 * raw["ab"], raw["bc"])):
+        assert float(p.sel(earlier=pair[0], later=pair[1])) == pytest.approx(value)
+
+
+def test_lags_want_one_dim_beside_step_and_fact():
+    curve = curve_of(jumps(40, 160))
+    with pytest.raises(ValueError, match="the dims \\['component', 'step'\\] beside fact; give"):
+        lags(curve, between="job")
+    with pytest.raises(ValueError, match="give it \\['component', 'step'\\]"):
+        lags(curve.expand_dims("job"), between="component")
+
+
+def test_a_planted_order_is_found():
+    found = order(curve_of(jumps(640, 40, 160)), between="component", n_resamples=199)
+    assert found.labels == ("b", "c", "a")
+    assert found.share == 1 and found.significant
+    assert found.p_values == pytest.approx((6 / 200, 6 / 200))
+
+
+def test_identical_components_with_noise_of_their_own_are_in_no_significant_order():
+    significant = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        values = logistic(DENSE, 750, 150)[:, None] + 0.3 * rng.normal(size=(3, len(DENSE), 32))
+        found = order(curve_of(values, DENSE), between="component", n_resamples=199)
+        assert len(found.labels) > 1 and found.share < 1
+        significant.append(found.significant)
+    assert sum(significant) <= 1
+
+
+def test_an_order_within_one_checkpoint_interval_is_not_significant():
+    values = np.stack([JUMPS[160], JUMPS[160]])[..., None].repeat(12, -1)
+    values[0, 4], values[1, 4] = 0.4, 0.2
+    curve = curve_of(values)
+    pair = lags(curve, between="component").sel(earlier="a", later="b")
+    assert pair.lag > 0 and pair.p_value < 0.01 and not pair.resolved
+    found = order(curve, between="component")
+    assert found.labels == ("a", "b") and not found.significant
+
+
+def test_an_order_leaves_out_what_did_not_emerge():
+    values = np.concatenate([jumps(640), np.zeros((1, 10, 20)), jumps(40)])
+    found = order(curve_of(values), between="component", n_resamples=99)
+    assert found.labels == ("c", "a") and found.significant
+    nothing = order(curve_of(np.zeros((2, 10, 20))), between="component", n_resamples=99)
+    assert nothing.labels == () and not nothing.significant and np.isnan(nothing.share)
+
+
+def test_an_order_without_facts_is_that_of_the_midpoints_and_not_significant():
+    curve = curve_of(np.stack([JUMPS[640], JUMPS[40]])[..., None]).isel(fact=0)
+    found = order(curve, between="component")
+    assert found.labels == ("b", "a")
+    assert np.isnan(found.share) and not found.significant
+
+
+def test_too_few_resamples_for_so_many_pairs_are_refused():
+    with pytest.raises(ValueError, match="3 pairs can't be significant with n_resamples=100; give"):
+        order(curve_of(jumps(40, 160, 640)), between="component", n_resamples=100)
+
+
+def test_a_lag_to_a_reference_is_positive_after_it():
+    curve = curve_of(RISE[:, None].repeat(6, 1))
+    midpoint = 80 + 80 / 3
+    for reference, resolved in ((60, True), (80, True), (100, False), (160, False), (170, True)):
+        found = lag_to(curve, reference, n_resamples=20)
+        assert float(found.lag) == pytest.approx(midpoint - reference)
+        assert float(found.lag_low) == float(found.lag_high) == pytest.approx(midpoint - reference)
+        assert found.resolved == resolved
+    nowhere = lag_to(0 * curve, 100, n_resamples=20)
+    assert np.isnan(nowhere.lag) and not nowhere.resolved
+
+
+def test_a_csv_comes_back_as_the_curves_written(tmp_path):
+    curve = curve_of(
+        np.random.default_rng(0).normal(size=(3, 10, 2)), between="curve", labels="zab"
+    )
+    curve = curve.assign_coords(fact=["p", "q"])
+    table = curve.to_dataframe("value").reset_index()
+    table.loc[3, "value"] = np.nan
+    table.sample(frac=1, random_state=0).sort_values("curve", key=lambda x: x != "z").to_csv(
+        tmp_path / "curves.csv", index=False
+    )
+    read = read_curves(tmp_path / "curves.csv")
+    assert read.dims == ("curve", "step", "fact")
+    assert read.curve.values[0] == "z"  # in the order of the file
+    assert np.isnan(read.sel(curve="z", step=10, fact="q"))
+    xr.testing.assert_allclose(
+        read.fillna(0), curve.where(curve != curve[0, 1, 1], 0).sel(curve=read.curve)
+    )
+
+
+def test_a_csv_of_steps_and_values_is_one_curve(tmp_path):
+    rows = [f"{step},{value}" for step, value in zip(STEPS, RISE)]
+    (tmp_path / "one.csv").write_text("\n".join(["step,value", *rows[::-1]]))
+    read = read_curves(tmp_path / "one.csv")
+    assert read.dims == ("step",)
+    assert emergence(read).equals(emergence(curve_of(RISE)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step,loss\n1,2\n", "{path} has no column value; it needs step and value"),
+        ("step,value\n", "{path} holds no rows; write one row a checkpoint"),
+        ("", "{path} can't be read as a CSV (No columns"),
+        ("step,value\n1,2\n2,n/a\n", "{path}, row 2: value is 'n/a'; write a number"),
+        ("step,value\n1,2\n,3\n", "{path}, row 2: step is ''; write a number"),
+        ("step,value\n1,inf\n", "{path}, row 1: value is 'inf'; write a number"),
+        (
+            "curve,step,value\na,1,2\nb,1,2\nb,1,3\n",
+            "{path}, row 3: curve b, step 1 again; name samples in a column fact",
+        ),
+    ],
+)
+def test_a_csv_that_is_no_curve_is_refused_with_its_path_and_row(tmp_path, text, message):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_curves(path)
+    assert str(error.value).startswith(message.format(path=path))
+
+
+def test_a_csv_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.csv; give a CSV"):
+        read_curves(tmp_path / "none.csv")
