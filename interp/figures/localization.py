@@ -208,8 +208,8 @@ def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
     return _laid_out(
         figure,
         f"{role[0].upper()}{role[1:]}: what is lost without each component",
-        "share of clean − corrupted logit difference; ● named by the rule; grey: the two can't be told "
-        "apart yet",
+        "share of clean − corrupted logit difference; ● named by the rule; grey: the two can't be "
+        "told apart yet",
         height=170 + 34 * max(1, len(shown)),
         x="optimizer step",
     )
