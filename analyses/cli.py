@@ -60,13 +60,14 @@ def _localization(arguments: list[str]) -> None:
     if Path(config.ckpt).is_dir():
         check_writable(Path(config.out or Path(config.ckpt) / "results" / "localization"))
         check_file(target)
-    from analyses.localization import report, run
+    from analyses.localization import run
+    from analyses.localization_report import report
     from interp.suite import load_suite, select_steps
 
     command = command_line("interp-analyse", ["localization", *arguments])
     total = len(select_steps(load_suite(config.ckpt), config.steps))
     with progress() as bar:
-        task = bar.add_task("localizing, checkpoint", total=total)
+        task = bar.add_task("localizing, checkpoint", total=total + 1)
         suite, found = run(config, command=command, on_step=lambda n: bar.update(task, completed=n))
     write_bytes(target, report(suite, found, command).encode())
     print(f"report: {target}  (open it in a browser)")

@@ -7,9 +7,8 @@ at the answer position. Every checkpoint of a run is asked the questions of
 training say when it formed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,10 @@ from interp.config import ATTRIBUTES, Device
 
 ROLES = ("name attention", "memory", "extraction", "relation")
 KINDS = ("needed", "in place")
+DEPTH = ("neurons", "edits", "parts", "feeds", "copying")
+PARTS = ("first", "middle", "last")
+N_IN_DEPTH, N_EDITED = 96, 24
+"""Facts asked in depth, and facts overwritten."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,19 @@ class Localization:
     """One row a (step, attribute, cell), as ``interp.localization.jobs.roles`` gives them."""
     curves: xr.DataArray
     """(curve, step, fact): each job ``needed`` and ``in place``."""
-    formed: xr.Dataset
-    """``interp.emergence.emergence`` of the curves."""
+    formed: xr.Dataset | None
+    """``interp.emergence.emergence`` of the curves; None with too few checkpoints."""
     orders: dict
     """``interp.emergence.order`` of the jobs, for each of ``KINDS``."""
+    depth: dict[str, xr.Dataset]
+    """What was asked of the last step only: ``neurons``, ``edits``, ``parts``, ``feeds``,
+    ``copying``.
+    """
 
 
 def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done: None):
     """The suite, and what was found in it; result files that are there already are reused."""
+    from interp.localization.checkpoint import QUESTIONS
     from interp.model import device_of
     from interp.results import join_steps
     from interp.suite import load_suite, select_steps
@@ -90,29 +98,35 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
         "n_facts": len(facts),
         "seed": config.seed,
     }
-    compute = partial(
-        _of_step,
-        facts=facts,
-        people=people,
-        seed=config.seed,
-        max_memory=config.max_memory,
-        device=device_of(config.device),
-    )
-    from interp.localization.checkpoint import QUESTIONS
-
+    options = {"seed": config.seed, "max_memory": config.max_memory}
+    options["device"] = device_of(config.device)
+    where = {
+        "out": config.out or suite.path / "results" / "localization",
+        "command": command,
+    }
     done = over_checkpoints(
         suite,
         steps,
         QUESTIONS,
-        compute,
-        out=config.out or suite.path / "results" / "localization",
+        partial(_of_step, facts=facts, people=people, **options),
         asked=asked,
         workers=config.workers,
-        command=command,
         on_step=on_step,
+        **where,
     )
     answers = {name: join_steps({step: done[step][name] for step in steps}) for name in QUESTIONS}
-    return suite, find(answers)
+    found = find(answers)
+    led = leaders(found.roles)[["component", "place"]].to_dict("index")
+    last = over_checkpoints(
+        suite,
+        steps[-1:],
+        DEPTH,
+        partial(_in_depth, facts=facts, leading=led, **options),
+        asked=asked | {"leading": led},
+        **where,
+    )
+    on_step(len(steps) + 1)
+    return suite, replace(found, depth=last[steps[-1]])
 
 
 def _of_step(suite, step: int, questions: list[str], *, facts, people, device: str, **options):
@@ -122,9 +136,95 @@ def _of_step(suite, step: int, questions: list[str], *, facts, people, device: s
     return localize(model, facts, people, questions=questions, **options)
 
 
+def _in_depth(
+    suite,
+    step: int,
+    questions: list[str],
+    *,
+    facts,
+    leading: dict[str, dict[str, str]],
+    seed: int,
+    max_memory: float,
+    device: str,
+) -> dict[str, xr.Dataset]:
+    """Of one checkpoint, what takes too long to ask of all.
+
+    ``neurons``: ``effect`` (layer, neuron, fact) of single neurons where the leading memory works,
+    noising, nats, negative = needed; ``written`` (neuron, fact), what those of its layer write.
+    ``edits``: ``edit_facts`` of it, and of the first layer's MLP at name_middle, which works on
+    names. ``parts``: share recovered with one part of the name swapped. ``feeds``: share recovered
+    through each MLP's output into the values of the leading extraction head. ``copying``.
+    """
+    from interp.localization.direct import copying
+    from interp.localization.edit import edit_facts
+    from interp.localization.neurons import written
+    from interp.patching import patch
+    from interp.results import effect, recovered
+
+    model = suite.load(step, device=device)
+    attributes = list(dict.fromkeys(facts.texts.attribute))
+    few = facts[_spread(facts, N_IN_DEPTH)]
+    layer, place = int(leading["memory"]["component"][1:].split()[0]), leading["memory"]["place"]
+    how = {"whole_value": False, "max_memory": max_memory}
+    answers = {}
+    for question in questions:
+        if question == "neurons":
+            single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
+            result = effect(patch(model, few, site="mlp_post", **single, **how))
+            answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
+            if place == "final":
+                answer["written"] = written(model, few, layer=layer).drop_vars(
+                    "layer", errors="ignore"
+                )
+        elif question == "edits":
+            to_edit = facts[_spread(facts, N_EDITED)]
+            tables = [
+                edit_facts(model, suite, to_edit, layer=at, role=role, seed=seed)
+                for at, role in ((layer, place), (0, "name_middle"))
+            ]
+            labels = [f"L{layer} MLP at {place}", "L0 MLP at name_middle"]
+            answer = xr.concat(tables, "edited").assign_coords(edited=labels)
+        elif question == "parts":
+            shares = []
+            for part in PARTS:
+                swapped = suite.facts(
+                    len(few), attribute=attributes, seed=seed, corruption=f"swap-{part}"
+                )
+                shares.append(recovered(patch(model, swapped, site="resid_pre", **how)))
+            answer = xr.Dataset(
+                {"recovered": xr.concat(shares, "part").assign_coords(part=list(PARTS))}
+            )
+        elif question == "feeds":
+            path = f"mlp_out-{leading['extraction']['component']}.v"
+            answer = xr.Dataset({"recovered": recovered(patch(model, few, site=path, **how))})
+        else:
+            answer = xr.Dataset({"share": copying(model, facts)})
+        answers[question] = _plain(answer)
+    return answers
+
+
+def _spread(facts, n: int) -> np.ndarray:
+    """About ``n`` facts, as many of each attribute."""
+    attribute = facts.texts.attribute.to_numpy()
+    names = list(dict.fromkeys(attribute))
+    each = max(1, n // len(names))
+    return np.concatenate([np.flatnonzero(attribute == name)[:each] for name in names])
+
+
+def _plain(answer: xr.Dataset) -> xr.Dataset:
+    """Without what netCDF 3 can't hold."""
+    answer = answer.drop_vars([x for x in answer.coords if "prompt" in str(x)])
+    for name in [*answer.data_vars, *answer.coords]:
+        if answer[name].dtype == bool:
+            answer[name] = answer[name].astype(np.int8)
+        if answer[name].dtype == np.int64:
+            answer[name] = answer[name].astype(np.int32)
+    return answer
+
+
 def find(answers: dict[str, xr.Dataset]) -> Localization:
     """Roles, curves and times from the answers."""
-    from interp.emergence import emergence, order
+    from interp.emergence import MIN_CHECKPOINTS, emergence, order
     from interp.localization.jobs import roles
 
     needed, readings = answers["needs"], answers["readings"]
@@ -134,14 +234,15 @@ def find(answers: dict[str, xr.Dataset]) -> Localization:
         ignore_index=True,
     )
     curves = job_curves(answers, table)
-    formed = emergence(curves)
-    orders = {}
+    if len(steps) < MIN_CHECKPOINTS:
+        return Localization(answers, table, curves, None, {}, {})
+    formed, orders = emergence(curves), {}
     for kind in KINDS:
         labels = [f"{role}: {kind}" for role in ROLES]
         labels = [x for x in labels if bool(formed.emerged.sel(curve=x))]
         if len(labels) > 1:
             orders[kind] = order(curves.sel(curve=labels), between="curve")
-    return Localization(answers, table, curves, formed, orders)
+    return Localization(answers, table, curves, formed, orders, {})
 
 
 def leaders(table: pd.DataFrame) -> pd.DataFrame:
@@ -185,202 +286,3 @@ def job_curves(answers: dict[str, xr.Dataset], table: pd.DataFrame) -> xr.DataAr
         curve.drop_vars(set(curve.coords) - {"step"}).transpose("step", "fact") for curve in curves
     ]
     return xr.concat(kept, dim="curve").assign_coords(curve=labels)
-
-
-def report(suite, found: Localization, command: str) -> str:
-    """HTML page that leads with when each job formed."""
-    from interp.dynamics import phases
-    from interp.figures import localization as draw
-    from interp.report import anchor, figure_html, page
-
-    average = suite.metrics[
-        (suite.metrics.split == "train") & (suite.metrics.attribute == "average")
-    ]
-    plateau = phases(average.step.to_numpy(), average.loss.to_numpy(), suite.no_knowledge_baseline)
-    links = {role: f"#{anchor(_HEADINGS[role])}" for role in ROLES}
-    first = draw.timeline(
-        found.curves, found.formed, metrics=suite.metrics, phases=plateau, links=links
-    )
-    sections = [("When", _WHEN + figure_html("timeline", first) + _times(found))]
-    for role in ROLES:
-        content = _TEXTS[role] + figure_html(
-            f"roles-{role.replace(' ', '-')}", draw.roles_over_training(found.roles, role)
-        )
-        content += figure_html(
-            f"attributes-{role.replace(' ', '-')}", draw.roles_by_attribute(found.roles, role)
-        )
-        if role == "memory":
-            content += _memory_figures(found)
-        else:
-            content += figure_html(
-                f"attention-{role.replace(' ', '-')}", _attention_figure(found, role)
-            )
-        sections.append((_HEADINGS[role], content))
-    direct = found.answers["direct"].isel(step=-1)
-    sections.append(("Direct effects", figure_html("direct", draw.parts(direct))))
-    sections.append(("What was run", _provenance(found, command)))
-    return page(
-        f"Who recalls facts in {suite.path.resolve().name}, and since when", _lead(found), sections
-    )
-
-
-_HEADINGS = {
-    "name attention": "Name attention",
-    "memory": "Memory",
-    "extraction": "Extraction",
-    "relation": "Relation",
-}
-_WHEN = """
-<p><b>Needed</b> (solid): how much is lost when no component does the job: all heads cut along the
-job's edge, or all MLPs at its place given the output they have with another name. It can only rise
-once something is known. <b>In place</b> (dotted): how far the part looks as it does later, known or
-not: the leading head's attention along the edge; for memory, how much more often the value can be
-read off after the MLPs than before them. The first is a cause, the second is not. Click on a band
-for the evidence.</p>"""
-_TEXTS = {
-    "name attention": "<p>One head's attention from a name token to the earlier ones is cut off "
-    "before the softmax.</p>",
-    "memory": "<p>One MLP's output at a token is replaced by what it is with another person's "
-    "name. It is a memory only if the value can also be read off better after it than before: an "
-    "MLP that is needed and fails there works on the name.</p>",
-    "extraction": "<p>One head's attention from the answer position to all name tokens is cut "
-    "off.</p>",
-    "relation": "<p>One head's attention from the answer position to the words that say what is "
-    "asked for is cut off.</p>",
-}
-
-
-def _lead(found: Localization) -> str:
-    last = found.roles[
-        (found.roles.step == found.roles.step.max())
-        & (found.roles.attribute == "all")
-        & found.roles.named
-    ]
-    rows = ""
-    for role in ROLES:
-        of_role = last[last.role == role].sort_values("share", ascending=False)
-        who = "; ".join(
-            f"<b>{escape(x.component)}</b> at {escape(x.place)}: {x.share:.2f} "
-            f"[{x.low:.2f}, {x.high:.2f}]"
-            for x in of_role.itertuples()
-        )
-        rows += f"<tr><th>{role}</th><td>{who or 'nobody'}</td></tr>"
-    unnamed = found.roles[
-        (found.roles.step == found.roles.step.max())
-        & (found.roles.attribute == "all")
-        & (found.roles.role == "memory")
-        & (found.roles.kind == "mlp")
-        & ~found.roles.named
-        & (found.roles.share >= 0.05)
-    ]
-    others = "; ".join(
-        f"{escape(x.component)} at {escape(x.place)} {x.share:.2f}" for x in unnamed.itertuples()
-    )
-    note = (
-        f" MLPs that are needed, after which no value can be read off: {others}." if others else ""
-    )
-    n = found.curves.sizes["fact"]
-    orders = "".join(_in_order(kind, x) for kind, x in found.orders.items())
-    return (
-        f"<p class='lead'>At step {found.roles.step.max()}, n = {n} facts, share of the logit "
-        "difference that is lost without the component, with its 95 % interval over facts; named "
-        f"are those that beat their shuffled control.{note}</p><table>{rows}</table>{orders}"
-    )
-
-
-def _in_order(kind: str, found) -> str:
-    names = " → ".join(escape(label.split(": ")[0]) for label in found.labels)
-    sure = "" if found.significant else "not "
-    return (
-        f"<p>In order of midpoints, <b>{kind}</b>: {names}; the same order in {found.share:.0%} of "
-        f"bootstrap samples of facts; {sure}every step of it is significant (Holm-adjusted p &lt; "
-        "0.05, and apart by more than the distance of checkpoints).</p>"
-    )
-
-
-def _times(found: Localization) -> str:
-    rows = ""
-    for label in found.formed.curve.values:
-        x = found.formed.sel(curve=label)
-        if bool(x.emerged):
-            cells = "".join(
-                f"<td>{float(x[name]):.0f} [{float(x[f'{name}_low']):.0f}, "
-                f"{float(x[f'{name}_high']):.0f}] ± {float(x[f'resolution_{name}']):.0f}</td>"
-                for name in ("onset", "midpoint", "completion")
-            )
-        else:
-            cells = f"<td colspan='3'>no step: {escape(str(x.reason.item()))}</td>"
-        rows += f"<tr><th>{escape(str(label))}</th>{cells}</tr>"
-    return (
-        "<p>Steps, with 95 % bootstrap intervals over facts, and ± the distance of the checkpoints "
-        "between which it lies:</p><table><tr><th></th><th>onset</th><th>midpoint</th>"
-        f"<th>completion</th></tr>{rows}</table>"
-    )
-
-
-def _memory_figures(found: Localization) -> str:
-    from interp.figures import localization as draw
-    from interp.report import figure_html
-
-    readings, probes = (found.answers[x].isel(step=-1) for x in ("readings", "probes"))
-    own = readings.accuracy.sel(of="all")
-    heads = own.sel(reader=[x for x in own.reader.values if x != "unembed"]).max("reader")
-    unembed = own.sel(reader="unembed", drop=True)
-    best = xr.where(own.role == "final", unembed, heads).transpose(
-        "labels", "layer", "site", "role"
-    )
-    probed = probes.accuracy.sel(of="all")
-    panels = {
-        "model's own weights": best.sel(labels="real"),
-        "the same, shuffled": best.sel(labels="shuffled"),
-        "linear probe": probed.sel(labels="real"),
-        "probe, shuffled": probed.sel(labels="shuffled"),
-    }
-    n, n_people = (int(x.n.sel(of="all")) for x in (readings, probes))
-    readable = draw.accuracies(
-        panels,
-        "How often the value can be read off the residual stream, last step",
-        f"own weights: at final the unembedding, at names the best head's OV and the unembedding, "
-        f"n = {n}; probes: fitted on other people, n = {n_people}",
-    )
-    severed = found.answers["severed"]
-    share = (severed.patched - severed.corrupted).mean("fact") / (
-        severed.clean - severed.corrupted
-    ).mean("fact")
-    last = share.isel(step=-1).sel(role=[x for x in share.role.values if x in best.role.values])
-    last = last.expand_dims(site=["resid_pre"]).transpose("frozen", "layer", "site", "role")
-    frozen = draw.accuracies(
-        {f"{x} frozen": last.sel(frozen=x) for x in last.frozen.values},
-        "Share recovered by the clean residual stream, last step",
-        f"what is frozen stays as with the other name; n = {severed.sizes['fact']}",
-    )
-    return figure_html("readable", readable) + figure_html("severed", frozen)
-
-
-def _attention_figure(found: Localization, role: str):
-    from interp.figures import localization as draw
-
-    leader = leaders(found.roles).loc[role]
-    layer, head = (int(x) for x in leader.component[1:].split("H"))
-    pattern = found.answers["attention"].pattern.isel(layer=layer, head=head)
-    kept = [x for x in pattern.edge.values if x != "final ← names of all sentences"]
-    return draw.lines(
-        {str(edge): pattern.sel(edge=edge) for edge in kept},
-        f"Where {leader.component} looks",
-        f"share of attention, mean over n = {pattern.sizes['fact']} facts; not a cause",
-        "share of attention",
-    )
-
-
-def _provenance(found: Localization, command: str) -> str:
-    attrs = found.answers["needs"].attrs
-    rows = {
-        "command": command,
-        "asked": attrs.get("request", ""),
-        "made by": attrs.get("made_by", ""),
-    }
-    body = "".join(
-        f"<tr><th>{name}</th><td><code>{escape(text)}</code></td></tr>"
-        for name, text in rows.items()
-    )
-    return f"<table>{body}</table>"

@@ -65,11 +65,11 @@ def test_levels_are_means_of_the_plateaus_as_far_as_noise_goes():
 
 def test_levels_are_less_biased_by_noise_than_the_ends_of_the_fit():
     rng = np.random.default_rng(0)
-    noisy = (DENSE > 1200) + 0.1 * rng.normal(size=(100, len(DENSE)))
+    noisy = (DENSE > 1200) + 0.1 * rng.normal(size=(40, len(DENSE)))
     ends = [isotonic_regression(y).x[[0, -1]] for y in noisy]
     rise = float(emergence(many(noisy, DENSE)).rise.mean())
-    assert np.mean(np.diff(ends)) > 1.13
-    assert 0.98 < rise < 1.09
+    assert np.mean(np.diff(ends)) > 1.09
+    assert 1 < rise < 1.06
 
 
 def test_a_later_small_fall_lowers_the_final_level_and_moves_no_step():
@@ -104,8 +104,8 @@ def test_intervals_cover_planted_steps(spread, n):
         inside = (found[f"{name}_low"] <= value) & (value <= found[f"{name}_high"])
         # interpolation is a few steps off, and the ends a little too far out
         assert inside.mean() > 0.8, name
-        width = found[f"{name}_high"] - found[f"{name}_low"]
-        assert float(width.mean()) < (600 if name in MARKS else 0.3)
+    for name, widest in (("midpoint", 150), ("rise", 0.3)):
+        assert float((found[f"{name}_high"] - found[f"{name}_low"]).mean()) < widest
 
 
 def test_without_facts_or_with_one_there_are_no_intervals():
@@ -122,7 +122,11 @@ NEGATIVES = {
     "white noise": (np.zeros(22), 0.1, {IN_NOISE, NOT_ABOVE}),
     "linear drift": (DENSE / 6500, 0.05, {DRIFT}),
     "root drift": (np.sqrt(DENSE / 6500), 0.05, {DRIFT}),
-    "up and down again": (np.where((DENSE > 600) & (DENSE < 3500), 1.0, 0), 0.02, {IN_NOISE}),
+    "up and down again": (
+        np.where((DENSE > 600) & (DENSE < 3500), 1.0, 0),
+        0.02,
+        {IN_NOISE, NOT_ABOVE},
+    ),
     "up at the last checkpoint": (np.where(DENSE == 6500, 1.0, 0), 0.02, {ANY_ORDER}),
 }
 
@@ -143,8 +147,10 @@ def test_what_is_no_step_is_not_claimed_and_why_is_said(name, facts):
 
 
 def test_noise_over_facts_alone_is_no_rise():
-    noise = 3 + np.random.default_rng(0).normal(size=(len(DENSE), 64))
-    assert emergence(curve_of(noise, DENSE)).reason == NOT_ABOVE
+    noise = 3 + np.random.default_rng(0).normal(size=(20, len(DENSE), 64))
+    found = emergence(many(noise, DENSE), n_resamples=200)
+    assert (found.reason == NOT_ABOVE).sum() >= 18
+    assert not found.emerged.any()
 
 
 def test_facts_that_wander_each_its_own_way_seldom_make_a_step():
@@ -152,6 +158,7 @@ def test_facts_that_wander_each_its_own_way_seldom_make_a_step():
     found = emergence(many(walks, DENSE), n_resamples=200)
     above = (found.reason != NOT_ABOVE).sum()
     assert 0 < above <= binom.ppf(0.999, 60, 0.04)  # 0.025, and more for the bootstrap of 24
+    assert (found.rise_low > 0).sum() > 20  # bounds of levels that the fit chose would not do
     assert found.emerged.sum() <= 2
 
 
@@ -171,14 +178,18 @@ def test_the_order_of_checkpoints_alone_keeps_its_level(monkeypatch):
 
 def test_a_step_in_noise_of_a_twentieth_is_nearly_always_found():
     step = logistic(DENSE, 2200, 150)
-    noise = 0.05 * np.random.default_rng(0).normal(size=(40, len(DENSE)))
-    assert emergence(many(step + noise, DENSE)).emerged.sum() >= 36
+    noise = 0.05 * np.random.default_rng(0).normal(size=(25, len(DENSE)))
+    assert emergence(many(step + noise, DENSE)).emerged.sum() >= 23
 
 
 def test_eight_checkpoints_are_enough_with_one_on_the_rise_and_not_for_a_jump():
     steps = STEPS[:8]
-    assert emergence(curve_of([0, 0, 0, 0, 0.5, 1, 1, 1], steps)).emerged
-    assert emergence(curve_of([0, 0, 0, 0, 1, 1, 1, 1], steps)).reason == ANY_ORDER
+    rising, jump = ([0, 0, 0, 0, 0.5, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1])
+    emerged = [
+        sum(int(emergence(curve_of(curve, steps), seed=seed).emerged) for seed in range(8))
+        for curve in (rising, jump)
+    ]
+    assert emerged[0] == 8 and emerged[1] <= 2  # p = 1/280 and 1/70, over random permutations
     with pytest.raises(ValueError, match="7 steps; give at least 8"):
         emergence(curve_of(np.arange(7), STEPS[:7]))
 

@@ -22,7 +22,7 @@ _BAR = {"needed": -0.14, "in place": -0.3}
 
 def timeline(
     curves: xr.DataArray,
-    formed: xr.Dataset,
+    formed: xr.Dataset | None,
     *,
     metrics: pd.DataFrame,
     phases: Phases,
@@ -32,7 +32,7 @@ def timeline(
 
     Args:
         curves: (curve, step, fact), with labels such as ``memory: needed``.
-        formed: ``interp.emergence.emergence`` of them.
+        formed: ``interp.emergence.emergence`` of them, or None.
         links: place of the page that a click on a job's band leads to, by job.
     """
     jobs = list(dict.fromkeys(str(label).split(": ")[0] for label in curves.curve.values))
@@ -55,7 +55,8 @@ def timeline(
             if f"{job}: {kind}" in curves.curve.values:
                 at = {"curve": f"{job}: {kind}"}
                 _add_curve(figure, curves.sel(at), row, job, kind, links.get(job, ""))
-                _add_band(figure, formed.sel(at), row, job, kind, links.get(job, ""))
+                if formed is not None:
+                    _add_band(figure, formed.sel(at), row, job, kind, links.get(job, ""))
         figure.update_yaxes(
             title_text=job, range=[-0.42, 1.15], tickvals=[0, 0.5, 1], row=row, col=1
         )
