@@ -1,9 +1,9 @@
 """``interp-analyse NAME``: each analysis is a command."""
 
-import sys
+from inspect import cleandoc
 from pathlib import Path
 
-from analyses.localization import LocalizationConfig
+from analyses.config import LocalizationConfig
 from interp.cli import command_line, guarded, parse, progress
 
 NAMES = ("localization",)
@@ -15,29 +15,25 @@ def analyse() -> None:
 
 
 def _analyse(arguments: list[str]) -> None:
-    """Ask a scientific question of a run.
+    """usage: interp-analyse NAME --ckpt RUN [...]
+
+    Ask a scientific question of a run. NAME is one of:
+
+    localization   which heads and MLPs attend to names, hold facts and extract them, since when
 
     Examples:
 
     interp-analyse localization --ckpt checkpoints/demo
 
-    interp-analyse localization --ckpt checkpoints/demo --steps every:4 --facts 32
-
-    interp-analyse NAME --help says what an analysis can be told. NAME is one of:
-
-    localization: which heads and MLPs attend to names, hold facts and extract them, and since when.
+    interp-analyse localization --help
     """
-    name, *rest = arguments or [""]
+    name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        print(" ".join(["usage: interp-analyse NAME --ckpt RUN [...]"]))
-        print()
-        from inspect import cleandoc
-
         print(cleandoc(_analyse.__doc__))
-        sys.exit(0)
-    if name not in NAMES:
+    elif name not in NAMES:
         raise ValueError(f"no analysis {name!r}; there are {', '.join(NAMES)}")
-    _localization(rest)
+    else:
+        _localization(rest)
 
 
 def _localization(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.config import ATTRIBUTES, Device
+from analyses.config import LocalizationConfig
 
 ROLES = ("name attention", "memory", "extraction", "relation")
 KINDS = ("needed", "in place")
@@ -22,39 +22,6 @@ DEPTH = ("neurons", "edits", "parts", "feeds", "copying")
 PARTS = ("first", "middle", "last")
 N_IN_DEPTH, N_EDITED = 96, 24
 """Facts asked in depth, and facts overwritten."""
-
-
-@dataclass(frozen=True)
-class LocalizationConfig:
-    """Which run to localize, and how thoroughly."""
-
-    ckpt: str
-    """A run folder."""
-    steps: str = "all"
-    """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
-    attributes: tuple[str, ...] = ATTRIBUTES
-    """Which attributes the facts are about."""
-    facts: int = 128
-    """People asked for each attribute."""
-    people: int = 640
-    """People that a probe is fitted on, for each attribute."""
-    out: str | None = None
-    """Folder of the results; by default results/localization in the run folder."""
-    report: str | None = None
-    """The HTML report; by default localization.html in the run folder."""
-    device: Device = "auto"
-    """auto is CUDA where there is one."""
-    seed: int = 0
-    """Of the choice of facts, and of shuffled controls."""
-    workers: int = 2
-    """Checkpoints worked on side by side, each in a process of its own."""
-    max_memory: float = 1.0
-    """Gigabytes that the activations of a worker may take."""
-
-    def __post_init__(self) -> None:
-        for name in ("facts", "people", "workers"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -195,8 +162,11 @@ def _in_depth(
                 {"recovered": xr.concat(shares, "part").assign_coords(part=list(PARTS))}
             )
         elif question == "feeds":
-            path = f"mlp_out-{leading['extraction']['component']}.v"
-            answer = xr.Dataset({"recovered": recovered(patch(model, few, site=path, **how))})
+            head = leading["extraction"]["component"]
+            share = xr.DataArray(np.nan)
+            if not head.startswith("L0"):  # no MLP comes before those
+                share = recovered(patch(model, few, site=f"mlp_out-{head}.v", **how))
+            answer = xr.Dataset({"recovered": share})
         else:
             answer = xr.Dataset({"share": copying(model, facts)})
         answers[question] = _plain(answer)

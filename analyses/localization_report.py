@@ -223,20 +223,19 @@ def _parts_and_feeds(found: Localization) -> str:
     )
     feeds = found.depth["feeds"].recovered
     head = leaders(found.roles).component["extraction"]
-    dims = [x for x in feeds.dims if x != "role"]
-    table = feeds.stack(way=dims).to_pandas().T
+    if not feeds.dims:
+        return figure_html("parts", figure) + f"<p>No MLP comes before {escape(head)}.</p>"
+    table = feeds.squeeze([x for x in feeds.dims if x not in ("layer", "role")]).to_pandas()
     rows = "".join(
-        f"<tr><th>L{way[0] if isinstance(way, tuple) else way} MLP</th>"
-        + "".join(f"<td>{x:.2f}</td>" for x in row)
-        + "</tr>"
-        for way, row in table.iterrows()
+        f"<tr><th>L{layer} MLP</th>{''.join(f'<td>{x:.2f}</td>' for x in row)}</tr>"
+        for layer, row in table.iterrows()
         if row.notna().any()
     )
     heads = "".join(f"<th>{escape(str(x))}</th>" for x in table.columns)
     return figure_html("parts", figure) + (
-        f"<p>Which MLPs feed {head}: share recovered by what each MLP's clean output alone changes "
-        f"in that head's values, everything else as with the other name.</p><table><tr><th></th>"
-        f"{heads}</tr>{rows}</table>"
+        f"<p>Which MLPs feed {escape(head)}: share recovered by what each MLP's clean output alone "
+        "changes in that head's values, everything else as with the other name.</p>"
+        f"<table><tr><th></th>{heads}</tr>{rows}</table>"
     )
 
 

@@ -7,9 +7,9 @@ completion are where f, linear between checkpoints, has made 10, 50 and 90 % of 
 (a) the rise is above ``NOISES`` noises, and above 0 with its whole bootstrap interval over facts;
 (b) under ``P_ORDER`` of the permutations of the checkpoints reach the isotonic fit's R²;
 (c) completion − onset is at most ``WIDEST`` of the span of steps.
-Not evidence: intervals are over the facts of one run; they know nothing of other seeds, nor of
-noise that all facts share. (b) takes that noise as independent between checkpoints, and its level
-is one curve's: a slow wander can pass, as 8 of 100 random walks do.
+Not evidence: intervals are over the facts of one run and know nothing of other seeds, nor of noise
+that all facts share; (b) takes that as independent between checkpoints and one curve at a time: a
+slow wander can pass, as 8 of 100 random walks do.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ from scipy.optimize import isotonic_regression
 MARKS = {"onset": 0.1, "midpoint": 0.5, "completion": 0.9}
 NOISES = 5  # below it a tenth of the rise is lost in noise, and drifts come out as steps
 P_ORDER, N_PERMUTATIONS = 0.01, 999
-WIDEST = 0.5  # drifts linear in step or its root have 0.8; exponentials with τ > 0.23 spans more
+WIDEST = 0.5  # drifts linear in step or its root have 0.8; exponentials with τ > 0.24 spans more
 # A jump between flat levels has p = 1 ÷ C(n, n/2) at best: 0.014 at 8, 0.008 at 9. With a
 # checkpoint on the rise 8 are enough (0.004); 5 to 7 only for curves that have hardly a level.
 MIN_CHECKPOINTS = 8
+_Curves = Float[np.ndarray, "resample step"]
 
 NOT_ABOVE = "no rise above 0 over facts"
 IN_NOISE = "rise within the noise between checkpoints"
@@ -39,17 +40,12 @@ TOO_FEW = f"defined at fewer than {MIN_CHECKPOINTS} checkpoints"
 
 @dataclass(frozen=True)
 class Order:
-    """Labels of what emerged, first to emerge first; ``share`` of the resamples have this order
-    (NaN without facts); ``p_values`` of neighbours, Holm-adjusted over all pairs.
-    """
+    """What emerged, by midpoint; the share of resamples with this order; the p of neighbours."""
 
     labels: tuple
     share: float
     p_values: tuple[float, ...]
     significant: bool
-
-
-_Curves = Float[np.ndarray, "resample step"]
 
 
 def emergence(
@@ -59,12 +55,11 @@ def emergence(
     curve to find its fall. Steps at which no fact has a value are left out.
 
     Returns:
-        ``onset``, ``midpoint``, ``completion`` (steps) and ``rise``, with ``_low`` and ``_high``:
-        percentile bootstrap over facts, the same ones for every cell and step; NaN without facts
-        or with one. ``resolution_…``: steps between the checkpoints around the mark, of which
-        nothing is known. ``emerged``; ``reason``: "" or the first rule that failed, and then there
-        are no steps. ``rise`` is 0, never less, where nothing rises. The last checkpoint is the
-        final level of a curve that still rises there.
+        ``onset``, ``midpoint``, ``completion`` (steps) and ``rise``, with ``_low``, ``_high``:
+        percentile bootstrap over facts, the same ones for every cell and step; NaN for fewer than
+        two. ``resolution_…``: steps between the checkpoints around the mark, of which nothing is
+        known. ``emerged``; ``reason``: "" or the rule that failed first, and then no steps are
+        given. A curve that rises to its end has its final level there.
 
     Raises:
         ValueError: fewer than ``MIN_CHECKPOINTS`` steps, no increasing ones, infinite values.
@@ -87,9 +82,8 @@ def lag_to(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """``lag`` = midpoint − ``reference`` (steps, positive = after it; taken as exact) with ``_low``
-    and ``_high`` for each cell of ``curve``'s further dims; ``resolved``: whether the two lie in
-    different checkpoint intervals. NaN where nothing emerged.
+    """``lag`` = midpoint − ``reference`` (steps, positive = after it; taken as exact), with bounds;
+    ``resolved``: whether the two lie in different checkpoint intervals. NaN where nothing emerged.
     """
     found = _found(curve, confidence, n_resamples, seed).sel(mark="midpoint", drop=True)
     lag = _interval("lag", found.at - reference, confidence)
@@ -109,11 +103,11 @@ def lags(
     ``between``; ``curve`` is (between, step) or, for intervals, (between, step, fact).
 
     Returns:
-        (earlier, later) ``lag`` = midpoint(later) − midpoint(earlier), steps, with ``_low`` and
-        ``_high``; ``probability``: share of resamples with a lag above 0; ``p_value`` of lag = 0,
-        two-sided, Holm-adjusted over the pairs that emerged, at least 2 · pairs ÷ (n_resamples +
-        1); ``resolved``: whether the midpoints lie in different checkpoint intervals. NaN where one
-        did not emerge. p knows nothing of noise that all facts share: ask for ``resolved`` too.
+        (earlier, later) ``lag`` = midpoint(later) − midpoint(earlier), steps, with bounds;
+        ``probability``: share of resamples with a lag above 0; ``p_value`` of lag = 0, two-sided,
+        Holm-adjusted over the pairs that emerged, at least 2 · pairs ÷ (n_resamples + 1);
+        ``resolved``: whether the midpoints lie in different checkpoint intervals. NaN where one did
+        not emerge. p knows nothing of noise that all facts share: ask for ``resolved`` too.
     """
     return _lags(_found(curve, confidence, n_resamples, seed, between), between, confidence)
 
@@ -126,8 +120,8 @@ def order(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Order:
-    """The most frequent order of midpoints over the resamples; significant if every neighbouring
-    pair is resolved and has a Holm-adjusted p < 1 − confidence.
+    """The most frequent order of midpoints over the resamples (its share is NaN without facts);
+    significant if every neighbouring pair is resolved with p < 1 − confidence, as of ``lags``.
 
     Raises:
         ValueError: too few resamples for that many pairs ever to be significant.
@@ -137,8 +131,7 @@ def order(
     pairs = len(emerged) * (len(emerged) - 1) // 2
     needed = int(2 * pairs / (1 - confidence))
     if n_resamples < needed:
-        got = f"{pairs} pairs can't be significant with n_resamples={n_resamples}"
-        raise ValueError(f"{got}; give {needed}, or select fewer of {between}")
+        raise ValueError(f"{pairs} pairs can't be significant with {n_resamples=}; give {needed}")
     midpoints = found.at.sel(mark="midpoint").values[emerged]
     draws = midpoints[:, 1:][:, ~np.isnan(midpoints[:, 1:]).any(0)]
     share, by_time = float("nan"), np.argsort(midpoints[:, 0], kind="stable")
@@ -146,17 +139,16 @@ def order(
         orders, counts = np.unique(np.argsort(draws, 0, kind="stable"), axis=1, return_counts=True)
         share, by_time = float(counts.max() / counts.sum()), orders[:, counts.argmax()]
     chosen = emerged[by_time]
-    both = _lags(found, between, confidence)
-    p, resolved = (both[name].values[chosen[:-1], chosen[1:]] for name in ("p_value", "resolved"))
+    both, place = _lags(found, between, confidence), (chosen[:-1], chosen[1:])
+    p, resolved = both.p_value.values[place], both.resolved.values[place]
     significant = pairs > 0 and bool((resolved & (p < 1 - confidence)).all())
-    labels = found[between].values[chosen].tolist()
-    return Order(tuple(labels), share, tuple(p.tolist()), significant)
+    labels = tuple(found[between].values[chosen].tolist())
+    return Order(labels, share, tuple(p.tolist()), significant)
 
 
 def read_curves(path: Path) -> xr.DataArray:
-    """Values (curve, step, fact) of a CSV with the columns step and value and, if wanted, curve (a
-    label) and fact (the sample a value belongs to); without a column there is no such dim. An empty
-    value is undefined.
+    """Values (curve, step, fact) of a CSV with the columns step, value (empty = undefined) and, if
+    wanted, curve (a label) and fact (the sample); without a column there is no such dim.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not such a CSV.
@@ -187,8 +179,8 @@ def read_curves(path: Path) -> xr.DataArray:
 def _found(
     curve: xr.DataArray, confidence: float, n_resamples: int, seed: int, between: str | None = None
 ) -> xr.Dataset:
-    """``at`` (mark, resample), the checkpoints ``before`` and ``after`` each mark, ``rise``
-    (resample) and ``reason``, of each cell; resample 0 is the facts themselves.
+    """``at`` and ``rise`` of each resample, of which 0 is the facts themselves; the checkpoints
+    ``before`` and ``after`` each mark; ``reason``.
     """
     _check(curve, confidence, n_resamples, between)
     curve = curve if "fact" in curve.dims else curve.expand_dims("fact")
@@ -224,8 +216,7 @@ def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: st
     if np.isinf(curve).any():
         raise ValueError("the curve has infinite values; make NaN what is undefined")
     if not 0 < confidence < 1 or n_resamples < 1:
-        got = f"confidence={confidence} with n_resamples={n_resamples} gives no interval"
-        raise ValueError(f"{got}; take a share, such as 0.95, and 1 or more")
+        raise ValueError(f"{confidence=} and {n_resamples=} give no interval; take 0.95 and 1000")
 
 
 def _of_cell(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> tuple:
@@ -238,7 +229,8 @@ def _of_cell(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> 
             rows = (defined == steps).all(1)
             if steps.sum() > 1:
                 places[..., rows], rise[rows], _ = _fit(step[steps], means[np.ix_(rows, steps)])
-        reason = _why_not(step, means, confidence, seed)
+        low = np.nanquantile(rise[1:], (1 - confidence) / 2)  # NaN without facts
+        reason = NOT_ABOVE if low <= 0 else _why_not(step, means[0], seed)
     at, before, after = np.full_like(places, np.nan) if reason else places
     return at, before[:, 0], after[:, 0], rise, reason
 
@@ -263,11 +255,14 @@ def _fit(step: np.ndarray, curves: _Curves) -> tuple[np.ndarray, ...]:
     return np.where(rise > 0, places, np.nan), rise, noise
 
 
-def _why_not(step: np.ndarray, means: _Curves, rises: np.ndarray, seed: int) -> str:
-    shuffled = np.random.default_rng(seed).permuted(np.tile(means[0], (N_PERMUTATIONS, 1)), axis=1)
+def _why_not(step: np.ndarray, curve: Float[np.ndarray, " step"], seed: int) -> str:
+    (at, _, _), rise, noise = _fit(step, curve[None])
+    if not rise > NOISES * noise:
+        return IN_NOISE
+    shuffled = np.random.default_rng(seed).permuted(np.tile(curve, (N_PERMUTATIONS, 1)), axis=1)
     # The total sum of squares is the same in every order: a higher R² is a smaller remainder.
-    left = [((y - isotonic_regression(y).x) ** 2).sum() for y in (means[0], *shuffled)]
-    if not np.mean(left <= left[0] + 1e-9 * means[0].var()) < P_ORDER:
+    left = [((y - isotonic_regression(y).x) ** 2).sum() for y in (curve, *shuffled)]
+    if not np.mean(left <= left[0] + 1e-9 * curve.var()) < P_ORDER:
         return ANY_ORDER
     return DRIFT if at[-1] - at[0] > WIDEST * (step[-1] - step[0]) else ""
 
@@ -283,16 +278,14 @@ def _interval(name: str, draws: xr.DataArray, confidence: float, units: str = "s
 
 
 def _lags(found: xr.Dataset, between: str, confidence: float) -> xr.Dataset:
-    n = found.sizes[between]
     found = found.sel(mark="midpoint", drop=True).assign_coords({between: found[between]})
     earlier, later = (found.rename({between: name}) for name in ("earlier", "later"))
-    other = xr.DataArray(~np.eye(n, dtype=bool), dims=("earlier", "later"))
-    lag = (later.at - earlier.at).where(other).transpose("earlier", "later", "resample")
+    lag = (later.at - earlier.at).transpose("earlier", "later", "resample")
     draws = lag[..., 1:]
     n_draws = draws.notnull().sum("resample").where(lambda count: count > 0)
     fewer = np.minimum((draws <= 0).sum("resample"), (draws >= 0).sum("resample"))
     p = np.minimum(1, 2 * (1 + fewer) / (1 + n_draws))
-    pairs, adjusted = np.triu_indices(n, 1), np.full((n, n), np.nan)
+    pairs, adjusted = np.triu_indices(len(p), 1), np.full(p.shape, np.nan)
     by_size = np.argsort(p.values[pairs])  # NaN, which is no test, comes last
     left = int(p.notnull().values[pairs].sum()) - np.arange(len(by_size))  # Holm 1979
     holm = np.minimum(1, np.maximum.accumulate(p.values[pairs][by_size] * left))

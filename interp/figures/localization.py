@@ -268,7 +268,9 @@ def accuracies(panels: dict[str, xr.DataArray], title: str, subtitle: str) -> go
                 z=stacked.values,
                 x=values.role.values.tolist(),
                 y=rows,
-                text=np.char.mod("%.2f", np.nan_to_num(stacked.values, nan=-1)),
+                text=[
+                    [f"{x:.2f}" if np.isfinite(x) else "" for x in row] for row in stacked.values
+                ],
                 texttemplate="%{text}",
                 coloraxis="coloraxis",
                 xgap=1,

@@ -1,0 +1,38 @@
+"""What the analyses can be told: one dataclass an analysis, the source of its flags."""
+
+from dataclasses import dataclass
+
+from interp.config import ATTRIBUTES, Device
+
+
+@dataclass(frozen=True)
+class LocalizationConfig:
+    """Which run to localize, and how thoroughly."""
+
+    ckpt: str
+    """A run folder."""
+    steps: str = "all"
+    """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
+    attributes: tuple[str, ...] = ATTRIBUTES
+    """Which attributes the facts are about."""
+    facts: int = 128
+    """People asked for each attribute."""
+    people: int = 640
+    """People that a probe is fitted on, for each attribute."""
+    out: str | None = None
+    """Folder of the results; by default results/localization in the run folder."""
+    report: str | None = None
+    """The HTML report; by default localization.html in the run folder."""
+    device: Device = "auto"
+    """auto is CUDA where there is one."""
+    seed: int = 0
+    """Of the choice of facts, and of shuffled controls."""
+    workers: int = 2
+    """Checkpoints worked on side by side, each in a process of its own."""
+    max_memory: float = 1.0
+    """Gigabytes that the activations of a worker may take."""
+
+    def __post_init__(self) -> None:
+        for name in ("facts", "people", "workers"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
