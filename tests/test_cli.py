@@ -13,7 +13,7 @@ import pytest
 from interp import cli
 
 BIN = Path(sys.executable).parent
-ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report")
+ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report", "interp-analyse localization")
 QUICK = ["--n-steps", "20", "--n-people", "40", "--dense-until", "10", "--dense-every", "10"]
 
 
@@ -43,7 +43,7 @@ def copy(suite, tmp_path):
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_help_has_an_example_and_names_every_flag(name):
-    code, said, _ = run(name, "--help")
+    code, said, _ = run(*name.split(), "--help")
     assert code == 0 and f"{name} --" in said.split("options")[0]
     assert "--out" in said
 

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import analyses.cli
 from interp import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHORTER = {"interp-train --preset tiny --out runs/tiny": "--n-steps 20 --dense-until 10"}
+SHORTER = {
+    "interp-train --preset tiny --out runs/tiny": "--n-steps 20 --dense-until 10",
+    "interp-analyse localization --ckpt checkpoints/demo": "--facts 12 --people 40 --workers 1",
+}
 
 
 def blocks(kind):
@@ -41,7 +45,8 @@ def test_every_command_runs_in_the_order_of_the_page(folder, monkeypatch):
     for command in commands:
         words = shlex.split(command) + shlex.split(SHORTER.get(command, ""))
         monkeypatch.setattr(sys, "argv", words)
-        getattr(cli, words[0].removeprefix("interp-"))()
+        command = words[0].removeprefix("interp-")
+        getattr(analyses.cli if command == "analyse" else cli, command)()
 
 
 @pytest.mark.parametrize("code", blocks("python"))
