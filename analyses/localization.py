@@ -15,8 +15,18 @@ import pandas as pd
 import xarray as xr
 
 from analyses.config import LocalizationConfig
+from interp.emergence import MIN_CHECKPOINTS, emergence, order
+from interp.localization.checkpoint import QUESTIONS, localize
+from interp.localization.direct import copying
+from interp.localization.edit import edit_facts
+from interp.localization.jobs import ROLES, roles
+from interp.localization.neurons import written
+from interp.model import device_of
+from interp.patching import patch
+from interp.results import effect, join_steps, recovered
+from interp.suite import load_suite, select_steps
+from interp.sweep import digest_of, over_checkpoints
 
-ROLES = ("name attention", "memory", "extraction", "relation")
 KINDS = ("needed", "in place")
 DEPTH = ("neurons", "edits", "parts", "feeds", "copying")
 PARTS = ("first", "middle", "last")
@@ -46,11 +56,6 @@ class Localization:
 
 def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done: None):
     """The suite, and what was found in it; result files that are there already are reused."""
-    from interp.localization.checkpoint import QUESTIONS
-    from interp.model import device_of
-    from interp.results import join_steps
-    from interp.suite import load_suite, select_steps
-    from interp.sweep import digest_of, over_checkpoints
 
     suite = load_suite(config.ckpt)
     steps = select_steps(suite, config.steps)
@@ -97,7 +102,6 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
 
 
 def _of_step(suite, step: int, questions: list[str], *, facts, people, device: str, **options):
-    from interp.localization.checkpoint import localize
 
     model = suite.load(step, device=device)
     return localize(model, facts, people, questions=questions, **options)
@@ -122,11 +126,6 @@ def _in_depth(
     names. ``parts``: share recovered with one part of the name swapped. ``feeds``: share recovered
     through each MLP's output into the values of the leading extraction head. ``copying``.
     """
-    from interp.localization.direct import copying
-    from interp.localization.edit import edit_facts
-    from interp.localization.neurons import written
-    from interp.patching import patch
-    from interp.results import effect, recovered
 
     model = suite.load(step, device=device)
     attributes = list(dict.fromkeys(facts.texts.attribute))
@@ -194,8 +193,6 @@ def _plain(answer: xr.Dataset) -> xr.Dataset:
 
 def find(answers: dict[str, xr.Dataset]) -> Localization:
     """Roles, curves and times from the answers."""
-    from interp.emergence import MIN_CHECKPOINTS, emergence, order
-    from interp.localization.jobs import roles
 
     needed, readings = answers["needs"], answers["readings"]
     steps = needed.step.values

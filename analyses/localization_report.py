@@ -4,9 +4,10 @@ from html import escape
 
 import xarray as xr
 
-from analyses.localization import ROLES, Localization, leaders
+from analyses.localization import Localization, leaders
 from interp.dynamics import phases
 from interp.figures import localization as draw
+from interp.localization.jobs import ROLES
 from interp.localization.neurons import effective_number, gini, sharing
 from interp.report import anchor, figure_html, page
 

@@ -4,12 +4,12 @@ y(step) is the mean over facts, f its isotonic fit (never falling; every checkpo
 same), noise² = Σ(y − f)² ÷ (checkpoints − blocks of f). A level is the mean of f where it lies
 within one noise of its first or last value; rise = final − initial level; onset, midpoint and
 completion are where f, linear between checkpoints, has made 10, 50 and 90 % of it. It emerged if
-(a) the rise is above ``NOISES`` noises, and above 0 with its whole bootstrap interval over facts;
+(a) the rise is above ``NOISES`` noises, and above 0 with its whole interval;
 (b) under ``P_ORDER`` of the permutations of the checkpoints reach the isotonic fit's R²;
 (c) completion − onset is at most ``WIDEST`` of the span of steps.
-Not evidence: intervals are over the facts of one run and know nothing of other seeds, nor of noise
-that all facts share; (b) takes that as independent between checkpoints and one curve at a time: a
-slow wander can pass, as 8 of 100 random walks do.
+Intervals: facts drawn again, and the noise added that they don't explain. They are of one
+run: not evidence for other seeds. Noise is taken as independent between checkpoints, and (b) is for
+one curve at a time: a slow wander can pass, as 8 of 100 random walks do.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float
+from numpy.random import Generator, default_rng
 from scipy.optimize import isotonic_regression
+
+from interp.statistics import holm
 
 MARKS = {"onset": 0.1, "midpoint": 0.5, "completion": 0.9}
 NOISES = 5  # below it a tenth of the rise is lost in noise, and drifts come out as steps
 P_ORDER, N_PERMUTATIONS = 0.01, 999
-WIDEST = 0.5  # drifts linear in step or its root have 0.8; exponentials with τ > 0.24 spans more
+WIDEST = 0.5  # no drift linear in step or its root (0.8), no exponential with τ > 0.24 spans
 # A jump between flat levels has p = 1 ÷ C(n, n/2) at best: 0.014 at 8, 0.008 at 9. With a
 # checkpoint on the rise 8 are enough (0.004); 5 to 7 only for curves that have hardly a level.
 MIN_CHECKPOINTS = 8
@@ -55,11 +58,11 @@ def emergence(
     curve to find its fall. Steps at which no fact has a value are left out.
 
     Returns:
-        ``onset``, ``midpoint``, ``completion`` (steps) and ``rise``, with ``_low``, ``_high``:
-        percentile bootstrap over facts, the same ones for every cell and step; NaN for fewer than
-        two. ``resolution_…``: steps between the checkpoints around the mark, of which nothing is
-        known. ``emerged``; ``reason``: "" or the rule that failed first, and then no steps are
-        given. A curve that rises to its end has its final level there.
+        ``onset``, ``midpoint``, ``completion`` (steps) and ``rise``, with ``_low`` and ``_high``:
+        percentiles over the same drawn facts for every cell and step; NaN for fewer than two facts.
+        ``resolution_…``: steps between the checkpoints around the mark, of which nothing is known.
+        ``emerged``; ``reason``: "" or the rule that failed first, and then no steps are given. A
+        curve that rises to its end has its final level there.
 
     Raises:
         ValueError: fewer than ``MIN_CHECKPOINTS`` steps, no increasing ones, infinite values.
@@ -106,8 +109,7 @@ def lags(
         (earlier, later) ``lag`` = midpoint(later) − midpoint(earlier), steps, with bounds;
         ``probability``: share of resamples with a lag above 0; ``p_value`` of lag = 0, two-sided,
         Holm-adjusted over the pairs that emerged, at least 2 · pairs ÷ (n_resamples + 1);
-        ``resolved``: whether the midpoints lie in different checkpoint intervals. NaN where one did
-        not emerge. p knows nothing of noise that all facts share: ask for ``resolved`` too.
+        ``resolved``: whether the midpoints lie in different checkpoint intervals. NaN: not emerged.
     """
     return _lags(_found(curve, confidence, n_resamples, seed, between), between, confidence)
 
@@ -179,13 +181,11 @@ def read_curves(path: Path) -> xr.DataArray:
 def _found(
     curve: xr.DataArray, confidence: float, n_resamples: int, seed: int, between: str | None = None
 ) -> xr.Dataset:
-    """``at`` and ``rise`` of each resample, of which 0 is the facts themselves; the checkpoints
-    ``before`` and ``after`` each mark; ``reason``.
-    """
+    """Of each cell marks and rise by resample, 0 being the facts as they are, and ``reason``."""
     _check(curve, confidence, n_resamples, between)
     curve = curve if "fact" in curve.dims else curve.expand_dims("fact")
     n = curve.sizes["fact"]
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    drawn = (rng := default_rng(seed)).multinomial(n, np.full(n, 1 / n), size=n_resamples)
     drawn = drawn if n > 1 else drawn * np.nan  # one fact says nothing about others
     counts = xr.DataArray([np.ones(n), *drawn], dims=("resample", "fact"))
     means = xr.dot(counts, curve.fillna(0), dim="fact", optimize=True)
@@ -193,7 +193,7 @@ def _found(
     with catch_warnings():
         simplefilter("ignore", RuntimeWarning)  # NaN: no fact of a resample at a step, or no rise
         parts = xr.apply_ufunc(
-            lambda means: _of_cell(curve.step.values.astype(float), means, confidence, seed),
+            lambda means: _cell(curve.step.values.astype(float), means, confidence, seed, rng),
             means,
             input_core_dims=[["resample", "step"]],
             output_core_dims=[["mark", "resample"], ["mark"], ["mark"], ["resample"], []],
@@ -219,11 +219,14 @@ def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: st
         raise ValueError(f"{confidence=} and {n_resamples=} give no interval; take 0.95 and 1000")
 
 
-def _of_cell(step: np.ndarray, means: _Curves, confidence: float, seed: int) -> tuple:
+def _cell(step: np.ndarray, means: _Curves, confidence: float, seed: int, rng: Generator) -> tuple:
     step, means = step[~np.isnan(means[0])], means[:, ~np.isnan(means[0])]
     places = np.full((3, len(MARKS), len(means)), np.nan)
     rise, reason = np.full(len(means), np.nan), TOO_FEW
     if len(step) >= MIN_CHECKPOINTS:
+        # What varies between checkpoints in all facts alike, drawing facts again does not vary.
+        own, noise = np.nanmean(np.diff(means[1:] - means[0]) ** 2) / 2, _fit(step, means[:1])[2]
+        means[1:] += np.sqrt(np.maximum(0, noise**2 - own)) * rng.normal(size=means[1:].shape)
         defined = ~np.isnan(means)
         for steps in np.unique(defined, axis=0):
             rows = (defined == steps).all(1)
@@ -259,7 +262,7 @@ def _why_not(step: np.ndarray, curve: Float[np.ndarray, " step"], seed: int) -> 
     (at, _, _), rise, noise = _fit(step, curve[None])
     if not rise > NOISES * noise:
         return IN_NOISE
-    shuffled = np.random.default_rng(seed).permuted(np.tile(curve, (N_PERMUTATIONS, 1)), axis=1)
+    shuffled = default_rng(seed).permuted(np.tile(curve, (N_PERMUTATIONS, 1)), axis=1)
     # The total sum of squares is the same in every order: a higher R² is a smaller remainder.
     left = [((y - isotonic_regression(y).x) ** 2).sum() for y in (curve, *shuffled)]
     if not np.mean(left <= left[0] + 1e-9 * curve.var()) < P_ORDER:
@@ -286,10 +289,7 @@ def _lags(found: xr.Dataset, between: str, confidence: float) -> xr.Dataset:
     fewer = np.minimum((draws <= 0).sum("resample"), (draws >= 0).sum("resample"))
     p = np.minimum(1, 2 * (1 + fewer) / (1 + n_draws))
     pairs, adjusted = np.triu_indices(len(p), 1), np.full(p.shape, np.nan)
-    by_size = np.argsort(p.values[pairs])  # NaN, which is no test, comes last
-    left = int(p.notnull().values[pairs].sum()) - np.arange(len(by_size))  # Holm 1979
-    holm = np.minimum(1, np.maximum.accumulate(p.values[pairs][by_size] * left))
-    adjusted[pairs] = adjusted.T[pairs] = holm[np.argsort(by_size)]
+    adjusted[pairs] = adjusted.T[pairs] = holm(p.values[pairs])
     values = {
         "probability": (draws > 0).sum("resample") / n_draws,
         "p_value": p.copy(data=adjusted),

@@ -6,10 +6,9 @@ import pytest
 import torch
 import xarray as xr
 from oracle import random_model
-from scipy.stats import ttest_1samp
 
 from interp.facts import PROMPT_ROLES, FactSet
-from interp.localization.jobs import MIN_SHARE, greater_than_0, holm, needs, readable_gain, roles
+from interp.localization.jobs import MIN_SHARE, needs, readable_gain, roles
 from interp.localization.memory import read_off
 from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch
@@ -293,14 +292,3 @@ def test_components_that_do_nothing_are_rarely_named():
             .named.any()
         )
     assert wrong <= 12  # P(more | 5 %) < 0.002
-
-
-def test_a_t_test_is_scipys_and_knows_constant_values():
-    values = np.random.default_rng(0).normal(0.2, 1, (3, 40))
-    theirs = ttest_1samp(values, 0, axis=1, alternative="greater").pvalue
-    np.testing.assert_allclose(greater_than_0(values), theirs, rtol=1e-9)
-    assert greater_than_0(np.array([[2.0, 2.0], [0.0, 0.0], [-1.0, -1.0]])).tolist() == [0, 1, 1]
-
-
-def test_holms_correction_by_hand():
-    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])

@@ -15,6 +15,7 @@ ORDER = [
     "files",
     "process",
     "provenance",
+    "statistics",
     "bios",
     "ragged",
     "model",

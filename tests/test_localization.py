@@ -10,9 +10,10 @@ import xarray as xr
 
 from analyses import cli, localization
 from analyses.config import LocalizationConfig
-from analyses.localization import ROLES, find, job_curves, leaders, run
+from analyses.localization import find, job_curves, leaders, run
 from analyses.localization_report import report
 from interp.localization.checkpoint import QUESTIONS, localize
+from interp.localization.jobs import ROLES
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ needed and stays hidden here: compare the effects of whole layers, and the other
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float
 from scipy.stats import t as student
 
 from interp.config import CONTROL
@@ -24,6 +23,7 @@ from interp.localization.attention import EDGES
 from interp.localization.memory import PLACES
 from interp.model import HookedDecoder
 from interp.patching import patch_sites
+from interp.statistics import greater_than_0, holm
 
 ROLES = ("name attention", "memory", "extraction", "relation")
 JOB_EDGES = {
@@ -91,14 +91,12 @@ def _table(
         for at in np.ndindex(*(cells.sizes[dim] for dim in dims))
     ]
     cells = cells.stack(cell=dims, create_index=False).transpose("cell", "fact")
-    layers = cells.layer.values.astype(int) if kind != "all" else np.full(len(labels), -1)
     cells = cells.drop_vars([x for x in cells.coords if x not in ("attribute", "person")])
     return cells.assign_coords(
         component=("cell", np.array(labels, object)),
         role=("cell", np.array([job] * len(labels), object)),
         place=("cell", np.array([label] * len(labels), object)),
         kind=("cell", np.array([kind] * len(labels), object)),
-        at_layer=("cell", layers),
     )
 
 
@@ -205,22 +203,3 @@ def _gains(gain: xr.DataArray, attribute: str) -> pd.DataFrame:
             "gain_p": holm(greater_than_0(values)),
         }
     )
-
-
-def greater_than_0(values: Float[np.ndarray, "*cell fact"]) -> Float[np.ndarray, "*cell"]:
-    """p of Student's one-sided t test that the mean over facts is above 0; 1 for a single fact."""
-    n = values.shape[-1]
-    if n < 2:
-        return np.ones(values.shape[:-1])
-    mean, error = values.mean(-1), values.std(-1, ddof=1) / n**0.5
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = student.sf(mean / error, n - 1)
-    return np.where(error > 0, p, np.where(mean > 0, 0.0, 1.0))
-
-
-def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """p values adjusted for their number (Holm 1979)."""
-    order = np.argsort(p)
-    factors = np.arange(len(p), 0, -1)
-    adjusted = np.minimum(1, np.maximum.accumulate(p[order] * factors))
-    return adjusted[np.argsort(order)]
