@@ -38,7 +38,7 @@ def without_plotly(page):
 
 
 def headings(page):
-    return re.findall("<h2>(.*?)</h2>", page)
+    return re.findall("<h2 id='.*?'>(.*?)</h2>", page)
 
 
 @pytest.fixture(scope="module")
