@@ -56,7 +56,6 @@ class Localization:
 
 def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done: None):
     """The suite, and what was found in it; result files that are there already are reused."""
-
     suite = load_suite(config.ckpt)
     steps = select_steps(suite, config.steps)
     n = len(config.attributes)
@@ -102,7 +101,6 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
 
 
 def _of_step(suite, step: int, questions: list[str], *, facts, people, device: str, **options):
-
     model = suite.load(step, device=device)
     return localize(model, facts, people, questions=questions, **options)
 
@@ -118,58 +116,69 @@ def _in_depth(
     max_memory: float,
     device: str,
 ) -> dict[str, xr.Dataset]:
-    """Of one checkpoint, what takes too long to ask of all.
-
-    ``neurons``: ``effect`` (layer, neuron, fact) of single neurons where the leading memory works,
-    noising, nats, negative = needed; ``written`` (neuron, fact), what those of its layer write.
-    ``edits``: ``edit_facts`` of it, and of the first layer's MLP at name_middle, which works on
-    names. ``parts``: share recovered with one part of the name swapped. ``feeds``: share recovered
-    through each MLP's output into the values of the leading extraction head. ``copying``.
-    """
-
+    """Of one checkpoint, what takes too long to ask of all: the functions below, by name."""
     model = suite.load(step, device=device)
-    attributes = list(dict.fromkeys(facts.texts.attribute))
-    few = facts[_spread(facts, N_IN_DEPTH)]
-    layer, place = int(leading["memory"]["component"][1:].split()[0]), leading["memory"]["place"]
+    few, to_edit = (facts[_spread(facts, n)] for n in (N_IN_DEPTH, N_EDITED))
+    memory = leading["memory"]
+    layer, place = int(memory["component"][1:].split()[0]), memory["place"]
     how = {"whole_value": False, "max_memory": max_memory}
-    answers = {}
-    for question in questions:
-        if question == "neurons":
-            single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
-            result = effect(patch(model, few, site="mlp_post", **single, **how))
-            answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
-            if place == "final":
-                answer["written"] = written(model, few, layer=layer).drop_vars(
-                    "layer", errors="ignore"
-                )
-        elif question == "edits":
-            to_edit = facts[_spread(facts, N_EDITED)]
-            tables = [
-                edit_facts(model, suite, to_edit, layer=at, role=role, seed=seed)
-                for at, role in ((layer, place), (0, "name_middle"))
-            ]
-            labels = [f"L{layer} MLP at {place}", "L0 MLP at name_middle"]
-            answer = xr.concat(tables, "edited").assign_coords(edited=labels)
-        elif question == "parts":
-            shares = []
-            for part in PARTS:
-                swapped = suite.facts(
-                    len(few), attribute=attributes, seed=seed, corruption=f"swap-{part}"
-                )
-                shares.append(recovered(patch(model, swapped, site="resid_pre", **how)))
-            answer = xr.Dataset(
-                {"recovered": xr.concat(shares, "part").assign_coords(part=list(PARTS))}
-            )
-        elif question == "feeds":
-            head = leading["extraction"]["component"]
-            share = xr.DataArray(np.nan)
-            if not head.startswith("L0"):  # no MLP comes before those
-                share = recovered(patch(model, few, site=f"mlp_out-{head}.v", **how))
-            answer = xr.Dataset({"recovered": share})
-        else:
-            answer = xr.Dataset({"share": copying(model, facts)})
-        answers[question] = _plain(answer)
-    return answers
+    ask = {
+        "neurons": lambda: _neurons(model, few, layer, place, how),
+        "edits": lambda: _edits(model, suite, to_edit, layer, place, seed),
+        "parts": lambda: _parts(model, suite, few, seed, how),
+        "feeds": lambda: _feeds(model, few, leading["extraction"]["component"], how),
+        "copying": lambda: xr.Dataset({"share": copying(model, facts)}),
+    }
+    return {question: _plain(ask[question]()) for question in questions}
+
+
+def _neurons(model, facts, layer: int, place: str, how: dict) -> xr.Dataset:
+    """``effect`` (layer, neuron, fact) of single neurons where the leading memory works, noising,
+    nats, negative = needed; at ``final`` also ``written`` (neuron, fact), what those of its layer
+    write.
+    """
+    single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
+    result = effect(patch(model, facts, site="mlp_post", **single, **how))
+    answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
+    if place == "final":
+        own = written(model, facts, layer=layer)
+        answer["written"] = own.drop_vars("layer", errors="ignore")
+    return answer
+
+
+def _edits(model, suite, facts, layer: int, place: str, seed: int) -> xr.Dataset:
+    """``edit_facts`` in the leading memory, and in the first MLP at name_middle, which works on
+    names.
+    """
+    where = {
+        f"L{layer} MLP at {place}": (layer, place),
+        "L0 MLP at name_middle": (0, "name_middle"),
+    }
+    tables = [
+        edit_facts(model, suite, facts, layer=at, role=role, seed=seed)
+        for at, role in where.values()
+    ]
+    return xr.concat(tables, "edited").assign_coords(edited=list(where))
+
+
+def _parts(model, suite, facts, seed: int, how: dict) -> xr.Dataset:
+    """``recovered`` (part, layer, role): by the residual stream, one part of the name swapped."""
+    attributes = list(dict.fromkeys(facts.texts.attribute))
+    shares = []
+    for part in PARTS:
+        drawn = {"attribute": attributes, "seed": seed, "corruption": f"swap-{part}"}
+        swapped = suite.facts(len(facts), **drawn)
+        shares.append(recovered(patch(model, swapped, site="resid_pre", **how)))
+    return xr.Dataset({"recovered": xr.concat(shares, "part").assign_coords(part=list(PARTS))})
+
+
+def _feeds(model, facts, head: str, how: dict) -> xr.Dataset:
+    """``recovered`` (layer, role, ...): through each MLP's output into one head's values."""
+    if head.startswith("L0"):  # no MLP comes before
+        return xr.Dataset({"recovered": xr.DataArray(np.nan)})
+    return xr.Dataset(
+        {"recovered": recovered(patch(model, facts, site=f"mlp_out-{head}.v", **how))}
+    )
 
 
 def _spread(facts, n: int) -> np.ndarray:
@@ -193,7 +202,6 @@ def _plain(answer: xr.Dataset) -> xr.Dataset:
 
 def find(answers: dict[str, xr.Dataset]) -> Localization:
     """Roles, curves and times from the answers."""
-
     needed, readings = answers["needs"], answers["readings"]
     steps = needed.step.values
     table = pd.concat(

@@ -118,6 +118,10 @@ def _patch(arguments: list[str]) -> None:
 
     interp-patch --ckpt checkpoints/demo --sites knockout --direction noising --plan
 
+    interp-patch --ckpt checkpoints/demo --sites head_knockout --sources cue --direction noising
+
+    interp-patch --ckpt checkpoints/demo --sites resid_pre --frozen mlp_out --layers 0 1
+
     Running the same again reuses what is there. It can be stopped at any time; the next run goes on
     from the last checkpoint done.
     """
