@@ -117,7 +117,7 @@ def _left_out(
         classes, y = np.unique(labels[there], return_inverse=True)
         right = torch.from_numpy(y)
         targets = torch.nn.functional.one_hot(right, len(classes)).double()
-        left_out = (x @ (half @ targets) - own * targets) / (1 - own)
+        left_out = x @ (half @ targets) - own * targets  # times 1 − H_ii, the same for all values
         correct[i][..., there] = (left_out.argmax(-1) == right).float().numpy()
     return correct
 
