@@ -3,10 +3,8 @@
 from inspect import cleandoc
 from pathlib import Path
 
-from analyses.config import LocalizationConfig
-from interp.cli import command_line, guarded, parse, progress
-
-NAMES = ("localization",)
+from analyses.config import EmergenceConfig, LocalizationConfig
+from interp.shell import command_line, guarded, parse, progress
 
 
 def analyse() -> None:
@@ -15,25 +13,29 @@ def analyse() -> None:
 
 
 def _analyse(arguments: list[str]) -> None:
-    """usage: interp-analyse NAME --ckpt RUN [...]
+    """usage: interp-analyse NAME [...]
 
-    Ask a scientific question of a run. NAME is one of:
+    Ask a scientific question. NAME is one of:
 
     localization   which heads and MLPs attend to names, hold facts and extract them, since when
+
+    emergence      when curves of your own rose, from a CSV
 
     Examples:
 
     interp-analyse localization --ckpt checkpoints/demo
+
+    interp-analyse emergence --curves docs/accuracy.csv
 
     interp-analyse localization --help
     """
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(cleandoc(_analyse.__doc__))
-    elif name not in NAMES:
-        raise ValueError(f"no analysis {name!r}; there are {', '.join(NAMES)}")
+    elif name not in ANALYSES:
+        raise ValueError(f"no analysis {name!r}; there are {', '.join(ANALYSES)}")
     else:
-        _localization(rest)
+        ANALYSES[name](rest)
 
 
 def _localization(arguments: list[str]) -> None:
@@ -67,3 +69,29 @@ def _localization(arguments: list[str]) -> None:
         suite, found = run(config, command=command, on_step=lambda n: bar.update(task, completed=n))
     write_bytes(target, report(suite, found, command).encode())
     print(f"report: {target}  (open it in a browser)")
+
+
+def _emergence(arguments: list[str]) -> None:
+    """When curves rose: onset, midpoint and completion (10, 50 and 90 % of the rise), with
+    intervals over facts; or that they have no step.
+
+    Examples:
+
+    interp-analyse emergence --curves docs/accuracy.csv
+
+    interp-analyse emergence --curves docs/accuracy.csv --out times.csv
+    """
+    config = parse(EmergenceConfig, "interp-analyse emergence", _emergence.__doc__, arguments)
+    from interp.files import check_file, write_bytes
+
+    if config.out:
+        check_file(Path(config.out))
+    from analyses.emergence import run, said
+
+    table, order = run(config)
+    print(said(table, order))
+    if config.out:
+        write_bytes(Path(config.out), table.to_csv(index=False).encode())
+
+
+ANALYSES = {"localization": _localization, "emergence": _emergence}

@@ -36,3 +36,18 @@ class LocalizationConfig:
         for name in ("facts", "people", "workers"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class EmergenceConfig:
+    """Whose rise is to be timed."""
+
+    curves: str
+    """A CSV with the columns step and value and, if wanted, curve (a label) and fact (the sample:
+    intervals are over facts)."""
+    out: str | None = None
+    """A CSV to write the times to."""
+    confidence: float = 0.95
+    """Of the intervals."""
+    seed: int = 0
+    """Of the bootstrap."""

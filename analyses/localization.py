@@ -15,23 +15,25 @@ import pandas as pd
 import xarray as xr
 
 from analyses.config import LocalizationConfig
-from interp.emergence import MIN_CHECKPOINTS, emergence, order
+from interp.dynamics import Phases, phases
+from interp.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
 from interp.localization.checkpoint import QUESTIONS, localize
 from interp.localization.direct import copying
 from interp.localization.edit import edit_facts
-from interp.localization.jobs import ROLES, roles
+from interp.localization.jobs import ROLES, by_attribute, needs, roles
 from interp.localization.neurons import written
 from interp.model import device_of
 from interp.patching import patch
 from interp.results import effect, join_steps, recovered
 from interp.suite import load_suite, select_steps
 from interp.sweep import digest_of, over_checkpoints
+from interp.training.evaluation import AVERAGE
 
 KINDS = ("needed", "in place")
-DEPTH = ("neurons", "edits", "parts", "feeds", "copying")
+DEPTH = ("neurons", "edits", "parts", "feeds", "copying", "value")
 PARTS = ("first", "middle", "last")
-N_IN_DEPTH, N_EDITED = 96, 24
-"""Facts asked in depth, and facts overwritten."""
+N_IN_DEPTH, N_EDITED, N_SCORED = 96, 24, 384
+"""Facts asked in depth, facts overwritten, and facts whose whole value is scored."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ class Localization:
     """``interp.emergence.emergence`` of the curves; None with too few checkpoints."""
     orders: dict
     """``interp.emergence.order`` of the jobs, for each of ``KINDS``."""
+    lags: xr.Dataset | None
+    """``interp.emergence.lag_to`` of the curves, to the end of the plateau; None without one."""
+    by_attribute: pd.DataFrame
+    """``interp.localization.jobs.by_attribute`` at the last step."""
     depth: dict[str, xr.Dataset]
-    """What was asked of the last step only: ``neurons``, ``edits``, ``parts``, ``feeds``,
-    ``copying``.
-    """
+    """What was asked of the last step only: ``DEPTH``."""
 
 
 def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done: None):
@@ -86,7 +90,7 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
         **where,
     )
     answers = {name: join_steps({step: done[step][name] for step in steps}) for name in QUESTIONS}
-    found = find(answers)
+    found = find(answers, plateau(suite).plateau_end)
     led = leaders(found.roles)[["component", "place"]].to_dict("index")
     last = over_checkpoints(
         suite,
@@ -128,6 +132,9 @@ def _in_depth(
         "parts": lambda: _parts(model, suite, few, seed, how),
         "feeds": lambda: _feeds(model, few, leading["extraction"]["component"], how),
         "copying": lambda: xr.Dataset({"share": copying(model, facts)}),
+        "value": lambda: needs(
+            model, facts[_spread(facts, N_SCORED)], whole_value=True, max_memory=max_memory
+        ),
     }
     return {question: _plain(ask[question]()) for question in questions}
 
@@ -200,8 +207,15 @@ def _plain(answer: xr.Dataset) -> xr.Dataset:
     return answer
 
 
-def find(answers: dict[str, xr.Dataset]) -> Localization:
-    """Roles, curves and times from the answers."""
+def plateau(suite) -> Phases:
+    """Of the loss on the people trained on."""
+    rows = (suite.metrics.split == "train") & (suite.metrics.attribute == AVERAGE)
+    steps, loss = (suite.metrics[rows][x].to_numpy() for x in ("step", "loss"))
+    return phases(steps, loss, suite.no_knowledge_baseline)
+
+
+def find(answers: dict[str, xr.Dataset], plateau_end: float) -> Localization:
+    """Roles, curves and times from the answers; ``plateau_end`` is NaN where there is none."""
     needed, readings = answers["needs"], answers["readings"]
     steps = needed.step.values
     table = pd.concat(
@@ -209,15 +223,17 @@ def find(answers: dict[str, xr.Dataset]) -> Localization:
         ignore_index=True,
     )
     curves = job_curves(answers, table)
+    last = by_attribute(needed.isel(step=-1), table[table.step == steps[-1]])
     if len(steps) < MIN_CHECKPOINTS:
-        return Localization(answers, table, curves, None, {}, {})
+        return Localization(answers, table, curves, None, {}, None, last, {})
     formed, orders = emergence(curves), {}
+    lags = lag_to(curves, plateau_end) if np.isfinite(plateau_end) else None
     for kind in KINDS:
         labels = [f"{role}: {kind}" for role in ROLES]
         labels = [x for x in labels if bool(formed.emerged.sel(curve=x))]
         if len(labels) > 1:
             orders[kind] = order(curves.sel(curve=labels), between="curve")
-    return Localization(answers, table, curves, formed, orders, {})
+    return Localization(answers, table, curves, formed, orders, lags, last, {})
 
 
 def leaders(table: pd.DataFrame) -> pd.DataFrame:

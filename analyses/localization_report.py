@@ -2,10 +2,12 @@
 
 from html import escape
 
+import numpy as np
+import pandas as pd
 import xarray as xr
+from scipy.stats import t as student
 
-from analyses.localization import Localization, leaders
-from interp.dynamics import phases
+from analyses.localization import Localization, leaders, plateau
 from interp.figures import localization as draw
 from interp.localization.jobs import ROLES
 from interp.localization.neurons import effective_number, gini, sharing
@@ -14,13 +16,9 @@ from interp.report import anchor, figure_html, page
 
 def report(suite, found: Localization, command: str) -> str:
     """HTML page that leads with when each job formed."""
-    average = suite.metrics[
-        (suite.metrics.split == "train") & (suite.metrics.attribute == "average")
-    ]
-    plateau = phases(average.step.to_numpy(), average.loss.to_numpy(), suite.no_knowledge_baseline)
     links = {role: f"#{anchor(_HEADINGS[role])}" for role in ROLES}
     first = draw.timeline(
-        found.curves, found.formed, metrics=suite.metrics, phases=plateau, links=links
+        found.curves, found.formed, metrics=suite.metrics, phases=plateau(suite), links=links
     )
     times = _times(found) if found.formed is not None else _TOO_FEW
     sections = [("When", _WHEN + figure_html("timeline", first) + times)]
@@ -31,6 +29,7 @@ def report(suite, found: Localization, command: str) -> str:
         content += figure_html(
             f"attributes-{role.replace(' ', '-')}", draw.roles_by_attribute(found.roles, role)
         )
+        content += _of_role(found, role)
         if role == "memory":
             content += _memory_figures(found)
         else:
@@ -54,6 +53,7 @@ _HEADINGS = {
     "extraction": "Extraction",
     "relation": "Relation",
 }
+_KEY = ("component", "role", "place")
 _WHEN = """
 <p><b>Needed</b> (solid): how much is lost when no component does the job: all heads cut along the
 job's edge, or all MLPs at its place given the output they have with another name. It can only rise
@@ -133,14 +133,64 @@ def _times(found: Localization) -> str:
                 f"{float(x[f'{name}_high']):.0f}] ± {float(x[f'resolution_{name}']):.0f}</td>"
                 for name in ("onset", "midpoint", "completion")
             )
+            cells += _lag(found.lags, label)
         else:
-            cells = f"<td colspan='3'>no step: {escape(str(x.reason.item()))}</td>"
+            cells = f"<td colspan='4'>no step: {escape(str(x.reason.item()))}</td>"
         rows += f"<tr><th>{escape(str(label))}</th>{cells}</tr>"
     return (
         "<p>Steps, with 95 % bootstrap intervals over facts, and ± the distance of the checkpoints "
-        "between which it lies:</p><table><tr><th></th><th>onset</th><th>midpoint</th>"
-        f"<th>completion</th></tr>{rows}</table>"
+        "between which it lies. The last column is positive where the midpoint comes after the end "
+        "of the loss's plateau.</p><table><tr><th></th><th>onset</th><th>midpoint</th>"
+        f"<th>completion</th><th>midpoint − plateau end</th></tr>{rows}</table>"
     )
+
+
+def _lag(lags: xr.Dataset | None, label: str) -> str:
+    if lags is None:
+        return "<td>no plateau end</td>"
+    x = lags.sel(curve=label)
+    near = "" if bool(x.resolved) else ", between the same checkpoints"
+    lag, low, high = (float(x[name]) for name in ("lag", "lag_low", "lag_high"))
+    return f"<td>{lag:+.0f} [{low:+.0f}, {high:+.0f}]{near}</td>"
+
+
+def _of_role(found: Localization, role: str) -> str:
+    """What else there is to say of who has a role at the last step."""
+    mine = found.by_attribute[found.by_attribute.role == role]
+    if mine.empty:
+        return ""
+    value = found.depth["value"]
+    cell = pd.MultiIndex.from_arrays([value[x].values.astype(str) for x in _KEY])
+    rows = ""
+    for x in mine.itertuples():
+        lost = value.isel(cell=cell.get_loc((x.component, x.role, x.place)))
+        nats = "".join(
+            f"<td>{_mean(lost[name])}</td>" for name in ("effect", "effect_value_logprob")
+        )
+        rows += (
+            f"<tr><th>{escape(x.component)} at {escape(x.place)}</th>{nats}"
+            f"<td>{x.least_share:.2f} ({escape(x.least)})</td>"
+            f"<td>{x.most_share:.2f} ({escape(x.most)})</td><td>{_p(x.p)}</td></tr>"
+        )
+    return (
+        "<p>Those who are named for all facts or for some attribute, at the last step. Nats lost "
+        f"(n = {value.sizes['fact']} facts, mean ± 95 %) of the logit difference of first tokens, "
+        "and of the log-probability of the whole value; and whether a component is needed for some "
+        "attributes more than for others: least and largest share, p of a permutation test over "
+        f"facts (n = {found.curves.sizes['fact']}, Holm-adjusted).</p><table><tr><th></th>"
+        "<th>logit difference</th><th>whole value</th><th>least needed for</th>"
+        f"<th>most needed for</th><th>p</th></tr>{rows}</table>"
+    )
+
+
+def _mean(values: xr.DataArray) -> str:
+    n = values.sizes["fact"]
+    margin = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else np.nan
+    return f"{float(values.mean()):.2f} ± {margin:.2f}"
+
+
+def _p(p: float) -> str:
+    return "one attribute only" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "&lt; 0.001"
 
 
 def _memory_figures(found: Localization) -> str:

@@ -1,28 +1,17 @@
-"""The three commands. Heavy imports wait until the arguments are read; only here anything is
-printed or exited.
+"""The three commands. Heavy imports wait until the arguments are read; only here and in
+``interp.shell`` anything is printed or exited.
 """
 
-import errno
-import io
 import json
 import shlex
-import sys
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import cleandoc
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar, get_args
-
-import tyro
+from typing import Literal, get_args
 
 from interp.config import PRESETS, Corruption, PatchConfig, ReportConfig, TrainConfig
-from interp.process import tune_process
-
-T = TypeVar("T")
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from interp.shell import command_line, guarded, parse, progress
 
 
 def train() -> None:
@@ -269,33 +258,6 @@ def _report(arguments: list[str]) -> None:
     print(f"report: {config.out}")
 
 
-def guarded(name: str, run: Callable[[list[str]], None]) -> None:
-    """Runs a command; a user's error becomes one line and exit code 2."""
-    tune_process()
-    warnings.showwarning = lambda message, *_: print(f"{name}: note: {message}", file=sys.stderr)
-    warnings.filterwarnings("ignore", module=r"(?!interp)")
-    try:
-        run(sys.argv[1:])
-    except (ValueError, FileNotFoundError) as error:
-        _exit(name, str(error))
-    except OSError as error:
-        what = f"{error.filename or 'a file'} ({error.strerror or error})"
-        if error.errno in _DISK_FULL:
-            _exit(
-                name, f"can't write {what}; free some space and run the same again, nothing is lost"
-            )
-        _exit(name, f"can't use {what}; see that it can be read and written")
-    except KeyboardInterrupt:
-        again = "add --resume to go on" if name == "interp-train" else "run the same again to go on"
-        print(f"{name}: stopped; {again}", file=sys.stderr)
-        sys.exit(130)
-
-
-def _exit(name: str, message: str) -> NoReturn:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
-
-
 def _train_arguments(default: TrainConfig) -> type:
     """What ``interp-train`` takes: the fields of a configuration, and three flags beside them."""
 
@@ -310,31 +272,6 @@ def _train_arguments(default: TrainConfig) -> type:
         """Go on from the newest checkpoint in --out, with the configuration recorded there."""
 
     return TrainArguments
-
-
-def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T:
-    """``arguments`` as a ``kind``; what tyro has against them is said in one line."""
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said), redirect_stdout(said):
-            return tyro.cli(
-                kind,
-                prog=name,
-                description=cleandoc(description),
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as end:
-        if end.code == 0:
-            print(said.getvalue().replace(" (default: )", ""))
-            raise
-        lines = [line.strip("│╭╮╰╯─- ") for line in said.getvalue().splitlines()]
-        text = " ".join(
-            line
-            for line in lines[1:]
-            if line and not line.startswith(("Parsing error", "For full", f"{name} "))
-        )
-        raise ValueError(text) from None
 
 
 def _default_config(arguments: list[str]) -> TrainConfig:
@@ -376,35 +313,3 @@ def _write_report(results, other, run: Path, metrics, target: Path, command: str
         command=command,
     )
     write_bytes(target, page.encode())
-
-
-def command_line(name: str, arguments: list[str]) -> str:
-    return shlex.join([name, *arguments])
-
-
-def progress():
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-    )
-    console = Console(stderr=True)
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

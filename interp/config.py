@@ -4,6 +4,7 @@ arguments and what is recorded.
 Standard library only, so that ``--help`` answers before torch is imported.
 """
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -93,6 +94,9 @@ class TrainConfig(PoolSizes):
     """Attention and MLP read the same residual stream."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
+    removed: tuple[str, ...] = ()
+    """Heads and MLPs that the model does without, from the start and for good, such as L0H2 and
+    L1-MLP: who does a job where only some can?"""
 
     n_steps: int = 16_000
     """Optimizer steps."""
@@ -175,6 +179,13 @@ class TrainConfig(PoolSizes):
                 f"d_model {self.d_model} and n_heads {self.n_heads} don't fit; a head needs an "
                 "even number of dimensions, d_model ÷ n_heads"
             )
+        for name in self.removed:
+            at = re.fullmatch(r"L(\d+)(H(\d+)|-MLP)", name)
+            if not at or int(at[1]) >= self.n_layers or int(at[3] or 0) >= self.n_heads:
+                raise ValueError(
+                    f"removed has {name!r}; name heads as L0H0 to L{self.n_layers - 1}H"
+                    f"{self.n_heads - 1}, MLPs as L0-MLP to L{self.n_layers - 1}-MLP"
+                )
         if self.warmup_people > self.n_people:
             raise ValueError(
                 f"warmup_people is {self.warmup_people}, more than n_people, {self.n_people}; "
@@ -327,6 +338,11 @@ class ReportConfig:
     """Folder of the results, for example checkpoints/demo/results/patching."""
     out: str
     """The HTML file to write."""
+
+
+def train_config(values: dict) -> TrainConfig:
+    """The configuration in a run.json, where tuples became lists."""
+    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def preset(name: str, **changes: object) -> TrainConfig:

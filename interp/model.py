@@ -122,6 +122,28 @@ def initialise(model: HookedDecoder, *, std: float, seed: int) -> None:
             weight.data.fill_(float(name.endswith("weight")))
 
 
+def remove(model: HookedDecoder, component: str) -> None:
+    """Sets a head (L0H2) or MLP (L1-MLP) to 0, so that it writes nothing and, every gradient of its
+    weights being 0, never will; an MLP's output bias, the same for every token, stays.
+    """
+    layer, what = component[1:].replace("H", "-").split("-")
+    block, d = model.blocks[int(layer)], model.cfg.d_head
+    if what == "MLP":
+        zeros = [block.mlp.up.weight, block.mlp.up.bias, block.mlp.down.weight]
+    else:
+        own = slice(3 * int(what) * d, 3 * (int(what) + 1) * d)
+        columns = slice(int(what) * d, (int(what) + 1) * d)
+        attention = block.attn
+        zeros = [
+            attention.qkv.weight[own],
+            attention.qkv.bias[own],
+            attention.out.weight[:, columns],
+        ]
+    with torch.no_grad():
+        for weight in zeros:
+            weight.zero_()
+
+
 class Block(nn.Module):
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()

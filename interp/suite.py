@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from interp.bios.text import Texts, lay_out
 from interp.bios.tokenizer import read_tokenizer
 from interp.checkpoints import checkpoint_sha256, read_checkpoint, read_shape
-from interp.config import ATTRIBUTES, Corruption, TrainConfig
+from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
 from interp.drawing import draw_facts
 from interp.facts import FactSet, read_facts
 from interp.files import read_table
@@ -136,7 +136,7 @@ def load_suite(path: str | Path) -> Suite:
         raise FileNotFoundError(
             f"no step folder in {run}; wait for its first checkpoint, or train again"
         )
-    return Suite(run, steps, TrainConfig(**record["config"]), record)
+    return Suite(run, steps, train_config(record["config"]), record)
 
 
 def select_steps(suite: Suite, wanted: str) -> list[int]:

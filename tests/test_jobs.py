@@ -8,7 +8,7 @@ import xarray as xr
 from oracle import random_model
 
 from interp.facts import PROMPT_ROLES, FactSet
-from interp.localization.jobs import MIN_SHARE, needs, readable_gain, roles
+from interp.localization.jobs import MIN_SHARE, by_attribute, needs, readable_gain, roles
 from interp.localization.memory import read_off
 from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch
@@ -292,3 +292,49 @@ def test_components_that_do_nothing_are_rarely_named():
             .named.any()
         )
     assert wrong <= 12  # P(more | 5 %) < 0.002
+
+
+def of_two_attributes(shares, gaps, *, n=60, seed=0):
+    """Facts of a and b; cell i has ``shares[i]`` (of a, of b) of gaps ``gaps``, and noise."""
+    attribute = np.repeat(["a", "b"], [n, 2 * n])
+    gap = np.where(attribute == "a", *gaps)
+    share = np.where(attribute == "a", *np.array(shares, float).T[..., None])
+    noise = np.random.default_rng(seed).normal(0, 0.4, share.shape)
+    noise *= np.where(attribute == "a", 1.0, 0.3)  # spread is no difference of means
+    made = made_up(gap * (share + noise), gap * np.zeros_like(share), gap)
+    return made.assign_coords(attribute=("fact", attribute))
+
+
+def test_a_head_for_one_attribute_is_told_from_one_for_all():
+    needed = of_two_attributes([(0.6, 0.1), (0.4, 0.4)], (8.0, 2.0))
+    found = by_attribute(needed, roles(needed)).set_index("component")
+    assert list(found.index) == ["L0H0", "L1H0"]
+    one = found.loc["L0H0"]
+    assert (one.most, one.least) == ("a", "b") and one.p < 0.01
+    assert (one.most_share, one.least_share) == pytest.approx((0.6, 0.1), abs=0.15)
+    assert found.p["L1H0"] > 0.05  # as large a share of a larger gap
+    assert by_attribute(needed.isel(fact=range(60)), roles(needed)).p.isna().all()
+
+
+def test_heads_for_all_attributes_are_rarely_said_to_be_for_one():
+    wrong = 0
+    for seed in range(100):
+        needed = of_two_attributes([(0.5, 0.5)] * 4, (8.0, 2.0), n=25, seed=seed)
+        found = by_attribute(needed, roles(needed), n_shuffles=199, seed=seed)
+        assert len(found) == 4
+        wrong += (found.p < 0.05).any()
+    assert wrong <= 12  # P(more | 5 %) < 0.002
+
+
+def test_needs_of_the_whole_value_are_what_patching_says(suite):
+    model, facts = random_model(suite), suite.facts(12, attribute="birth_date", seed=1)
+    needed = needs(model, facts, whole_value=True)
+    cut = patch(model, facts, site="head_knockout", direction="noising")
+    at = {"layer": 1, "head": 2, "dest": "final", "src": "cue"}
+    mine = (needed.component == "L1H2") & (needed.place == "final ← cue")
+    one = needed.isel(cell=int(np.flatnonzero(mine)[0]))
+    for metric in ("first_logprob", "value_logprob"):
+        lost = cut[f"clean_{metric}"] - cut[f"patched_{metric}"].sel(at)
+        np.testing.assert_allclose(one[f"effect_{metric}"], lost, atol=1e-5)
+    assert not np.allclose(one.effect_first_logprob, one.effect_value_logprob, atol=1e-3)
+    assert "effect_value_logprob" not in needs(model, facts)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -95,11 +96,15 @@ def test_with_enough_checkpoints_times_and_orders_are_found(found):
     risen = risen * xr.DataArray(1 + noise, dims="fact")
     answers["needs"]["effect"] = xr.zeros_like(answers["needs"].effect) + risen
     answers["attention"]["pattern"] = answers["attention"].pattern * 0 + 0.5
-    result = find(answers)
+    result = find(answers, 40.0)
     formed = result.formed.sel(curve="extraction: needed")
     assert bool(formed.emerged) and float(formed.midpoint) == pytest.approx(55, abs=1)
     assert not bool(result.formed.emerged.sel(curve="extraction: in place"))
     assert not result.orders["needed"].significant  # they rise together
+    lag = result.lags.sel(curve="extraction: needed")
+    assert float(lag.lag) == pytest.approx(15, abs=1) and bool(lag.resolved)
+    html = report(found[0], replace(result, depth=found[1].depth), "")
+    assert "<td>+15 [" in html and find(answers, np.nan).lags is None
 
 
 def test_the_page_leads_with_who_does_what_and_says_what_it_cannot(found):
@@ -122,7 +127,9 @@ def test_the_command_writes_the_page_and_help_is_short(asked, found, monkeypatch
     cli.analyse()
     assert "interp-analyse localization --ckpt checkpoints/demo" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["interp-analyse", "nonsense"])
-    with pytest.raises(ValueError, match="no analysis 'nonsense'; there are localization"):
+    with pytest.raises(
+        ValueError, match="no analysis 'nonsense'; there are localization, emergence"
+    ):
         cli.analyse()
     with pytest.raises(ValueError, match="facts is 0; it must be at least 1"):
         LocalizationConfig("x", facts=0)

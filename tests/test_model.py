@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from interp.bios.batches import training_batch
 from interp.checkpoints import write_checkpoint
 from interp.model import DecoderConfig, HookedDecoder, initialise, rotation
+from interp.training.loop import make_step, make_trainee
 
 
 @pytest.fixture
@@ -106,3 +110,26 @@ def test_a_prompt_longer_than_the_model_allows_is_refused():
     model = HookedDecoder(DecoderConfig(1, 1, 4, 4, 4, n_ctx=3))
     with pytest.raises(ValueError, match="got 4 tokens, the model takes at most n_ctx = 3"):
         model(torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_what_is_removed_writes_nothing_and_is_never_learnt(suite, config):
+    removed = ("L0H1", "L2-MLP")
+    short = replace(config, removed=removed, weight_decay=0.1, precision="fp32")
+    trainee = make_trainee(short, suite.tokenizer.get_vocab_size())
+    step = make_step(short, trainee)
+    for i in range(3):
+        step(training_batch(suite.texts, short, i))
+    tokens = suite.facts(4).clean
+    _, cache = trainee.model.run_with_cache(tokens)
+    z, mlp = cache["blocks.0.attn.hook_z"], cache["blocks.2.hook_mlp_out"]
+    assert (z[:, :, 1] == 0).all() and (z[:, :, [0, 2, 3]] != 0).all()
+    assert (mlp == mlp[0, 0]).all() and (mlp[0, 0] != 0).any()  # the bias, the same for all
+    whole = make_trainee(config, suite.tokenizer.get_vocab_size()).model
+    ours = trainee.model.blocks[1].mlp.up.weight
+    assert (ours != whole.blocks[1].mlp.up.weight).any()
+
+
+@pytest.mark.parametrize("name", ["L3H0", "L0H4", "L0MLP", "L3-MLP", "head 1"])
+def test_what_can_not_be_removed_is_quoted(config, name):
+    with pytest.raises(ValueError, match=f"removed has '{name}'; name heads as L0H0 to L2H3"):
+        replace(config, removed=(name,))

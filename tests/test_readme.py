@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import analyses.cli
-from interp import cli
+from interp import cli, shell
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,6 +32,8 @@ def folder(tmp_path_factory):
     steps = sorted(path.name for path in demo.glob("step-*"))
     unused = [step for step in steps[1:-1] if step != "step-000600"]
     leave = shutil.ignore_patterns(*unused, "results", "resume", "report.html", ".lock")
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "accuracy.csv", folder / "docs")
     shutil.copytree(demo, folder / "checkpoints" / "demo", ignore=leave)
     return folder
 
@@ -41,7 +43,7 @@ def test_every_command_runs_in_the_order_of_the_page(folder, monkeypatch):
     commands = [line for line in lines if line.startswith("interp-")]
     assert len(commands) >= 5
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli, "tune_process", lambda: None)  # done, and can't be done twice
+    monkeypatch.setattr(shell, "tune_process", lambda: None)  # done, and can't be done twice
     for command in commands:
         words = shlex.split(command) + shlex.split(SHORTER.get(command, ""))
         monkeypatch.setattr(sys, "argv", words)

@@ -15,9 +15,10 @@ needed and stays hidden here: compare the effects of whole layers, and the other
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import f_oneway, permutation_test
 from scipy.stats import t as student
 
-from interp.config import CONTROL
+from interp.config import CONTROL, METRICS
 from interp.facts import FactSet
 from interp.localization.attention import EDGES
 from interp.localization.memory import PLACES
@@ -39,19 +40,22 @@ ALPHA = 0.05
 """Of all cells of a checkpoint and attribute together (Holm 1979)."""
 
 
-def needs(model: HookedDecoder, facts: FactSet, *, max_memory: float = 2.0) -> xr.Dataset:
+def needs(
+    model: HookedDecoder, facts: FactSet, *, whole_value: bool = False, max_memory: float = 2.0
+) -> xr.Dataset:
     """What is lost when a component does not do its job.
 
     Returns:
         ``effect`` and ``control`` (cell, fact): clean − patched ``logit_diff`` of the fact, and of
-        another fact's pair of values, nats; ``clean`` and ``corrupted`` (fact). A cell is one
-        component at one job; its coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and
-        "all MLPs" when cut together), ``role``, ``place`` (where it is cut), ``kind`` (head, mlp,
-        layer, all).
+        another fact's pair of values, nats; ``effect_first_logprob``, and with ``whole_value``
+        ``effect_value_logprob``: the same of the log-probability of the value's first token, and of
+        all its tokens; ``clean`` and ``corrupted`` (fact). A cell is one component at one job; its
+        coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and "all MLPs" when cut together),
+        ``role``, ``place`` (where it is cut), ``kind`` (head, mlp, layer, all).
     """
     options = {
         "direction": "noising",
-        "whole_value": False,
+        "whole_value": whole_value,
         "control": True,
         "max_memory": max_memory,
     }
@@ -81,7 +85,9 @@ def _table(
 ) -> xr.Dataset:
     """The cells of one job, at one place, of a sweep."""
     columns = {}
-    for name, suffix in (("effect", ""), ("control", f"_{CONTROL}")):
+    names = {"effect": "", "control": f"_{CONTROL}"}
+    names |= {f"effect_{x}": f"_{x}" for x in METRICS[1:] if f"patched_{x}" in result}
+    for name, suffix in names.items():
         lost = result[f"clean{suffix}"] - result[f"patched{suffix}"]
         columns[name] = lost.sel(place).drop_vars(list(place))
     cells = xr.Dataset(columns)
@@ -155,6 +161,58 @@ def roles(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
         of_gain = None if gain is None else _gains(gain, name)
         tables.append(_roles_of(needed.isel(fact=chosen), of_gain).assign(attribute=name))
     return pd.concat(tables, ignore_index=True)
+
+
+def by_attribute(
+    needed: xr.Dataset, table: pd.DataFrame, *, n_shuffles: int = 1999, seed: int = 0
+) -> pd.DataFrame:
+    """Whether those who have a role are needed for some attributes more than for others.
+
+    Tested is Welch's F of the facts' shares (effect − control, ÷ the mean gap of the fact's
+    attribute) between attributes whose runs can be told apart, against that of shuffled attributes.
+
+    Args:
+        table: ``roles`` of ``needed``.
+
+    Returns:
+        One row a cell that is named for all facts or for some attribute: component, role, place,
+        ``F``, ``p`` (Holm-adjusted over the rows), ``most`` and ``least``: attributes with the
+        largest and the smallest share, ``most_share`` and ``least_share``.
+
+    Source: permutation of a studentized statistic, Janssen 1997, doi 10.1016/S0167-7152(97)00043-6.
+    """
+    key = ["component", "role", "place"]
+    rows = table[table.named][key].drop_duplicates().reset_index(drop=True)
+    attribute, gap = needed.attribute.values.astype(str), (needed.clean - needed.corrupted).values
+    names = [x for x in dict.fromkeys(attribute) if greater_than_0(gap[attribute == x]) < ALPHA]
+    if len(names) < 2 or rows.empty:
+        return rows.assign(
+            F=np.nan, p=np.nan, most="", least="", most_share=np.nan, least_share=np.nan
+        )
+    cells = pd.MultiIndex.from_arrays([needed[name].values.astype(str) for name in key])
+    net = (needed.effect - needed.control).values[cells.get_indexer(pd.MultiIndex.from_frame(rows))]
+    parts = [net[:, attribute == x] / gap[attribute == x].mean() for x in names]
+    tested = permutation_test(
+        parts,
+        lambda *x, axis: f_oneway(*x, axis=axis, equal_var=False).statistic,
+        n_resamples=n_shuffles,
+        alternative="greater",
+        batch=100,
+        axis=-1,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    shares = np.stack([part.mean(1) for part in parts], 1)
+    most, least = shares.argmax(1), shares.argmin(1)
+    row = np.arange(len(rows))
+    return rows.assign(
+        F=tested.statistic,
+        p=holm(tested.pvalue),
+        most=np.array(names)[most],
+        least=np.array(names)[least],
+        most_share=shares[row, most],
+        least_share=shares[row, least],
+    )
 
 
 def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:

@@ -27,9 +27,9 @@ from interp.bios.population import draw_population, no_knowledge_baseline
 from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
 from interp.bios.tokenizer import read_tokenizer, save_tokenizer
 from interp.checkpoints import write_checkpoint
-from interp.config import ATTRIBUTES, TrainConfig
+from interp.config import ATTRIBUTES, TrainConfig, train_config
 from interp.files import only_process, read_table, write_bytes, write_json
-from interp.model import DecoderConfig, HookedDecoder, device_of, has_bf16, initialise
+from interp.model import DecoderConfig, HookedDecoder, device_of, has_bf16, initialise, remove
 from interp.provenance import provenance
 from interp.ragged import Ragged
 from interp.training.evaluation import evaluate
@@ -101,6 +101,8 @@ def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
     )
     model = HookedDecoder(shape)
     initialise(model, std=config.init_std, seed=config.seed)
+    for component in config.removed:
+        remove(model, component)
     model.to(device)
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     vectors = [weight for weight in model.parameters() if weight.ndim < 2]
@@ -304,7 +306,7 @@ def read_config(run: Path) -> TrainConfig:
     Raises:
         FileNotFoundError, ValueError: there is none, or it can't be read.
     """
-    return TrainConfig(**read_record(run)["config"])
+    return train_config(read_record(run)["config"])
 
 
 def read_record(run: Path) -> dict:
@@ -318,7 +320,7 @@ def read_record(run: Path) -> dict:
         raise FileNotFoundError(f"no run.json in {run}; give the folder that interp-train wrote")
     try:
         record = json.loads(path.read_text())
-        TrainConfig(**record["config"])
+        train_config(record["config"])
         if set(record["no_knowledge_baseline"]) != set(ATTRIBUTES):
             raise KeyError("no_knowledge_baseline")
     except (KeyError, TypeError, json.JSONDecodeError) as error:

@@ -1,0 +1,52 @@
+"""When did each of a file's curves rise, how sure is that, and in which order?"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analyses.config import EmergenceConfig
+from interp.emergence import MARKS, Order, emergence, order, read_curves
+
+
+def run(config: EmergenceConfig) -> tuple[pd.DataFrame, Order | None]:
+    """One row a curve: what ``interp.emergence.emergence`` says of it; and the order in which those
+    that emerged did so, None for fewer than two.
+    """
+    curves = read_curves(Path(config.curves))
+    if "curve" not in curves.dims:
+        curves = curves.expand_dims(curve=["value"])
+    how = {"confidence": config.confidence, "seed": config.seed}
+    found = emergence(curves, **how)
+    measures = [f"{mark}{end}" for mark in (*MARKS, "rise") for end in ("", "_low", "_high")]
+    columns = ["emerged", "reason", *measures, *(f"resolution_{mark}" for mark in MARKS)]
+    table = found[columns].to_dataframe()[columns].reset_index()
+    emerged = np.flatnonzero(found.emerged)
+    if len(emerged) < 2:
+        return table, None
+    return table, order(curves.isel(curve=emerged), between="curve", **how)
+
+
+def said(table: pd.DataFrame, found: Order | None) -> str:
+    """The same for reading."""
+    lines = []
+    for row in table.itertuples():
+        if not row.emerged:
+            lines.append(f"{row.curve}: no step, {row.reason}")
+            continue
+        marks = (
+            f"{mark} {getattr(row, mark):.0f}{_between(row, mark)}, checkpoints "
+            f"{getattr(row, f'resolution_{mark}'):.0f} apart"
+            for mark in MARKS
+        )
+        lines.append(f"{row.curve}: {'; '.join(marks)}")
+    if found is not None:
+        share = "" if np.isnan(found.share) else f", so in {found.share:.0%} of bootstrap samples"
+        sure = "significant" if found.significant else "not significant"
+        lines.append(f"order of midpoints: {' → '.join(found.labels)} ({sure}{share})")
+    return "\n".join(lines)
+
+
+def _between(row, mark: str) -> str:
+    low, high = (getattr(row, f"{mark}_{end}") for end in ("low", "high"))
+    return "" if np.isnan(low) else f" [{low:.0f}, {high:.0f}]"

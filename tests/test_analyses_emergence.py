@@ -1,0 +1,58 @@
+"""When a file's curves rose, as the command says it."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses import cli
+from analyses.config import EmergenceConfig
+from analyses.emergence import run, said
+
+STEPS = np.arange(12) * 100
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    """Of ten facts each: one curve rises between 300 and 400, one between 800 and 900, one not."""
+    rng, rows = np.random.default_rng(0), []
+    for curve, risen in {"late": STEPS > 800, "early": STEPS > 300, "flat": STEPS < 0}.items():
+        for fact in range(10):
+            values = risen + rng.normal(0, 0.05, len(STEPS))
+            rows += [(curve, step, fact, x) for step, x in zip(STEPS, values)]
+    path = tmp_path_factory.mktemp("curves") / "curves.csv"
+    pd.DataFrame(rows, columns=["curve", "step", "fact", "value"]).to_csv(path, index=False)
+    return path
+
+
+def test_each_curve_of_a_file_has_its_times_or_a_reason(curves):
+    table, order = run(EmergenceConfig(str(curves)))
+    found = table.set_index("curve")
+    assert found.emerged.to_dict() == {"late": True, "early": True, "flat": False}
+    assert found.midpoint["early"] == pytest.approx(350, abs=5)
+    assert found.midpoint["late"] == pytest.approx(850, abs=5)
+    assert found.midpoint_low["late"] < found.midpoint["late"] < found.midpoint_high["late"]
+    assert found.resolution_midpoint["early"] == 100
+    assert order.labels == ("early", "late") and order.significant
+    text = said(table, order)
+    assert "early: onset 31" in text and "flat: no step, " in text
+    assert "order of midpoints: early → late (significant, so in 100% of bootstrap samples)" in text
+
+
+def test_a_single_curve_needs_no_label_and_no_facts(tmp_path):
+    path = tmp_path / "one.csv"
+    pd.DataFrame({"step": STEPS, "value": STEPS > 500}).astype(float).to_csv(path, index=False)
+    table, order = run(EmergenceConfig(str(path)))
+    assert order is None and table.midpoint.tolist() == pytest.approx([550])
+    assert said(table, order).startswith("value: onset 510, checkpoints 100 apart; midpoint 550")
+
+
+def test_the_command_prints_and_writes_the_table(curves, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "guarded", lambda name, command: command(sys.argv[1:]))
+    out = tmp_path / "times.csv"
+    words = ["interp-analyse", "emergence", "--curves", str(curves), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    cli.analyse()
+    assert "late: onset" in capsys.readouterr().out
+    assert pd.read_csv(out).curve.tolist() == ["late", "early", "flat"]
