@@ -29,7 +29,7 @@ class LocalizationConfig:
     """Of the choice of facts, and of shuffled controls."""
     workers: int = 2
     """Checkpoints worked on side by side, each in a process of its own."""
-    max_memory: float = 1.0
+    max_memory: float = 0.75
     """Gigabytes that the activations of a worker may take."""
 
     def __post_init__(self) -> None:

@@ -81,6 +81,23 @@ class TrainConfig(PoolSizes):
     """Draw from the first so many people only, until warmup_steps; 0 is off."""
     warmup_steps: int = 0
     """Steps of the warm-up."""
+    celebrities: int = 0
+    """The first so many people are drawn more often; 0 is nobody."""
+    celebrity_weight: float = 1.0
+    """How many times as often as each of the others."""
+    schedule: tuple[str, ...] = ()
+    """Stages that come before all else, each STEPS:WEIGHTS, with a weight for each of as many equal
+    groups of people: 500:1,0 draws from the first half for 500 steps. With a weight a person any
+    distribution can be had."""
+    shuffled: bool = True
+    """Training biographies have their sentences in random order; else always in the same."""
+    reference: str = ""
+    """A run whose attention patterns are used in training (attention patching) instead of the
+    model's own; it must have the same tokenizer and shape."""
+    reference_step: int = 0
+    """Which of its checkpoints."""
+    start_step: int = 0
+    """Step from which they are used; the optimizer begins anew there."""
 
     n_layers: int = 8
     """Transformer blocks."""
@@ -159,6 +176,10 @@ class TrainConfig(PoolSizes):
         for name in (
             "warmup_people",
             "warmup_steps",
+            "celebrities",
+            "celebrity_weight",
+            "reference_step",
+            "start_step",
             "weight_decay",
             "final_learning_rate",
             "seed",
@@ -186,11 +207,39 @@ class TrainConfig(PoolSizes):
                     f"removed has {name!r}; name heads as L0H0 to L{self.n_layers - 1}H"
                     f"{self.n_heads - 1}, MLPs as L0-MLP to L{self.n_layers - 1}-MLP"
                 )
-        if self.warmup_people > self.n_people:
-            raise ValueError(
-                f"warmup_people is {self.warmup_people}, more than n_people, {self.n_people}; "
-                "ask for fewer"
-            )
+        for name in ("warmup_people", "celebrities"):
+            if getattr(self, name) > self.n_people:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, more than n_people, {self.n_people}; ask "
+                    "for fewer"
+                )
+        for _, weights in self.stages:
+            if len(weights) > self.n_people:
+                raise ValueError(
+                    f"schedule has {len(weights)} groups for {self.n_people} people; name fewer"
+                )
+
+    @property
+    def stages(self) -> list[tuple[int, tuple[float, ...]]]:
+        """Steps and weights of ``schedule``.
+
+        Raises:
+            ValueError: one can't be read, or has no weight above 0.
+        """
+        stages = []
+        for text in self.schedule:
+            steps, _, weights = text.partition(":")
+            try:
+                stage = int(steps), tuple(float(x) for x in weights.split(","))
+            except ValueError:
+                stage = 0, ()
+            if stage[0] < 1 or not sum(stage[1]) > 0 or min(stage[1]) < 0:
+                raise ValueError(
+                    f"schedule has {text!r}; write STEPS:WEIGHTS, such as 500:1,0 for the first of "
+                    "two groups"
+                )
+            stages.append(stage)
+        return stages
 
     @property
     def checkpoint_steps(self) -> list[int]:

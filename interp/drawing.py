@@ -202,7 +202,8 @@ def _prompt_roles(roles: np.ndarray, asks: np.ndarray) -> np.ndarray:
 
 def _table(people: pd.DataFrame, chosen: pd.DataFrame, twins: np.ndarray) -> pd.DataFrame:
     sentences = templates()
-    names = people[list(NAME_PARTS)].agg(" ".join, axis=1)
+    names = people[list(NAME_PARTS)].agg(" ".join, axis=1).to_numpy()
+    people = {name: people[name].to_numpy() for name in ("id", *ATTRIBUTES)}
     rows = []
     for person, twin, order, template in zip(chosen.person, twins, chosen.order, chosen.template):
         pairs = [(ATTRIBUTES[a], int(t)) for a, t in zip(order, template)]
@@ -211,8 +212,8 @@ def _table(people: pd.DataFrame, chosen: pd.DataFrame, twins: np.ndarray) -> pd.
         prompt = " ".join([*context, sentences[asked][number].split("{value}")[0].rstrip()])
         rows.append(
             {
-                "person": people.id[person],
-                "corrupted_person": people.id[twin],
+                "person": people["id"][person],
+                "corrupted_person": people["id"][twin],
                 "attribute": asked,
                 "clean_prompt": prompt.replace("{name}", names[person]),
                 "corrupted_prompt": prompt.replace("{name}", names[twin]),

@@ -218,6 +218,14 @@ class Attention(nn.Module):
         z = self.hook_z(einsum(pattern, v, "b head dest src, b src head d -> b dest head d"))
         return self.out(rearrange(z, "b p head d -> b p (head d)"))
 
+    def values(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+        """Values of every head, side by side; queries and keys are not computed."""
+        of_head = {"head": self.n_heads, "qkv": 3}
+        weight = rearrange(self.qkv.weight, "(head qkv d) m -> qkv (head d) m", **of_head)[2]
+        return F.linear(
+            x, weight, rearrange(self.qkv.bias, "(head qkv d) -> qkv (head d)", **of_head)[2]
+        )
+
     def heads(
         self, x: Float[Tensor, "*cell d_model"]
     ) -> tuple[

@@ -69,6 +69,26 @@ def attend(qkv: Float[Tensor, "token width"], ragged: Ragged) -> Float[Tensor, "
     return _ToTokens.apply(z, ragged.to_rows, ragged.to_tokens)
 
 
+def patterns(
+    qkv: Float[Tensor, "token width"], ragged: Ragged
+) -> Float[Tensor, "batch_head dest src"]:
+    """Softmax patterns of the real tokens, without gradient; a pad attends to nothing."""
+    q, k, _ = _ToRows.apply(qkv.detach(), ragged.to_rows, ragged.to_tokens)
+    turn = Rotation(ragged.turn.cos[:, 0], ragged.turn.sin[:, 0])
+    scores = _wide(rotate(q, turn) @ rotate(k, turn).mT) * q.shape[-1] ** -0.5 + ragged.future
+    return (scores.softmax(-1) * ragged.real).to(qkv.dtype)
+
+
+def mix(
+    values: Float[Tensor, "token d_model"],
+    pattern: Float[Tensor, "batch_head dest src"],
+    ragged: Ragged,
+) -> Float[Tensor, "token d_model"]:
+    """Attention output z of the real tokens, given every head's pattern."""
+    rows = _OneToRows.apply(values, ragged.to_rows, ragged.to_tokens)
+    return _ToTokens.apply(pattern @ rows, ragged.to_rows, ragged.to_tokens)
+
+
 class _Attention(torch.autograd.Function):
     """Softmax attention, batch and heads in one axis; keeps the patterns in the dtype of the matrix
     products. Pads attend to nothing, so whatever gradient reaches them is gone here.
@@ -130,6 +150,20 @@ class _ToRows(torch.autograd.Function):
     def backward(ctx, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
         (to_tokens,) = ctx.saved_tensors
         return _join_rows(d_q, d_k, d_v, to_tokens).flatten(1), None, None
+
+
+class _OneToRows(torch.autograd.Function):
+    """The same for one of them, given by itself."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, to_rows: Tensor, to_tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(to_tokens)
+        return _take_rows(tokens.unflatten(1, (to_tokens.shape[1], -1)), to_rows[0] // 3)
+
+    @staticmethod
+    def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None, None]:
+        (to_tokens,) = ctx.saved_tensors
+        return _take_rows(d_rows, to_tokens[:, :, 0]).flatten(1), None, None
 
 
 class _ToTokens(torch.autograd.Function):

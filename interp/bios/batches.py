@@ -21,9 +21,11 @@ def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
     """
     rng = np.random.default_rng([config.seed, 2, step])
     people = _draw(sampling_weights(config, step), config.batch_size, rng)
-    return _in_random_order(
-        texts, people, training_templates(texts, people, config.n_train_templates, rng), rng
-    )
+    template = training_templates(texts, people, config.n_train_templates, rng)
+    if config.shuffled:
+        return _in_random_order(texts, people, template, rng)
+    order = np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape)
+    return write_biographies(texts, people, order, template)
 
 
 def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
@@ -40,18 +42,38 @@ def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies
 
 def sampling_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " person"]:
     """Probability with which each training person is drawn at ``step``."""
-    n_eligible = (
-        config.warmup_people
-        if config.warmup_people and step < config.warmup_steps
-        else config.n_people
-    )
-    return _weights(config.n_people, n_eligible, config.power_law)
+    end = 0
+    for n_steps, weights in _stages(config):
+        end += n_steps
+        if step < end:
+            return _of_groups(config.n_people, weights)
+    warm = config.warmup_people and step < config.warmup_steps
+    n_eligible = config.warmup_people if warm else config.n_people
+    celebrities = config.celebrities, config.celebrity_weight
+    return _weights(config.n_people, n_eligible, config.power_law, *celebrities)
 
 
 @lru_cache(maxsize=4)
-def _weights(n_people: int, n_eligible: int, power_law: float) -> Float[np.ndarray, " person"]:
-    weights = np.arange(1.0, n_people + 1) ** -power_law * (np.arange(n_people) < n_eligible)
-    weights /= weights.sum()
+def _stages(config: TrainConfig) -> list[tuple[int, tuple[float, ...]]]:
+    return config.stages
+
+
+@lru_cache(maxsize=4)
+def _of_groups(n_people: int, weights: tuple[float, ...]) -> Float[np.ndarray, " person"]:
+    return _normalised(np.array(weights)[np.arange(n_people) * len(weights) // n_people])
+
+
+@lru_cache(maxsize=4)
+def _weights(
+    n_people: int, n_eligible: int, power_law: float, n_celebrities: int, celebrity_weight: float
+) -> Float[np.ndarray, " person"]:
+    number = np.arange(n_people)
+    weights = (number + 1.0) ** -power_law * (number < n_eligible)
+    return _normalised(weights * np.where(number < n_celebrities, celebrity_weight, 1.0))
+
+
+def _normalised(weights: Float[np.ndarray, " person"]) -> Float[np.ndarray, " person"]:
+    weights = weights / weights.sum()
     weights.setflags(write=False)
     return weights
 

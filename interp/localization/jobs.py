@@ -62,18 +62,24 @@ def needs(
     every = {"window": 2 * model.cfg.n_layers, "layers": (0,)}
     tables = []
     cuts = {"head_knockout": "head", "knockout": "layer"}
-    for edge, job in JOB_EDGES.items():
-        dest, sources = EDGES[edge][0], "+".join(EDGES[edge][1])
-        edges = {"groups": (dest,), "sources": (sources,)} | options
-        place = {"dest": dest, "src": sources}
+    ends = {edge: (EDGES[edge][0], "+".join(EDGES[edge][1])) for edge in JOB_EDGES}
+    dests, sources = (tuple(dict.fromkeys(x)) for x in zip(*ends.values()))
+    # One sweep, though some of its cells are not asked for: its runs are shared.
+    edges = {"groups": dests, "sources": sources} | options
+    whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)["knockout"]
+    for dest in dests:
+        of_dest = [edge for edge in JOB_EDGES if ends[edge][0] == dest]
+        edges = {"groups": (dest,), "sources": tuple(ends[edge][1] for edge in of_dest)} | options
         single = patch_sites(model, facts, sites=list(cuts), **edges)
-        tables += [_table(single[site], job, kind, place, edge) for site, kind in cuts.items()]
-        whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)
-        tables.append(_table(whole["knockout"], job, "all", place, edge))
+        for edge in of_dest:
+            at = dict(zip(("dest", "src"), ends[edge]))
+            about = JOB_EDGES[edge], at, edge
+            tables += [_table(single[site], kind, *about) for site, kind in cuts.items()]
+            tables.append(_table(whole, "all", *about))
     for at, kind in (({}, "mlp"), (every, "all")):
         sites = {"sites": ["mlp_out"], "groups": PLACES}
         swapped = patch_sites(model, facts, **sites, **at, **options)["mlp_out"]
-        tables += [_table(swapped, "memory", kind, {"role": place}, place) for place in PLACES]
+        tables += [_table(swapped, kind, "memory", {"role": place}, place) for place in PLACES]
     whole = xr.concat(tables, "cell")
     return whole.assign(clean=swapped.clean, corrupted=swapped.corrupted).assign_attrs(
         units="nats", sign="positive = needed", direction="noising"
@@ -81,7 +87,7 @@ def needs(
 
 
 def _table(
-    result: xr.Dataset, job: str, kind: str, place: dict[str, str], label: str
+    result: xr.Dataset, kind: str, job: str, place: dict[str, str], label: str
 ) -> xr.Dataset:
     """The cells of one job, at one place, of a sweep."""
     columns = {}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from interp.bios.text import ROLES, Biographies
 from interp.config import ATTRIBUTES
 from interp.model import HookedDecoder
+from interp.training.attention_patching import patched_hidden
 from interp.training.layout import select_rows, to_ragged
 
 AVERAGE = "average"
@@ -22,23 +23,19 @@ AVERAGE = "average"
 
 @torch.inference_mode()
 def evaluate(
-    model: HookedDecoder, biographies: Biographies, *, rows_at_once: int = 256
+    model: HookedDecoder,
+    biographies: Biographies,
+    *,
+    reference: HookedDecoder | None = None,
+    rows_at_once: int = 256,
 ) -> pd.DataFrame:
     """One row an attribute and one for their average: attribute, loss, accuracy, max_probability,
-    entropy.
+    entropy. With ``reference``, by its attention patterns.
     """
-    n = len(biographies.lengths)
-    parts = [
-        _value_tokens(model, select_rows(biographies, i, min(i + rows_at_once, n)))
-        for i in range(0, n, rows_at_once)
-    ]
-    tokens = pd.concat(parts, keys=range(len(parts)), names=["part"])
-    values = tokens.groupby(["part", "row", "attribute"]).agg(
-        loss=("loss", "sum"), accuracy=("correct", "all")
-    )
+    tokens = _all_value_tokens(model, biographies, reference, rows_at_once)
     table = pd.concat(
         [
-            values.groupby("attribute").mean(),
+            _by_value(tokens).groupby("attribute").mean(),
             tokens.groupby("attribute")[["max_probability", "entropy"]].mean(),
         ],
         axis=1,
@@ -48,13 +45,48 @@ def evaluate(
     return table.rename_axis("attribute").reset_index()
 
 
-def _value_tokens(model: HookedDecoder, biographies: Biographies) -> pd.DataFrame:
+@torch.inference_mode()
+def by_person(
+    model: HookedDecoder, biographies: Biographies, *, rows_at_once: int = 256
+) -> pd.DataFrame:
+    """One row a biography: person, and means over its values of loss and accuracy."""
+    tokens = _all_value_tokens(model, biographies, None, rows_at_once)
+    table = _by_value(tokens).groupby("row").mean()
+    return table.assign(person=biographies.people).reset_index(drop=True)
+
+
+def _by_value(tokens: pd.DataFrame) -> pd.DataFrame:
+    return tokens.groupby(["row", "attribute"]).agg(
+        loss=("loss", "sum"), accuracy=("correct", "all")
+    )
+
+
+def _all_value_tokens(
+    model: HookedDecoder,
+    biographies: Biographies,
+    reference: HookedDecoder | None,
+    rows_at_once: int,
+) -> pd.DataFrame:
+    """One row a value token; ``row`` is the biography's."""
+    parts = []
+    for first in range(0, len(biographies.lengths), rows_at_once):
+        end = min(first + rows_at_once, len(biographies.lengths))
+        part = _value_tokens(model, select_rows(biographies, first, end), reference)
+        parts.append(part.assign(row=part.row + first))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _value_tokens(
+    model: HookedDecoder, biographies: Biographies, reference: HookedDecoder | None
+) -> pd.DataFrame:
     device = model.embed.weight.device
     tokens, ragged = to_ragged(biographies, model.cfg, device)
     at = np.flatnonzero(biographies.roles == ROLES.index("value"))
-    log_p = model.unembed(
-        model.hidden(tokens, ragged)[torch.from_numpy(at - 1).to(device)]
-    ).log_softmax(-1)
+    if reference is None:
+        hidden = model.hidden(tokens, ragged)
+    else:
+        hidden = patched_hidden(model, reference, tokens, ragged)
+    log_p = model.unembed(hidden[torch.from_numpy(at - 1).to(device)]).log_softmax(-1)
     target = torch.from_numpy(biographies.tokens[at]).to(device)
     p = log_p.exp()
     return pd.DataFrame(

@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from math import cos, pi
 from os import environ
 from pathlib import Path
@@ -26,12 +27,13 @@ from interp.bios.batches import evaluation_set, sampling_weights, training_batch
 from interp.bios.population import draw_population, no_knowledge_baseline
 from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
 from interp.bios.tokenizer import read_tokenizer, save_tokenizer
-from interp.checkpoints import write_checkpoint
+from interp.checkpoints import read_checkpoint, write_checkpoint
 from interp.config import ATTRIBUTES, TrainConfig, train_config
 from interp.files import only_process, read_table, write_bytes, write_json
 from interp.model import DecoderConfig, HookedDecoder, device_of, has_bf16, initialise, remove
 from interp.provenance import provenance
 from interp.ragged import Ragged
+from interp.training.attention_patching import patched_hidden
 from interp.training.evaluation import evaluate
 from interp.training.layout import next_tokens, to_ragged
 from interp.training.resume import read_state, write_state
@@ -87,7 +89,7 @@ class Trainee:
 
 
 def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
-    """A freshly initialised model and its optimizer; weight decay on matrices only."""
+    """A freshly initialised model and its optimizer."""
     device = device_of(config.device)
     shape = DecoderConfig(
         config.n_layers,
@@ -104,26 +106,35 @@ def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
     for component in config.removed:
         remove(model, component)
     model.to(device)
+    return Trainee(model, make_optimizer(config, model))
+
+
+def make_optimizer(config: TrainConfig, model: HookedDecoder) -> torch.optim.AdamW:
+    """A fresh one; weight decay on matrices only."""
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     vectors = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
     )
-    return Trainee(model, optimizer)
 
 
-def make_step(config: TrainConfig, trainee: Trainee) -> Callable[[Biographies], Tensor]:
-    """A function that takes one optimizer step on a batch and returns its loss, nats a token."""
+def make_step(
+    config: TrainConfig, trainee: Trainee, reference: HookedDecoder | None = None
+) -> Callable[[Biographies], Tensor]:
+    """A function that takes one optimizer step on a batch and returns its loss, nats a token; with
+    ``reference``, by its attention patterns.
+    """
     model, optimizer = trainee.model, trainee.optimizer
     device = model.embed.weight.device
+    hidden = model.hidden if reference is None else partial(patched_hidden, model, reference)
 
     def loss(tokens: Tensor, ragged: Ragged, target: Tensor, has_next: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = model.unembed(model.hidden(tokens, ragged))
+            logits = model.unembed(hidden(tokens, ragged))
         return (
             F.cross_entropy(logits.float(), target, reduction="none") * has_next
         ).sum() / has_next.sum()
@@ -167,8 +178,8 @@ def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: OnStep) -> None:
-    trainee = make_trainee(config, d_vocab)
-    metrics = _Metrics(config, out, texts)
+    trainee, reference = make_trainee(config, d_vocab), read_reference(config, out)
+    metrics = _Metrics(config, out, texts, reference)
     if (out / "resume" / "state.safetensors").is_file():
         read_state(trainee, out / "resume")
         metrics.forget_after(trainee.step)
@@ -180,9 +191,13 @@ def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: On
     else:
         metrics.forget_after(-1)
         _checkpoint(config, out, trainee, metrics)
-    step, last = make_step(config, trainee), config.n_steps
+    begun = reference if trainee.step > config.start_step else None
+    step, last = make_step(config, trainee, begun), config.n_steps
     wanted = set(config.checkpoint_steps)
     while trainee.step < last:
+        if reference is not None and trainee.step == config.start_step:
+            trainee.optimizer = make_optimizer(config, trainee.model)
+            step = make_step(config, trainee, reference)
         loss = step(training_batch(texts, config, trainee.step))
         metrics.losses.append(loss)
         on_step(trainee.step, loss)
@@ -213,8 +228,10 @@ def _as_saved(model: HookedDecoder, dtype: torch.dtype) -> HookedDecoder:
 class _Metrics:
     """The rows of metrics.parquet."""
 
-    def __init__(self, config: TrainConfig, out: Path, texts: Texts) -> None:
-        self.config, self.path = config, out / "metrics.parquet"
+    def __init__(
+        self, config: TrainConfig, out: Path, texts: Texts, reference: HookedDecoder | None
+    ) -> None:
+        self.config, self.path, self.reference = config, out / "metrics.parquet", reference
         self.sets = {split: evaluation_set(texts, config, split) for split in ("train", "held-out")}
         self.table = read_table(self.path) if self.path.is_file() else pd.DataFrame()
         self.losses: list[Tensor] = []
@@ -226,8 +243,9 @@ class _Metrics:
     def add(self, model: HookedDecoder, trainee: Trainee) -> None:
         training_loss = torch.stack(self.losses).double().mean().item() if self.losses else np.nan
         self.losses.clear()
+        reference = self.reference if trainee.step >= self.config.start_step else None
         rows = [
-            evaluate(model, biographies).assign(
+            evaluate(model, biographies, reference=reference).assign(
                 step=trainee.step,
                 split=split,
                 learning_rate=learning_rate(self.config, trainee.step),
@@ -250,6 +268,34 @@ class _Metrics:
         ]
         self.table = pd.concat([self.table, *rows], ignore_index=True)[order]
         write_bytes(self.path, self.table.to_parquet(index=False))
+
+
+def read_reference(config: TrainConfig, out: Path) -> HookedDecoder | None:
+    """The model whose attention patterns the run in ``out`` uses; None if it uses its own.
+
+    Raises:
+        ValueError: no such run or checkpoint, or one of other tokens or another shape.
+    """
+    if not config.reference:
+        return None
+    run, theirs = Path(config.reference), read_config(Path(config.reference))
+    folder = run / f"step-{config.reference_step:06d}"
+    if not folder.is_dir():
+        steps = ", ".join(str(int(path.name[5:])) for path in sorted(run.glob("step-*")))
+        raise ValueError(
+            f"no checkpoint at reference_step {config.reference_step}; there are {steps}"
+        )
+    for name in ("n_layers", "n_heads"):
+        if getattr(theirs, name) != getattr(config, name):
+            raise ValueError(
+                f"reference {run} has {name} {getattr(theirs, name)}, this run "
+                f"{getattr(config, name)}; its patterns don't fit, train one of this shape"
+            )
+    if (run / "tokenizer.json").read_bytes() != (out / "tokenizer.json").read_bytes():
+        raise ValueError(
+            f"reference {run} has other tokens than this run; train it with the same seed and pools"
+        )
+    return read_checkpoint(folder, device=device_of(config.device))
 
 
 def _open_run(
