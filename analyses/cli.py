@@ -52,18 +52,16 @@ def _localization(arguments: list[str]) -> None:
     config = parse(
         LocalizationConfig, "interp-analyse localization", _localization.__doc__, arguments
     )
-    from interp.files import check_file, check_writable, write_bytes
-
-    target = Path(config.report or Path(config.ckpt) / "localization.html")
-    if Path(config.ckpt).is_dir():
-        check_writable(Path(config.out or Path(config.ckpt) / "results" / "localization"))
-        check_file(target)
     from analyses.localization import run
     from analyses.localization_report import report
+    from interp.files import check_file, check_writable, write_bytes
     from interp.suite import load_suite, select_steps
 
+    suite = load_suite(config.ckpt)
+    total = len(select_steps(suite, config.steps))
+    target = Path(config.report or suite.path / "localization.html")
+    check_writable(Path(config.out or suite.path / "results" / "localization")), check_file(target)
     command = command_line("interp-analyse", ["localization", *arguments])
-    total = len(select_steps(load_suite(config.ckpt), config.steps))
     with progress() as bar:
         task = bar.add_task("localizing, checkpoint", total=total + 1)
         suite, found = run(config, command=command, on_step=lambda n: bar.update(task, completed=n))

@@ -18,7 +18,7 @@ class LocalizationConfig:
     facts: int = 128
     """People asked for each attribute."""
     people: int = 640
-    """People that a probe is fitted on, for each attribute."""
+    """People that a probe is fitted on, for each attribute; all, where there are fewer."""
     out: str | None = None
     """Folder of the results; by default results/localization in the run folder."""
     report: str | None = None
@@ -33,9 +33,17 @@ class LocalizationConfig:
     """Gigabytes that the activations of a worker may take."""
 
     def __post_init__(self) -> None:
-        for name in ("facts", "people", "workers"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        least = {"facts": 2, "people": 2, "workers": 1, "seed": 0}
+        for name, smallest in least.items():
+            if not getattr(self, name) >= smallest:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {smallest}")
+        if not self.max_memory > 0:
+            raise ValueError(f"max_memory is {self.max_memory}; it must be positive")
+        if not self.attributes or len(set(self.attributes)) < len(self.attributes):
+            raise ValueError(
+                f"attributes is {' '.join(self.attributes) or 'empty'}; name some of "
+                f"{', '.join(ATTRIBUTES)}, each once"
+            )
 
 
 @dataclass(frozen=True)
@@ -51,3 +59,7 @@ class EmergenceConfig:
     """Of the intervals."""
     seed: int = 0
     """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it can't be negative")

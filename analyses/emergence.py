@@ -24,7 +24,9 @@ def run(config: EmergenceConfig) -> tuple[pd.DataFrame, Order | None]:
     emerged = np.flatnonzero(found.emerged)
     if len(emerged) < 2:
         return table, None
-    return table, order(curves.isel(curve=emerged), between="curve", **how)
+    n_pairs = len(emerged) * (len(emerged) - 1) // 2
+    enough = max(1000, int(2 * n_pairs / (1 - config.confidence)) + 1)  # for p to get so small
+    return table, order(curves.isel(curve=emerged), between="curve", n_resamples=enough, **how)
 
 
 def said(table: pd.DataFrame, found: Order | None) -> str:

@@ -14,26 +14,24 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyses import localization_depth as in_depth
 from analyses.config import LocalizationConfig
 from interp.dynamics import Phases, phases
 from interp.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
 from interp.localization.checkpoint import QUESTIONS, localize
-from interp.localization.direct import copying
-from interp.localization.edit import edit_facts
-from interp.localization.jobs import ROLES, by_attribute, needs, roles
-from interp.localization.neurons import written
+from interp.localization.jobs import ROLES, by_attribute, roles
 from interp.model import device_of
-from interp.patching import patch
-from interp.results import effect, join_steps, recovered
+from interp.results import join_steps
 from interp.suite import load_suite, select_steps
 from interp.sweep import digest_of, over_checkpoints
 from interp.training.evaluation import AVERAGE
 
-KINDS = ("needed", "in place")
-DEPTH = ("neurons", "edits", "parts", "feeds", "copying", "value")
-PARTS = ("first", "middle", "last")
-N_IN_DEPTH, N_EDITED, N_SCORED = 96, 24, 384
-"""Facts asked in depth, facts overwritten, and facts whose whole value is scored."""
+KINDS = {"needed": ROLES, "in place": tuple(role for role in ROLES if role != "memory")}
+"""Which curves' midpoints are put in order: causes of all jobs; and attention, of heads alone."""
+MIN_ERRORS = 10
+"""Standard errors that the gap between clean and corrupted run must have, for shares of it to be
+followed over training: 2 would do to tell the runs apart, and leave shares of any size.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Localization:
     roles: pd.DataFrame
     """One row a (step, attribute, cell), as ``interp.localization.jobs.roles`` gives them."""
     curves: xr.DataArray
-    """(curve, step, fact): each job ``needed`` and ``in place``."""
+    """``job_curves``."""
     formed: xr.Dataset | None
     """``interp.emergence.emergence`` of the curves; None with too few checkpoints."""
     orders: dict
@@ -55,12 +53,17 @@ class Localization:
     by_attribute: pd.DataFrame
     """``interp.localization.jobs.by_attribute`` at the last step."""
     depth: dict[str, xr.Dataset]
-    """What was asked of the last step only: ``DEPTH``."""
+    """What was asked of the last step only: ``analyses.localization_depth``."""
 
 
 def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done: None):
     """The suite, and what was found in it; result files that are there already are reused."""
     suite = load_suite(config.ckpt)
+    if suite.config.parallel:
+        raise ValueError(
+            f"{config.ckpt} has parallel blocks, whose MLP does not read what its attention wrote; "
+            "localization needs sequential ones"
+        )
     steps = select_steps(suite, config.steps)
     n = len(config.attributes)
     drawn = {"attribute": config.attributes, "seed": config.seed}
@@ -92,16 +95,14 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
     answers = {name: join_steps({step: done[step][name] for step in steps}) for name in QUESTIONS}
     found = find(answers, plateau(suite).plateau_end)
     led = leaders(found.roles)[["component", "place"]].to_dict("index")
-    last = over_checkpoints(
-        suite,
-        steps[-1:],
-        DEPTH,
-        partial(_in_depth, facts=facts, leading=led, **options),
-        asked=asked | {"leading": led},
-        **where,
-    )
+    depth = {}
+    for question in in_depth.possible(led):
+        compute = partial(in_depth.answer, facts=facts, leading=led, **options)
+        asked_now = asked | {"leading": led}
+        last = over_checkpoints(suite, steps[-1:], [question], compute, asked=asked_now, **where)
+        depth[question] = last[steps[-1]][question]
     on_step(len(steps) + 1)
-    return suite, replace(found, depth=last[steps[-1]])
+    return suite, replace(found, depth=depth)
 
 
 def _of_step(suite, step: int, questions: list[str], *, facts, people, device: str, **options):
@@ -109,106 +110,10 @@ def _of_step(suite, step: int, questions: list[str], *, facts, people, device: s
     return localize(model, facts, people, questions=questions, **options)
 
 
-def _in_depth(
-    suite,
-    step: int,
-    questions: list[str],
-    *,
-    facts,
-    leading: dict[str, dict[str, str]],
-    seed: int,
-    max_memory: float,
-    device: str,
-) -> dict[str, xr.Dataset]:
-    """Of one checkpoint, what takes too long to ask of all: the functions below, by name."""
-    model = suite.load(step, device=device)
-    few, to_edit = (facts[_spread(facts, n)] for n in (N_IN_DEPTH, N_EDITED))
-    memory = leading["memory"]
-    layer, place = int(memory["component"][1:].split()[0]), memory["place"]
-    how = {"whole_value": False, "max_memory": max_memory}
-    ask = {
-        "neurons": lambda: _neurons(model, few, layer, place, how),
-        "edits": lambda: _edits(model, suite, to_edit, layer, place, seed),
-        "parts": lambda: _parts(model, suite, few, seed, how),
-        "feeds": lambda: _feeds(model, few, leading["extraction"]["component"], how),
-        "copying": lambda: xr.Dataset({"share": copying(model, facts)}),
-        "value": lambda: needs(
-            model, facts[_spread(facts, N_SCORED)], whole_value=True, max_memory=max_memory
-        ),
-    }
-    return {question: _plain(ask[question]()) for question in questions}
-
-
-def _neurons(model, facts, layer: int, place: str, how: dict) -> xr.Dataset:
-    """``effect`` (layer, neuron, fact) of single neurons where the leading memory works, noising,
-    nats, negative = needed; at ``final`` also ``written`` (neuron, fact), what those of its layer
-    write.
-    """
-    single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
-    result = effect(patch(model, facts, site="mlp_post", **single, **how))
-    answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
-    if place == "final":
-        own = written(model, facts, layer=layer)
-        answer["written"] = own.drop_vars("layer", errors="ignore")
-    return answer
-
-
-def _edits(model, suite, facts, layer: int, place: str, seed: int) -> xr.Dataset:
-    """``edit_facts`` in the leading memory, and in the first MLP at name_middle, which works on
-    names.
-    """
-    where = {
-        f"L{layer} MLP at {place}": (layer, place),
-        "L0 MLP at name_middle": (0, "name_middle"),
-    }
-    tables = [
-        edit_facts(model, suite, facts, layer=at, role=role, seed=seed)
-        for at, role in where.values()
-    ]
-    return xr.concat(tables, "edited").assign_coords(edited=list(where))
-
-
-def _parts(model, suite, facts, seed: int, how: dict) -> xr.Dataset:
-    """``recovered`` (part, layer, role): by the residual stream, one part of the name swapped."""
-    attributes = list(dict.fromkeys(facts.texts.attribute))
-    shares = []
-    for part in PARTS:
-        drawn = {"attribute": attributes, "seed": seed, "corruption": f"swap-{part}"}
-        swapped = suite.facts(len(facts), **drawn)
-        shares.append(recovered(patch(model, swapped, site="resid_pre", **how)))
-    return xr.Dataset({"recovered": xr.concat(shares, "part").assign_coords(part=list(PARTS))})
-
-
-def _feeds(model, facts, head: str, how: dict) -> xr.Dataset:
-    """``recovered`` (layer, role, ...): through each MLP's output into one head's values."""
-    if head.startswith("L0"):  # no MLP comes before
-        return xr.Dataset({"recovered": xr.DataArray(np.nan)})
-    return xr.Dataset(
-        {"recovered": recovered(patch(model, facts, site=f"mlp_out-{head}.v", **how))}
-    )
-
-
-def _spread(facts, n: int) -> np.ndarray:
-    """About ``n`` facts, as many of each attribute."""
-    attribute = facts.texts.attribute.to_numpy()
-    names = list(dict.fromkeys(attribute))
-    each = max(1, n // len(names))
-    return np.concatenate([np.flatnonzero(attribute == name)[:each] for name in names])
-
-
-def _plain(answer: xr.Dataset) -> xr.Dataset:
-    """Without what netCDF 3 can't hold."""
-    answer = answer.drop_vars([x for x in answer.coords if "prompt" in str(x)])
-    for name in [*answer.data_vars, *answer.coords]:
-        if answer[name].dtype == bool:
-            answer[name] = answer[name].astype(np.int8)
-        if answer[name].dtype == np.int64:
-            answer[name] = answer[name].astype(np.int32)
-    return answer
-
-
 def plateau(suite) -> Phases:
-    """Of the loss on the people trained on."""
+    """Of the loss on the people trained on; NaN where the run has no metrics."""
+    if not (suite.path / "metrics.parquet").is_file():
+        return Phases(np.nan, np.nan)
     rows = (suite.metrics.split == "train") & (suite.metrics.attribute == AVERAGE)
     steps, loss = (suite.metrics[rows][x].to_numpy() for x in ("step", "loss"))
     return phases(steps, loss, suite.no_knowledge_baseline)
@@ -223,57 +128,63 @@ def find(answers: dict[str, xr.Dataset], plateau_end: float) -> Localization:
         ignore_index=True,
     )
     curves = job_curves(answers, table)
-    last = by_attribute(needed.isel(step=-1), table[table.step == steps[-1]])
+    last = by_attribute(needed.isel(step=-1))
     if len(steps) < MIN_CHECKPOINTS:
         return Localization(answers, table, curves, None, {}, None, last, {})
     formed, orders = emergence(curves), {}
     lags = lag_to(curves, plateau_end) if np.isfinite(plateau_end) else None
-    for kind in KINDS:
-        labels = [f"{role}: {kind}" for role in ROLES]
-        labels = [x for x in labels if bool(formed.emerged.sel(curve=x))]
+    for kind, roles_of_kind in KINDS.items():
+        labels = [f"{role}: {kind}" for role in roles_of_kind]
+        labels = [x for x in labels if x in curves.curve and bool(formed.emerged.sel(curve=x))]
         if len(labels) > 1:
             orders[kind] = order(curves.sel(curve=labels), between="curve")
     return Localization(answers, table, curves, formed, orders, lags, last, {})
 
 
 def leaders(table: pd.DataFrame) -> pd.DataFrame:
-    """The component with the largest share of each role at the last step, of those named; of those
-    not named where nobody is: one row a role.
+    """The component with the largest share of each role that somebody has at the last step: one row
+    a role.
     """
-    last = table[(table.step == table.step.max()) & (table.attribute == "all")]
-    last = last[last.kind.isin(["head", "mlp"])]
-    rows = []
-    for role in ROLES:
-        of_role = last[last.role == role]
-        named = of_role[of_role.named]
-        rows.append((named if len(named) else of_role).nlargest(1, "share"))
+    last = table[(table.step == table.step.max()) & (table.attribute == "all") & table.named]
+    rows = [last[last.role == role].nlargest(1, "share") for role in ROLES]
     return pd.concat(rows).set_index("role")
 
 
 def job_curves(answers: dict[str, xr.Dataset], table: pd.DataFrame) -> xr.DataArray:
-    """Two curves a job, per fact: ``needed``, nats of ``logit_diff`` lost when no component of the
-    model does the job (all heads cut, or all MLPs swapped, at the leader's place); ``in place``, of
-    heads the leader's attention along the job's edge, of MLPs how much more often the value can be
-    read off after them than before, summed over layers.
+    """(curve, step, fact): ``gap``, nats of clean − corrupted ``logit_diff``; and of each job that
+    somebody has at the last step ``needed`` and ``in place``.
+
+    ``needed``: share of the mean gap that is lost when no component of the model does the job (all
+    heads cut, or all MLPs swapped, at the leader's place); NaN before the gap is ``MIN_ERRORS``
+    standard errors for good. ``in place``: of heads the leader's attention along the job's edge; of
+    MLPs how much more often the value can be read off after them than before, summed over layers,
+    which can't exceed the model's accuracy.
     """
-    found = leaders(table)
-    needed = answers["needs"]
+    found, needed = leaders(table), answers["needs"]
+    gap = needed.clean - needed.corrupted
+    error = gap.std("fact", ddof=1) / gap.sizes["fact"] ** 0.5
+    sure = (gap.mean("fact") >= MIN_ERRORS * error).values
+    sure = np.flip(np.logical_and.accumulate(np.flip(sure)))
     whole = needed.isel(cell=np.flatnonzero(needed.kind == "all"))
-    curves, labels = [], []
-    for role in ROLES:
-        place = found.place[role]
+    curves = {"gap": gap}
+    for role, place in found.place.items():
         at = np.flatnonzero((whole.role.values == role) & (whole.place.values == place))
-        curves.append(whole.effect.isel(cell=int(at[0])))
-        labels.append(f"{role}: needed")
+        lost = whole.effect.isel(cell=int(at[0])) / gap.mean("fact")
+        curves[f"{role}: needed"] = lost.where(xr.DataArray(sure, dims="step"))
         if role == "memory":
-            gain = answers["readings"].gain.sel(role=place)
-            curves.append(gain.sum("layer"))
+            curve = answers["readings"].gain.sel(role=place).sum("layer")
         else:
-            layer, head = (int(x) for x in found.component[role][1:].split("H"))
-            pattern = answers["attention"].pattern.sel(edge=place)
-            curves.append(pattern.isel(layer=layer, head=head))
-        labels.append(f"{role}: in place")
+            layer, head = place_of(found.component[role])
+            curve = answers["attention"].pattern.sel(edge=place).isel(layer=layer, head=head)
+        curves[f"{role}: in place"] = curve
     kept = [
-        curve.drop_vars(set(curve.coords) - {"step"}).transpose("step", "fact") for curve in curves
+        curve.drop_vars(set(curve.coords) - {"step"}).transpose("step", "fact")
+        for curve in curves.values()
     ]
-    return xr.concat(kept, dim="curve").assign_coords(curve=labels)
+    return xr.concat(kept, dim="curve").assign_coords(curve=list(curves))
+
+
+def place_of(head: str) -> tuple[int, int]:
+    """Layer and number of a head such as L1H3."""
+    layer, number = head[1:].split("H")
+    return int(layer), int(number)

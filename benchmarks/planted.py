@@ -1,8 +1,10 @@
-"""Precision and recall of ``interp.localization.jobs.roles`` where it is known who has which role.
+"""Precision and recall of ``interp.localization.jobs.roles`` where it is known who can have which
+role, and how far roles move with the weights that have them.
 
-Trained in: models that do without all components but some, so that who does a job is known before
+Trained in: models that do without some heads and MLPs, so that who does a job is known before
 anything is measured. Transplanted: the demo run's last model with its heads in another order and
-layers of a random model, which are no part of any job, between its own.
+layers of an untrained model, which are no part of any job, between its own; what is compared is
+what was found before and after.
 """
 
 import tempfile
@@ -21,49 +23,64 @@ from interp.suite import load_suite
 from interp.training.loop import train
 
 Named = set[tuple[str, str]]
-"""Roles, and components that have them."""
-HEADS, N_TRANSPLANTS, N_DECOYS, LOUDNESS = 4, 5, 2, 3.0
+"""Roles, and who has them."""
+HEADS, N_SEEDS, N_TRANSPLANTS, N_DECOYS, LOUDNESS = 4, 2, 5, 2, 3.0
+N_STEPS = 2000
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for kept in range(HEADS):
-            _trained_in(Path(folder), *_one_head(kept))
-        for kept in range(2):
-            _trained_in(Path(folder), *_one_mlp(kept))
+        for seed in range(N_SEEDS):
+            _trained_in(Path(folder), *_late_heads(seed))
+            _trained_in(Path(folder), *_one_mlp(seed))
     for seed in range(N_TRANSPLANTS):
         _transplanted(seed)
 
 
-def _one_head(kept: int) -> tuple:
-    """Two layers; of the heads only one in the second. So no head can bring names together, that
-    one alone can bring them to the answer position, and only the MLP after it sees a whole name.
+def _late_heads(seed: int) -> tuple:
+    """Two layers, heads in the second only: nobody can bring names together, they alone can bring
+    them to the answer position, and only the MLP after them sees a whole name.
     """
-    heads = {f"L{layer}H{head}" for layer, head in product(range(2), range(HEADS))}
-    must = {("extraction", f"L1H{kept}"), ("memory", "L1 MLP")}
-    removed = heads - {f"L1H{kept}"}
-    return f"one head, L1H{kept}", 2, kept, removed, must, {("relation", f"L1H{kept}")}
+    removed = {f"L0H{head}" for head in range(HEADS)}
+    heads = [f"L1H{head}" for head in range(HEADS)]
+    may = {"memory": ["L1 MLP"], "extraction": heads, "relation": heads}
+    return f"heads in layer 1 of 2, seed {seed}", 2, seed, removed, may
 
 
 def _one_mlp(seed: int) -> tuple:
-    """Three layers, an MLP in the middle one only: it is the memory, wherever it works."""
-    may = set(product(("name attention", "extraction", "relation"), _heads(3)))
-    return f"one MLP, seed {seed}", 3, seed, {"L0-MLP", "L2-MLP"}, {("memory", "L1 MLP")}, may
-
-
-def _heads(n_layers: int) -> list[str]:
-    return [f"L{layer}H{head}" for layer, head in product(range(n_layers), range(HEADS))]
+    """Three layers, an MLP in the middle one only: it is the memory, wherever it works; what heads
+    of the last layer do to names comes too late.
+    """
+    heads = [f"L{layer}H{head}" for layer, head in product(range(3), range(HEADS))]
+    may = {"memory": ["L1 MLP"], "extraction": heads, "relation": heads}
+    may["name attention"] = heads[: 2 * HEADS]
+    return f"one MLP of 3, seed {seed}", 3, seed, {"L0-MLP", "L2-MLP"}, may
 
 
 def _trained_in(
-    folder: Path, label: str, n_layers: int, seed: int, removed: set[str], must: Named, may: Named
+    folder: Path,
+    label: str,
+    n_layers: int,
+    seed: int,
+    removed: set[str],
+    may: dict[str, list[str]],
 ) -> None:
-    config = replace(PRESETS["tiny"], n_layers=n_layers, seed=seed, removed=tuple(sorted(removed)))
+    """Precision: named pairs that can be right; recall: roles that somebody must have who has."""
+    config = replace(
+        PRESETS["tiny"],
+        n_layers=n_layers,
+        seed=seed,
+        n_steps=N_STEPS,
+        removed=tuple(sorted(removed)),
+    )
     suite = load_suite(train(config, folder / label.replace(" ", "-")))
     metrics = suite.metrics.set_index(["step", "split", "attribute"])
     accuracy = metrics.accuracy[config.n_steps, "train", "average"]
     found = named(suite.load(config.n_steps), suite.facts(6 * 64))
-    say(f"{label}; accuracy {accuracy:.2f}", found, must, may)
+    right = {(role, who) for role, who in found if who in may.get(role, [])}
+    must = {"memory", "extraction"}
+    say(f"{label}; accuracy {accuracy:.2f}", "precision", right, found)
+    say("", "recall", must & {role for role, _ in right}, must)
 
 
 def named(model: HookedDecoder, facts: FactSet) -> Named:
@@ -72,15 +89,9 @@ def named(model: HookedDecoder, facts: FactSet) -> Named:
     return set(zip(whole.role, whole.component))
 
 
-def say(label: str, found: Named, must: Named, may: Named) -> None:
-    right = len(found & (must | may))
-    wrong = ", ".join(f"{who} {role}" for role, who in sorted(found - must - may))
-    missed = ", ".join(f"{who} {role}" for role, who in sorted(must - found))
-    print(
-        f"{label:35} precision {right}/{len(found)}, recall {len(found & must)}/{len(must)}"
-        f"{'; wrong: ' + wrong if wrong else ''}{'; missed: ' + missed if missed else ''}",
-        flush=True,
-    )
+def say(label: str, measure: str, right: set, whole: set) -> None:
+    missing = f"; not {', '.join(map(str, sorted(whole - right)))}" if whole - right else ""
+    print(f"{label:50} {measure} {len(right)}/{len(whole)}{missing}", flush=True)
 
 
 def _transplanted(seed: int) -> None:
@@ -88,14 +99,16 @@ def _transplanted(seed: int) -> None:
     model, decoys = suite.load(suite.steps[-1]), suite.load(0)
     facts = suite.facts(6 * 64)
     moved, places = transplanted(model, decoys, seed=seed)
-    truth = {(role, places[who]) for role, who in named(model, facts)}
-    right = [
-        float((m(facts.clean[:64])[torch.arange(64), facts.lengths[:64] - 1].argmax(-1)
-               == facts.answers[:64, 0]).float().mean())
-        for m in (model, moved)
-    ]  # fmt: skip
-    label = f"transplant {seed}; accuracy {right[0]:.2f}, {right[1]:.2f}"
-    say(label, named(moved, facts), truth, set())
+    before = {(role, places[who]) for role, who in named(model, facts)}
+    after = named(moved, facts)
+    accuracy = " and ".join(f"{first_token_accuracy(m, facts):.2f}" for m in (model, moved))
+    say(f"transplant {seed}; accuracy {accuracy}", "precision", before & after, after)
+    say("", "recall", before & after, before)
+
+
+def first_token_accuracy(model: HookedDecoder, facts: FactSet) -> float:
+    logits = model(facts.clean)[torch.arange(len(facts)), facts.lengths - 1]
+    return float((logits.argmax(-1) == facts.answers[:, 0]).float().mean())
 
 
 def transplanted(

@@ -23,6 +23,7 @@ def draw_facts(
     corruption: Corruption = "swap",
     n_context: int = 0,
     length: int | None = None,
+    fewer: bool = False,
 ) -> FactSet:
     """``n`` facts on training people, spread evenly over ``attributes``, in evaluation templates.
 
@@ -34,9 +35,10 @@ def draw_facts(
         n_context: sentences on other attributes of the same person before the one that asks; the
             twin keeps their values.
         length: keep to prompts of exactly so many tokens, so that positions can be compared.
+        fewer: take as many as there are, be it none, where there are not ``n``.
 
     Raises:
-        ValueError: unknown attribute or corruption; too few people, or none fit to be a twin.
+        ValueError: unknown attribute or corruption; too few people fit, or have a twin.
     """
     for attribute in attributes:
         if attribute not in ATTRIBUTES:
@@ -50,7 +52,14 @@ def draw_facts(
     asked = _ask(people, texts, attributes, n_context, rng)
     if length is not None:
         asked = asked[asked.length == length]
-    chosen, twins = _spread(people, texts, asked, n, attributes, corruption, length, rng)
+    chosen, twins = _spread(people, texts, asked, n, attributes, corruption, rng)
+    if len(chosen) < n and not fewer:
+        which = "" if length is None else f" with prompts of {length} tokens"
+        raise ValueError(
+            f"asked for {n} facts, the run has {len(chosen)} on {', '.join(attributes)}{which} "
+            f"with a {corruption} twin, whose value begins with another word; ask for fewer, use "
+            "another corruption or a larger population"
+        )
     return _build(people, texts, chosen, twins)
 
 
@@ -103,7 +112,6 @@ def _spread(
     n: int,
     attributes: Sequence[str],
     corruption: Corruption,
-    length: int | None,
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The first facts of each attribute that have a twin, attributes in turn, and their twins."""
@@ -125,13 +133,6 @@ def _spread(
                 queues.remove(queue)
             if len(chosen) == n:
                 break
-    if len(chosen) < n:
-        which = "" if length is None else f" with prompts of {length} tokens"
-        raise ValueError(
-            f"asked for {n} facts, the run has {len(chosen)} on {', '.join(attributes)}{which} "
-            f"with a {corruption} twin, whose value begins with another word; ask for fewer, use "
-            "another corruption or a larger population"
-        )
     twins = pd.Series(chosen)
     table = asked.loc[twins.index].sort_values("attribute", kind="stable")
     return table, twins[table.index].to_numpy()

@@ -69,6 +69,7 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
 
     Raises:
         FileNotFoundError: no such folder, or no results in it.
+        ValueError: they are not of patching.
     """
     files = (
         sorted(folder.glob("step-*.nc"), key=lambda path: path.stat().st_mtime_ns)
@@ -77,7 +78,10 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
     )
     if not files:
         raise FileNotFoundError(f"no results in {folder}; write some with interp-patch --ckpt RUN")
-    return _of_question(files, _question(open_result(files[-1])))
+    newest = open_result(files[-1])
+    if "direction" not in newest.attrs or "site" not in newest.attrs:
+        raise ValueError(f"{files[-1]} is no result of interp-patch; give the folder of one")
+    return _of_question(files, _question(newest))
 
 
 def read_other_direction(

@@ -16,6 +16,14 @@ def greater_than_0(values: Float[np.ndarray, "*cell fact"]) -> Float[np.ndarray,
     return np.where(error > 0, p, np.where(mean > 0, 0.0, 1.0))
 
 
+def margin(values: Float[np.ndarray, "*cell fact"]) -> Float[np.ndarray, "*cell"]:
+    """Half of Student's 95 % interval of the mean over facts; NaN for a single fact or a NaN."""
+    n = values.shape[-1]
+    if n < 2:
+        return np.full(values.shape[:-1], np.nan)
+    return np.asarray(student.ppf(0.975, n - 1) * values.std(-1, ddof=1) / n**0.5)
+
+
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """p values adjusted for their number (Holm 1979); a NaN is no test, and stays NaN."""
     order = np.argsort(p)  # NaN last

@@ -94,6 +94,7 @@ class Suite:
         corruption: Corruption = "swap",
         n_context: int = 0,
         length: int | None = None,
+        fewer: bool = False,
     ) -> FactSet:
         """``n`` facts of this run's training people; see ``interp.drawing.draw_facts``."""
         attributes = (attribute,) if isinstance(attribute, str) else tuple(dict.fromkeys(attribute))
@@ -106,6 +107,7 @@ class Suite:
             corruption=corruption,
             n_context=n_context,
             length=length,
+            fewer=fewer,
         )
 
     def read_facts(self, path: str | Path) -> FactSet:

@@ -56,3 +56,18 @@ def test_the_command_prints_and_writes_the_table(curves, tmp_path, monkeypatch, 
     cli.analyse()
     assert "late: onset" in capsys.readouterr().out
     assert pd.read_csv(out).curve.tolist() == ["late", "early", "flat"]
+
+
+def test_many_curves_are_set_in_order_whatever_the_confidence(tmp_path):
+    """Their pairs need more resamples than the usual 1000 to be significant."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"curve {i}", step, fact, (step > 100 * i + 50) + rng.normal(0, 0.02))
+        for i in range(9)
+        for step in STEPS
+        for fact in range(5)
+    ]
+    path = tmp_path / "many.csv"
+    pd.DataFrame(rows, columns=["curve", "step", "fact", "value"]).to_csv(path, index=False)
+    table, order = run(EmergenceConfig(str(path)))
+    assert table.emerged.sum() == len(order.labels) > 7 and order.labels[0] < order.labels[-1]

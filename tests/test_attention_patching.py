@@ -1,6 +1,7 @@
 """Training with a reference's attention patterns, against hooks in float64."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_states_and_gradients_are_those_of_hooks_that_replace_every_pattern(suit
     tokens, ragged = to_ragged(batch, model.cfg, "cpu")
     target, has_next = (torch.from_numpy(x) for x in next_tokens(batch))
     edges = [0, *batch.lengths.cumsum()]
-    rows = [tokens[a:b][None] for a, b in zip(edges, edges[1:])]
+    rows = [tokens[a:b][None] for a, b in pairwise(edges)]
     ways = []
     for logits in (
         model.unembed(patched_hidden(model, reference, tokens, ragged)),

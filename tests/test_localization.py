@@ -10,11 +10,11 @@ import pytest
 import xarray as xr
 
 from analyses import cli, localization
+from analyses import localization_depth as in_depth
 from analyses.config import LocalizationConfig
-from analyses.localization import find, job_curves, leaders, run
+from analyses.localization import find, leaders, run
 from analyses.localization_report import report
 from interp.localization.checkpoint import QUESTIONS, localize
-from interp.localization.jobs import ROLES
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,7 @@ def asked(copy):
 @pytest.fixture(scope="module")
 def found(asked):
     with pytest.MonkeyPatch.context() as smaller:
-        smaller.setattr(localization, "N_EDITED", 6)
-        smaller.setattr(localization, "N_IN_DEPTH", 24)
+        smaller.setattr(in_depth, "N_IN_DEPTH", 24)
         return run(asked)
 
 
@@ -40,21 +39,92 @@ def test_every_checkpoint_is_asked_every_question_and_once(asked, found, copy, m
     for question in QUESTIONS:
         assert result.answers[question].step.values.tolist() == suite.steps
     files = sorted((copy / "results" / "localization").glob("*.nc"))
-    assert len(files) == len(QUESTIONS) * len(suite.steps) + len(localization.DEPTH)
-    for name in ("_of_step", "_in_depth"):  # nothing is computed again
-        monkeypatch.setattr(localization, name, lambda *_, **__: pytest.fail("computed again"))
-    monkeypatch.setattr(localization, "N_EDITED", 6)
-    again = run(asked)[1]
-    pd.testing.assert_frame_equal(again.roles, result.roles)
-    xr.testing.assert_equal(again.depth["edits"], result.depth["edits"])
+    assert len(files) == len(QUESTIONS) * len(suite.steps) + len(result.depth)
+    again = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
+    monkeypatch.setattr(localization, "_of_step", again)
+    monkeypatch.setattr(in_depth, "answer", again)
+    same = run(asked)[1]
+    pd.testing.assert_frame_equal(same.roles, result.roles)
+    xr.testing.assert_equal(same.depth["value"], result.depth["value"])
 
 
 def test_a_run_that_has_learnt_nothing_has_no_roles_and_no_times(found):
     _, result = found
-    assert not result.roles.named.any()
-    assert result.formed is None and result.orders == {}  # four checkpoints
+    assert not result.roles.named.any() and leaders(result.roles).empty
     assert set(result.roles.attribute) == {"all", *result.answers["needs"].attribute.values}
-    assert list(leaders(result.roles).index) == list(ROLES)
+    assert result.curves.curve.values.tolist() == ["gap"]
+    assert set(result.depth) == {"parts", "copying", "value"}  # no memory and no extraction head
+    often = find(over_and_over(result.answers), np.nan)
+    assert not often.formed.emerged.any() and often.orders == {}
+
+
+def over_and_over(answers):
+    """The same four checkpoints three times."""
+    whole = {}
+    for name, answer in answers.items():
+        answer = xr.concat([answer] * 3, "step").assign_coords(step=np.arange(12) * 10)
+        whole[name] = answer.assign_attrs(answers[name].attrs)
+    return whole
+
+
+@pytest.fixture(scope="module")
+def planted(found):
+    """L1H2 extracts, needed for half of the gap from the start; the MLP of layer 2 is a memory at
+    final, needed for 0.8 of it from step 60 on. Nobody else does anything but noise.
+    """
+    answers = over_and_over(found[1].answers)
+    needed, rng = answers["needs"], np.random.default_rng(0)
+    for name in ("effect", "control", "clean"):
+        needed[name] = needed[name] * 0 + rng.normal(0, 0.1, needed[name].shape)
+    needed["corrupted"] = needed.corrupted * 0
+    needed["clean"] = needed.clean + 4
+    late = xr.DataArray(np.arange(12) > 5, dims="step")
+    who = dict(zip(("component", "role", "place", "kind"), (needed[x].values for x in (
+        "component", "role", "place", "kind"))))  # fmt: skip
+    extraction = (who["role"] == "extraction") & np.isin(who["component"], ("L1H2", "all heads"))
+    memory = (who["role"] == "memory") & np.isin(who["component"], ("L2 MLP", "all MLPs"))
+    memory &= who["place"] == "final"
+    needed["effect"] = (
+        needed.effect
+        + 2 * xr.DataArray(extraction, dims="cell")
+        + 3.2 * xr.DataArray(memory, dims="cell") * late
+    ).transpose("step", "cell", "fact")
+    gain = answers["readings"].gain * 0
+    gain.loc[{"layer": 2, "role": "final"}] = late.astype(float)
+    answers["readings"]["gain"] = gain
+    return answers
+
+
+def test_those_who_were_planted_have_their_roles_curves_and_times(planted):
+    result = find(planted, 52.0)
+    led = leaders(result.roles)
+    assert led.component.to_dict() == {"memory": "L2 MLP", "extraction": "L1H2"}
+    curves = result.curves.mean("fact")
+    assert curves.curve.values.tolist() == [
+        "gap", "memory: needed", "memory: in place", "extraction: needed", "extraction: in place",
+    ]  # fmt: skip
+    np.testing.assert_allclose(curves.sel(curve="gap"), 4, atol=0.05)
+    risen = np.where(np.arange(12) > 5, 0.8, 0.0)
+    np.testing.assert_allclose(curves.sel(curve="memory: needed"), risen, atol=0.02)
+    np.testing.assert_allclose(curves.sel(curve="extraction: needed"), 0.5, atol=0.02)
+    pattern = planted["attention"].pattern.sel(edge="final ← names").isel(layer=1, head=2)
+    mine = curves.sel(curve="extraction: in place")
+    np.testing.assert_allclose(mine, pattern.mean("fact"), atol=1e-6)
+    formed = result.formed.sel(curve="memory: needed")
+    assert bool(formed.emerged) and float(formed.midpoint) == pytest.approx(55, abs=1)
+    assert not bool(result.formed.emerged.sel(curve="extraction: needed"))  # from the start
+    assert "needed" not in result.orders  # of one alone there is none
+    lag = result.lags.sel(curve="memory: needed")
+    assert float(lag.lag) == pytest.approx(3, abs=1) and not bool(lag.resolved)  # 50 to 60
+    assert find(planted, np.nan).lags is None
+
+
+def test_shares_of_a_gap_that_is_hardly_there_are_not_followed(planted):
+    few = {name: answer.copy(deep=True) for name, answer in planted.items()}
+    few["needs"]["clean"][:3] -= 3.98  # of 96 facts, 2 standard errors
+    curves = find(few, np.nan).curves
+    there = curves.sel(curve="memory: needed").notnull().all("fact")
+    assert there.values.tolist() == [False] * 3 + [True] * 9
 
 
 def test_answers_are_those_of_single_checkpoints(found, asked):
@@ -70,51 +140,66 @@ def test_answers_are_those_of_single_checkpoints(found, asked):
         localize(suite.load(20), facts, facts, questions=["nonsense"])
 
 
-def test_curves_are_those_of_the_leaders(found):
-    _, result = found
-    led = leaders(result.roles)
-    curves = job_curves(result.answers, result.roles)
-    layer, head = (int(x) for x in led.component["extraction"][1:].split("H"))
-    pattern = result.answers["attention"].pattern.sel(edge="final ← names")
-    mine = curves.sel(curve="extraction: in place")
-    np.testing.assert_array_equal(mine, pattern.isel(layer=layer, head=head))
-    needed = result.answers["needs"]
-    at = (needed.kind == "all") & (needed.place == led.place["memory"])
-    at &= needed.role == "memory"
-    mine = curves.sel(curve="memory: needed")
-    np.testing.assert_array_equal(mine, needed.effect.isel(cell=np.flatnonzero(at)[0]))
-
-
-def test_with_enough_checkpoints_times_and_orders_are_found(found):
-    """The same four checkpoints over and over have nothing that emerges; made to rise, they do."""
-    answers = {}
-    for name, answer in found[1].answers.items():
-        answer = xr.concat([answer] * 3, "step").assign_coords(step=np.arange(12) * 10)
-        answers[name] = answer.assign_attrs(found[1].answers[name].attrs)
-    risen = xr.DataArray((np.arange(12) > 5).astype(float), dims="step")
-    noise = np.random.default_rng(0).normal(0, 0.1, answers["needs"].sizes["fact"])
-    risen = risen * xr.DataArray(1 + noise, dims="fact")
-    answers["needs"]["effect"] = xr.zeros_like(answers["needs"].effect) + risen
-    answers["attention"]["pattern"] = answers["attention"].pattern * 0 + 0.5
-    result = find(answers, 40.0)
-    formed = result.formed.sel(curve="extraction: needed")
-    assert bool(formed.emerged) and float(formed.midpoint) == pytest.approx(55, abs=1)
-    assert not bool(result.formed.emerged.sel(curve="extraction: in place"))
-    assert not result.orders["needed"].significant  # they rise together
-    lag = result.lags.sel(curve="extraction: needed")
-    assert float(lag.lag) == pytest.approx(15, abs=1) and bool(lag.resolved)
-    html = report(found[0], replace(result, depth=found[1].depth), "")
-    assert "<td>+15 [" in html and find(answers, np.nan).lags is None
-
-
 def test_the_page_leads_with_who_does_what_and_says_what_it_cannot(found):
     suite, result = found
     html = report(suite, result, "interp-analyse localization --x <y>")
     assert html == report(suite, result, "interp-analyse localization --x <y>")
-    assert "nobody" in html and "too few checkpoints" in html
+    assert html.count("nobody") == 4 and "there is nothing to time" in html
+    assert "no extraction head" in html and "Nobody is a memory" in html
     assert "--x &lt;y&gt;" in html and "<y>" not in html.split("</script>", 1)[1]
-    for name in ("timeline", "roles-memory", "readable", "direct", "parts"):
+    for name in ("roles-memory", "readable", "direct", "parts"):
         assert f'id="figure-{name}"' in html
+
+
+def test_the_page_of_a_run_with_roles_times_them_and_shows_the_evidence(found, planted):
+    suite, untrained = found
+    result = find(planted, 52.0)
+    leading = leaders(result.roles)[["component", "place"]].to_dict("index")
+    assert in_depth.possible(leading) == list(in_depth.DEPTH)
+    with pytest.MonkeyPatch.context() as smaller:
+        smaller.setattr(in_depth, "N_EDITED", 6)
+        smaller.setattr(in_depth, "N_IN_DEPTH", 24)
+        new = in_depth.answer(
+            suite, 30, ["neurons", "edits", "feeds"], facts=suite.facts(96), leading=leading,
+            seed=0, max_memory=1.0, device="cpu",
+        )  # fmt: skip
+    assert new["edits"].edited.values.tolist() == ["L2 MLP at final", "L0 MLP at name_middle"]
+    assert new["neurons"].effect.dims == ("layer", "neuron", "fact")
+    assert new["neurons"].effect.sizes["layer"] == 3
+    whole = replace(result, depth=untrained.depth | new)
+    html = report(suite, whole, "")
+    assert 'id="figure-timeline"' in html and "<td>+3 [" in html
+    assert "between the same checkpoints" in html  # 52 and 55, of 50 and 60
+    assert "<b>L1H2</b> at final ← names: 0.50 [" in html
+    assert "Which MLPs feed L1H2" in html and "L2 MLP at final, random key" in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"facts": 1}, "facts is 1; it must be at least 2"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"attributes": ()}, "attributes is empty; name some of birth_date"),
+        ({"attributes": ("major", "major")}, "attributes is major major; name some of"),
+        ({"max_memory": 0.0}, "max_memory is 0.0; it must be positive"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LocalizationConfig("x", **changes)
+
+
+def test_a_run_with_parallel_blocks_is_refused_and_one_without_metrics_is_not(
+    copy, tmp_path, asked
+):
+    run_folder = shutil.copytree(copy, tmp_path / "run")
+    (run_folder / "metrics.parquet").unlink()
+    suite, result = run(replace(asked, ckpt=str(run_folder)))  # nothing is computed again
+    assert "What was run" in report(suite, result, "")
+    record = (run_folder / "run.json").read_text()
+    (run_folder / "run.json").write_text(record.replace('"parallel": false', '"parallel": true'))
+    with pytest.raises(ValueError, match="has parallel blocks"):
+        run(replace(asked, ckpt=str(run_folder)))
 
 
 def test_the_command_writes_the_page_and_help_is_short(asked, found, monkeypatch, capsys, copy):
@@ -131,5 +216,3 @@ def test_the_command_writes_the_page_and_help_is_short(asked, found, monkeypatch
         ValueError, match="no analysis 'nonsense'; there are localization, emergence"
     ):
         cli.analyse()
-    with pytest.raises(ValueError, match="facts is 0; it must be at least 1"):
-        LocalizationConfig("x", facts=0)

@@ -8,6 +8,7 @@ import xarray as xr
 from interp.dynamics import Phases
 from interp.emergence import emergence
 from interp.figures import localization as draw
+from interp.figures.timeline import timeline
 
 STEPS = np.arange(12) * 100
 
@@ -15,7 +16,7 @@ STEPS = np.arange(12) * 100
 @pytest.fixture
 def curves():
     rng = np.random.default_rng(0)
-    risen = np.where(STEPS > 550, 4.0, 0.0)[:, None] + rng.normal(0, 0.1, (12, 30))
+    risen = np.where(STEPS > 550, 0.8, 0.0)[:, None] + rng.normal(0, 0.1, (12, 30))
     flat = rng.normal(0, 0.1, (12, 30))
     return xr.DataArray(
         np.stack((risen, flat)),
@@ -32,9 +33,9 @@ def metrics():
 def test_a_job_has_a_bar_where_it_formed_and_none_where_it_did_not(curves):
     formed = emergence(curves)
     options = {"metrics": metrics(), "phases": Phases(100.0, 300.0), "links": {"memory": "#memory"}}
-    figure = draw.timeline(curves, formed, **options)
+    figure = timeline(curves, formed, **options)
     lines = {trace.name: trace for trace in figure.data if trace.name}
-    np.testing.assert_allclose(lines["memory: needed"].y.max(), 1)
+    np.testing.assert_allclose(lines["memory: needed"].y, curves[0].mean("fact"))
     assert set(lines["memory: needed"].customdata) == {"#memory"}
     (bar,) = [trace for trace in figure.data if trace.line.width == 9]
     assert bar.x == pytest.approx([float(formed.onset[0]), float(formed.completion[0])])
@@ -43,7 +44,7 @@ def test_a_job_has_a_bar_where_it_formed_and_none_where_it_did_not(curves):
     assert diamond.x[0] == pytest.approx(550, abs=5)
     assert f"{diamond.x[0]:.0f} [" in diamond.hovertemplate
     assert "n = 30 facts" in figure.layout.title.text
-    none = draw.timeline(curves, None, **options)
+    none = timeline(curves, None, **options)
     assert not [trace for trace in none.data if trace.line.width == 9]
 
 
@@ -72,15 +73,16 @@ def test_a_component_is_shown_where_it_counts_and_dotted_where_it_is_named():
     assert list(panel.x) == ["all", "major"] and panel.text[0][1] == "0.60 ●"
 
 
-def test_accuracies_leave_empty_what_is_not_there():
+def test_shares_leave_empty_what_is_not_there_and_of_effects_are_centred_on_0():
     values = xr.DataArray(
         [[[0.25, np.nan]]],
         dims=("layer", "site", "role"),
         coords={"layer": [2], "site": ["resid_mid"], "role": ["name_last", "final"]},
     )
-    figure = draw.accuracies({"one": values, "two": values}, "title", "subtitle")
+    figure = draw.shares({"one": values, "two": values}, "title", "subtitle", of_effect=True)
     assert [list(panel.text[0]) for panel in figure.data] == [["0.25", ""]] * 2
     assert list(figure.data[0].y) == ["L2 resid_mid"]
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-1, 1)
 
 
 def test_parts_are_means_in_nats():

@@ -1,4 +1,4 @@
-"""Who does which job of factual recall, and when each formed."""
+"""Who does which job of factual recall, and the evidence."""
 
 import numpy as np
 import pandas as pd
@@ -6,163 +6,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from interp.dynamics import Phases
-from interp.figures.curves import shade_plateau
 from interp.figures.labels import FONT
-
-COLORS = {
-    "name attention": "#1f77b4",
-    "memory": "#d62728",
-    "extraction": "#2ca02c",
-    "relation": "#9467bd",
-}
-_STYLE = {"needed": "solid", "in place": "dot"}
-_BAR = {"needed": -0.14, "in place": -0.3}
-
-
-def timeline(
-    curves: xr.DataArray,
-    formed: xr.Dataset | None,
-    *,
-    metrics: pd.DataFrame,
-    phases: Phases,
-    links: dict[str, str],
-) -> go.Figure:
-    """When each job formed: accuracy and plateau on top, a band a job below.
-
-    Args:
-        curves: (curve, step, fact), with labels such as ``memory: needed``.
-        formed: ``interp.emergence.emergence`` of them, or None.
-        links: place of the page that a click on a job's band leads to, by job.
-    """
-    jobs = list(dict.fromkeys(str(label).split(": ")[0] for label in curves.curve.values))
-    figure = make_subplots(
-        1 + len(jobs),
-        1,
-        shared_xaxes=True,
-        vertical_spacing=0.03,
-        row_heights=[1.2, *[1] * len(jobs)],
-    )
-    average = metrics[metrics.attribute == "average"]
-    names = {"train": "accuracy, people trained on", "held-out": "accuracy, held-out people"}
-    for split, table in average.groupby("split", sort=False):
-        style = {"color": "#333", "dash": "solid" if split == "train" else "dot"}
-        figure.add_trace(
-            go.Scatter(x=table.step, y=table.accuracy, name=names[split], line=style), 1, 1
-        )
-    for row, job in enumerate(jobs, 2):
-        for kind in _STYLE:
-            if f"{job}: {kind}" in curves.curve.values:
-                at = {"curve": f"{job}: {kind}"}
-                _add_curve(figure, curves.sel(at), row, job, kind, links.get(job, ""))
-                if formed is not None:
-                    _add_band(figure, formed.sel(at), row, job, kind, links.get(job, ""))
-        figure.update_yaxes(
-            title_text=job, range=[-0.42, 1.15], tickvals=[0, 0.5, 1], row=row, col=1
-        )
-    figure.update_yaxes(title_text="knowledge", range=[-0.05, 1.05], row=1, col=1)
-    figure.update_xaxes(title_text="optimizer step", row=1 + len(jobs), col=1)
-    shade_plateau(figure, phases)
-    n = curves.sizes["fact"]
-    how = (
-        f"n = {n} facts; lines: mean ÷ its largest value, with 95 % intervals; bars: from onset "
-        "(10 % of the rise)<br>to completion (90 %), diamond: midpoint with 95 % bootstrap "
-        "interval; no bar: no step was found"
-    )
-    figure.update_layout(
-        title={"text": f"When each job formed<br><sup>{how}</sup>", "x": 0.02},
-        height=200 + 150 * (1 + len(jobs)),
-        template="simple_white",
-        font=FONT,
-        legend={"orientation": "h", "y": -0.09},
-        margin={"t": 100},
-    )
-    return figure
-
-
-def _add_curve(
-    figure: go.Figure, curve: xr.DataArray, row: int, job: str, kind: str, link: str
-) -> None:
-    steps, mean = curve.step.values, curve.mean("fact").values
-    n = curve.notnull().sum("fact").values
-    error = 1.96 * curve.std("fact", ddof=1).values / np.sqrt(np.maximum(n, 1))
-    largest = np.nanmax(np.abs(mean)) or 1.0
-    band = np.concatenate((mean + error, (mean - error)[::-1])) / largest
-    figure.add_trace(
-        go.Scatter(
-            x=np.concatenate((steps, steps[::-1])),
-            y=band,
-            fill="toself",
-            fillcolor=COLORS.get(job, "#555"),
-            opacity=0.12,
-            line={"width": 0},
-            hoverinfo="skip",
-            showlegend=False,
-        ),
-        row,
-        1,
-    )
-    unit = "nats of logit difference" if kind == "needed" else "share"
-    figure.add_trace(
-        go.Scatter(
-            x=steps,
-            y=mean / largest,
-            name=f"{job}: {kind}",
-            mode="lines+markers",
-            marker={"size": 4},
-            line={"color": COLORS.get(job, "#555"), "dash": _STYLE[kind]},
-            customdata=[link] * len(steps),
-            text=[f"{m:.3f} ± {e:.3f} {unit}" for m, e in zip(mean, error)],
-            hovertemplate=f"{job}, {kind}<br>step %{{x}}: %{{text}}<extra>click: evidence</extra>",
-        ),
-        row,
-        1,
-    )
-
-
-def _add_band(
-    figure: go.Figure, formed: xr.Dataset, row: int, job: str, kind: str, link: str
-) -> None:
-    if not bool(formed.emerged):
-        return
-    at = {name: float(formed[name]) for name in formed.data_vars if formed[name].dtype.kind == "f"}
-    said = "; ".join(
-        f"{name} {at[name]:.0f} [{at[f'{name}_low']:.0f}, {at[f'{name}_high']:.0f}], between "
-        f"checkpoints {at[f'resolution_{name}']:.0f} steps apart"
-        for name in ("onset", "midpoint", "completion")
-    ).replace("; ", "<br>")
-    figure.add_trace(
-        go.Scatter(
-            x=[at["onset"], at["completion"]],
-            y=[_BAR[kind]] * 2,
-            mode="lines",
-            line={"width": 9, "color": COLORS.get(job, "#555")},
-            opacity=0.35 if kind == "needed" else 0.2,
-            hoverinfo="skip",
-            showlegend=False,
-        ),
-        row,
-        1,
-    )
-    figure.add_trace(
-        go.Scatter(
-            x=[at["midpoint"]],
-            y=[_BAR[kind]],
-            mode="markers",
-            marker={"symbol": "diamond", "size": 10, "color": COLORS.get(job, "#555")},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [at["midpoint_high"] - at["midpoint"]],
-                "arrayminus": [at["midpoint"] - at["midpoint_low"]],
-            },
-            customdata=[link],
-            hovertemplate=f"{job}, {kind}<br>{said}<extra>click: evidence</extra>",
-            showlegend=False,
-        ),
-        row,
-        1,
-    )
+from interp.statistics import margin
 
 
 def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
@@ -253,8 +98,11 @@ def roles_by_attribute(table: pd.DataFrame, role: str) -> go.Figure:
     )
 
 
-def accuracies(panels: dict[str, xr.DataArray], title: str, subtitle: str) -> go.Figure:
-    """Heat maps side by side, one scale from 0 to 1.
+def shares(
+    panels: dict[str, xr.DataArray], title: str, subtitle: str, *, of_effect: bool
+) -> go.Figure:
+    """Heat maps side by side, on one scale: of shares of an effect, which may be negative or more
+    than 1, centred on 0; of accuracies from 0 to 1.
 
     Args:
         panels: (layer, site, role) each.
@@ -279,9 +127,8 @@ def accuracies(panels: dict[str, xr.DataArray], title: str, subtitle: str) -> go
             1,
             i + 1,
         )
-    figure.update_layout(
-        coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": {"title": "share"}}
-    )
+    scale = {"colorscale": "RdBu", "cmin": -1} if of_effect else {"colorscale": "Blues", "cmin": 0}
+    figure.update_layout(coloraxis={**scale, "cmax": 1, "colorbar": {"title": "share"}})
     return _laid_out(figure, title, subtitle, height=230 + 24 * len(rows))
 
 
@@ -297,7 +144,7 @@ def parts(direct: xr.Dataset) -> go.Figure:
         go.Bar(
             x=[name for name, _ in bars],
             y=[x.mean() for _, x in bars],
-            error_y={"array": [1.96 * x.std(ddof=1) / n**0.5 if n > 1 else 0 for _, x in bars]},
+            error_y={"array": [float(margin(x)) for _, x in bars]},
             marker_color=["#d62728" if "MLP" in name else "#1f77b4" for name, _ in bars],
         )
     )

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import f_oneway, permutation_test
-from scipy.stats import t as student
 
 from interp.config import CONTROL, METRICS
 from interp.facts import FactSet
@@ -24,7 +23,7 @@ from interp.localization.attention import EDGES
 from interp.localization.memory import PLACES
 from interp.model import HookedDecoder
 from interp.patching import patch_sites
-from interp.statistics import greater_than_0, holm
+from interp.statistics import greater_than_0, holm, margin
 
 ROLES = ("name attention", "memory", "extraction", "relation")
 JOB_EDGES = {
@@ -169,56 +168,54 @@ def roles(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def by_attribute(
-    needed: xr.Dataset, table: pd.DataFrame, *, n_shuffles: int = 1999, seed: int = 0
-) -> pd.DataFrame:
-    """Whether those who have a role are needed for some attributes more than for others.
+def by_attribute(needed: xr.Dataset, *, n_shuffles: int = 4999, seed: int = 0) -> pd.DataFrame:
+    """Whether a component is needed for some attributes more than for others.
 
     Tested is Welch's F of the facts' shares (effect − control, ÷ the mean gap of the fact's
     attribute) between attributes whose runs can be told apart, against that of shuffled attributes.
-
-    Args:
-        table: ``roles`` of ``needed``.
+    All cells of single components are tested, so that nothing is chosen by what is tested.
 
     Returns:
-        One row a cell that is named for all facts or for some attribute: component, role, place,
-        ``F``, ``p`` (Holm-adjusted over the rows), ``most`` and ``least``: attributes with the
-        largest and the smallest share, ``most_share`` and ``least_share``.
+        One row a cell: component, role, place, ``p`` (Holm-adjusted over the rows; NaN with fewer
+        than two attributes), ``most`` and ``least``: attributes with the largest and the smallest
+        share, ``most_share`` and ``least_share``.
 
     Source: permutation of a studentized statistic, Janssen 1997, doi 10.1016/S0167-7152(97)00043-6.
     """
-    key = ["component", "role", "place"]
-    rows = table[table.named][key].drop_duplicates().reset_index(drop=True)
+    single = needed.isel(cell=np.isin(needed.kind.values, ("head", "mlp")))
+    rows = pd.DataFrame({x: single[x].values.astype(str) for x in ("component", "role", "place")})
     attribute, gap = needed.attribute.values.astype(str), (needed.clean - needed.corrupted).values
     names = [x for x in dict.fromkeys(attribute) if greater_than_0(gap[attribute == x]) < ALPHA]
-    if len(names) < 2 or rows.empty:
-        return rows.assign(
-            F=np.nan, p=np.nan, most="", least="", most_share=np.nan, least_share=np.nan
-        )
-    cells = pd.MultiIndex.from_arrays([needed[name].values.astype(str) for name in key])
-    net = (needed.effect - needed.control).values[cells.get_indexer(pd.MultiIndex.from_frame(rows))]
+    if len(names) < 2:
+        return rows.assign(p=np.nan, most="", least="", most_share=np.nan, least_share=np.nan)
+    net = (single.effect - single.control).values
     parts = [net[:, attribute == x] / gap[attribute == x].mean() for x in names]
+    shares = np.stack([part.mean(1) for part in parts], 1)
+    ends = {"most": shares.argmax(1), "least": shares.argmin(1)}
+    row = np.arange(len(rows))
+    return rows.assign(
+        p=holm(_p_of_difference(parts, n_shuffles, seed)),
+        **{name: np.array(names)[at] for name, at in ends.items()},
+        **{f"{name}_share": shares[row, at] for name, at in ends.items()},
+    )
+
+
+def _p_of_difference(parts: list[np.ndarray], n_shuffles: int, seed: int) -> np.ndarray:
+    """Of a difference between the parts' means, for each row; 1 where nothing varies."""
+    varies = np.all([part.std(1) > 0 for part in parts], 0)
     tested = permutation_test(
-        parts,
+        [part[varies] for part in parts],
         lambda *x, axis: f_oneway(*x, axis=axis, equal_var=False).statistic,
         n_resamples=n_shuffles,
         alternative="greater",
-        batch=100,
+        batch=max(1, 10**7 // max(1, sum(part[varies].size for part in parts))),
         axis=-1,
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    shares = np.stack([part.mean(1) for part in parts], 1)
-    most, least = shares.argmax(1), shares.argmin(1)
-    row = np.arange(len(rows))
-    return rows.assign(
-        F=tested.statistic,
-        p=holm(tested.pvalue),
-        most=np.array(names)[most],
-        least=np.array(names)[least],
-        most_share=shares[row, most],
-        least_share=shares[row, least],
-    )
+    p = np.ones(len(varies))
+    p[varies] = tested.pvalue
+    return p
 
 
 def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
@@ -227,8 +224,6 @@ def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
     effect, control = needed.effect.values, needed.control.values
     single = np.isin(needed.kind.values, ("head", "mlp"))
     p = greater_than_0(effect - control)
-    error = effect.std(1, ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else np.full(len(p), np.nan)
-    margin = student.ppf(0.975, len(gap) - 1) * error
     adjusted = np.full(len(p), np.nan)
     adjusted[single] = holm(p[single])
     table = pd.DataFrame(
@@ -238,8 +233,8 @@ def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
             "place": needed.place.values.astype(str),
             "kind": needed.kind.values.astype(str),
             "share": effect.mean(1) / gap.mean(),
-            "low": (effect.mean(1) - margin) / gap.mean(),
-            "high": (effect.mean(1) + margin) / gap.mean(),
+            "low": (effect.mean(1) - margin(effect)) / gap.mean(),
+            "high": (effect.mean(1) + margin(effect)) / gap.mean(),
             "control": control.mean(1) / gap.mean(),
             "p": adjusted,
         }
