@@ -60,7 +60,7 @@ _HEADINGS = {
 _WHEN = """
 <p><b>Needed</b> (solid): which share of the difference between clean and corrupted run is lost when
 no component does the job: all heads cut along the job's edge, or all MLPs at its place given the
-output they have with another name. It begins where the two runs can be told apart at all. <b>In
+output they have with another name. It begins where that difference is ten standard errors. <b>In
 place</b> (dotted), known or not: the leading head's attention along the edge; for memory, how much
 more often the value can be read off after the MLPs than before them, which can't exceed accuracy
 and so is not set in order with attention. The first is a cause, the second is not. Click on a band

@@ -35,6 +35,7 @@ table { border-collapse: collapse; font-size: .92rem; }
 td, th { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #eee;
   vertical-align: top; }
 th { color: #555; }
+@media (max-width: 800px) { table { display: block; overflow-x: auto; } }
 """
 
 

@@ -65,7 +65,7 @@ def timeline(
     how = (
         f"n = {n} facts; lines: means with 95 % intervals; bars: from onset "
         "(10 % of the rise)<br>to completion (90 %), diamond: midpoint with 95 % bootstrap "
-        "interval; no bar: no step was found"
+        "interval;<br>no bar: no step was found"
     )
     figure.update_layout(
         title={"text": f"When each job formed<br><sup>{how}</sup>", "x": 0.02},
@@ -73,7 +73,7 @@ def timeline(
         template="simple_white",
         font=FONT,
         legend={"orientation": "h", "y": -0.09},
-        margin={"t": 100},
+        margin={"t": 120},
     )
     return figure
 
