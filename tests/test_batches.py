@@ -1,4 +1,4 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -120,3 +120,41 @@ def test_an_evaluation_set_covers_the_first_people_of_its_split(texts):
     everyone = preset("tiny", **asdict(CONFIG) | {"n_evaluated": 99})
     assert evaluation_set(texts, everyone, "train").people.tolist() == list(range(10))
     assert evaluation_set(texts, everyone, "held-out").people.tolist() == list(range(10, 16))
+
+
+def test_celebrities_are_drawn_so_many_times_as_often(config):
+    weights = sampling_weights(replace(config, celebrities=10, celebrity_weight=4.0), 0)
+    np.testing.assert_allclose(weights[[0, 9, 10, 39]], [4 / 70, 4 / 70, 1 / 70, 1 / 70])
+
+
+def test_a_schedule_goes_through_its_stages_and_then_on_as_without(config):
+    staged = replace(config, power_law=1.0, schedule=("5:1,0", "3:0,1,0,3"))
+    first, second, after = (sampling_weights(staged, step) for step in (4, 5, 8))
+    np.testing.assert_allclose(first, [1 / 20] * 20 + [0] * 20)
+    np.testing.assert_allclose(second, [0] * 10 + [1 / 40] * 10 + [0] * 10 + [3 / 40] * 10)
+    np.testing.assert_array_equal(sampling_weights(staged, 0), first)
+    np.testing.assert_array_equal(sampling_weights(staged, 7), second)
+    np.testing.assert_array_equal(after, sampling_weights(replace(config, power_law=1.0), 0))
+
+
+@pytest.mark.parametrize("text", ["x:1", "5", "0:1", "5:0,0", "5:1,-1", "5:a"])
+def test_a_stage_that_cannot_be_read_is_quoted(config, text):
+    with pytest.raises(ValueError, match=f"schedule has '{text}'; write STEPS:WEIGHTS"):
+        replace(config, schedule=(text,))
+
+
+def test_more_groups_or_celebrities_than_people_are_refused(config):
+    with pytest.raises(ValueError, match="schedule has 41 groups for 40 people"):
+        replace(config, schedule=("5:" + ",".join(["1"] * 41),))
+    with pytest.raises(ValueError, match="celebrities is 41, more than n_people, 40"):
+        replace(config, celebrities=41)
+
+
+def test_sentences_are_in_one_order_where_they_are_not_shuffled(suite, config):
+    orders = {}
+    for shuffled in (True, False):
+        batch = training_batch(suite.texts, replace(config, shuffled=shuffled), 3)
+        first = np.cumsum(batch.lengths) - batch.lengths
+        rows = [batch.attributes[a : a + n] for a, n in zip(first, batch.lengths)]
+        orders[shuffled] = {tuple(dict.fromkeys(row[row >= 0].tolist())) for row in rows}
+    assert orders[False] == {(0, 1, 2, 3, 4, 5)} and len(orders[True]) > 10

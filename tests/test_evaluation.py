@@ -5,7 +5,8 @@ import torch
 from interp.bios.batches import evaluation_set
 from interp.bios.text import ROLES
 from interp.config import ATTRIBUTES
-from interp.training.evaluation import evaluate
+from interp.training.evaluation import AVERAGE, by_person, evaluate
+from interp.training.layout import select_rows
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +55,14 @@ def test_a_model_of_equal_logits_scores_the_log_of_its_vocabulary(suite, biograp
     assert table.loc["birth_date", "loss"] == pytest.approx(3 * log_v, rel=1e-5)
     assert table.loc["major", "entropy"] == pytest.approx(log_v, rel=1e-5)
     assert table.loc["major", "max_probability"] == pytest.approx(np.exp(-log_v), rel=1e-5)
+
+
+def test_by_person_its_means_are_those_over_everybody(suite, config):
+    model, biographies = suite.load(30), evaluation_set(suite.texts, config, "train")
+    table = by_person(model, biographies, rows_at_once=7)
+    whole = evaluate(model, biographies).set_index("attribute")
+    assert table.person.tolist() == biographies.people.tolist()
+    assert table.loss.mean() == pytest.approx(whole.loss[AVERAGE], rel=1e-5)
+    assert table.accuracy.mean() == pytest.approx(whole.accuracy[AVERAGE])
+    alone = by_person(model, select_rows(biographies, 5, 6))
+    assert table.loss[5] == pytest.approx(alone.loss[0], rel=1e-4)
