@@ -14,6 +14,7 @@ bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.commands
+	$(BIN)/python -m benchmarks.planted
 
 .venv/demo-ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
