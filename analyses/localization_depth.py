@@ -11,10 +11,11 @@ from interp.patching import patch
 from interp.results import effect, recovered
 from interp.statistics import greater_than_0
 
-DEPTH = ("neurons", "edits", "feeds", "parts", "copying", "value")
+DEPTH = ("severed", "neurons", "edits", "feeds", "parts", "copying", "value")
+SEVERED = {"nothing": None, "MLPs": "mlp_out", "attention": "attn_out"}
 PARTS = ("first", "middle", "last")
-N_IN_DEPTH, N_EDITED, N_SCORED = 96, 24, 384
-"""Facts asked in depth, facts overwritten, and facts whose whole value is scored."""
+N_IN_DEPTH, N_EDITED, N_SEVERED, N_SCORED = 96, 24, 192, 384
+"""Facts asked in depth, overwritten, run severed, and those whose whole value is scored."""
 
 
 def possible(leading: dict[str, dict[str, str]]) -> list[str]:
@@ -42,7 +43,9 @@ def answer(
     model = suite.load(step, device=device)
     few, to_edit = (facts[_spread(facts, n)] for n in (N_IN_DEPTH, N_EDITED))
     how = {"whole_value": False, "max_memory": max_memory}
+    some = facts[_spread(facts, N_SEVERED)]
     ask = {
+        "severed": lambda: _severed(model, some, how),
         "neurons": lambda: _neurons(model, few, leading["memory"], how),
         "edits": lambda: _edits(model, suite, to_edit, leading["memory"], seed),
         "parts": lambda: _parts(model, suite, few, seed, how),
@@ -55,18 +58,32 @@ def answer(
     return {question: _plain(ask[question]()) for question in questions}
 
 
+def _severed(model, facts, how: dict) -> xr.Dataset:
+    """``recovered`` (frozen, layer, role) by the clean residual stream, with nothing, the MLPs or
+    the attention of all later layers frozen at the patched tokens; NaN where the two runs can't be
+    told apart. Attribute ``n``: facts.
+    """
+    runs = [
+        patch(model, facts, site="resid_pre", frozen=frozen, **how) for frozen in SEVERED.values()
+    ]
+    apart = greater_than_0((runs[0].clean - runs[0].corrupted).values) < ALPHA
+    shares = xr.concat([recovered(run) for run in runs], "frozen").where(bool(apart))
+    return xr.Dataset({"recovered": shares}, {"frozen": list(SEVERED)}, {"n": len(facts)})
+
+
 def _neurons(model, facts, memory: dict[str, str], how: dict) -> xr.Dataset:
     """``effect`` (layer, neuron, fact) of single neurons where the leading memory works, noising,
-    nats, negative = needed; at ``final`` also ``written`` (neuron, fact), what those of its layer
-    write.
+    nats, negative = needed; at ``final`` also ``agreement`` (fact): correlation over neurons of the
+    memory's layer of −effect and what they write towards the right value.
     """
     layer, place = _layer_of(memory), memory["place"]
     single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
     result = effect(patch(model, facts, site="mlp_post", **single, **how))
     answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
     if place == "final":
-        own = written(model, facts, layer=layer)
-        answer["written"] = own.drop_vars("layer", errors="ignore")
+        own = written(model, facts, layer=layer).drop_vars("layer")
+        single_layer = answer.effect.sel(layer=layer, drop=True)
+        answer["agreement"] = xr.corr(-single_layer, own, dim="neuron")
     return answer
 
 

@@ -21,7 +21,7 @@ def report(suite, found: Localization, command: str) -> str:
         content += figure_html(f"attributes-{kind}", draw.roles_by_attribute(found.roles, role))
         content += tables.of_role(found, role)
         if role == "memory":
-            content += _memory_figures(found)
+            content += _memory_figures(found) + tables.read_at_final(found)
         elif role in leaders(found.roles).index:
             content += figure_html(f"attention-{kind}", _attention_figure(found, role))
             content += tables.looks(found, role)
@@ -102,16 +102,14 @@ def _memory_figures(found: Localization) -> str:
         f"n = {n}; probes: fitted on other people, n = {n_people}",
         of_effect=False,
     )
-    severed = found.answers["severed"].isel(step=-1)
-    gap = severed.clean - severed.corrupted
-    share = (severed.patched - severed.corrupted).mean("fact") / gap.mean("fact")
-    share = share.where(bool(found.roles.told_apart[found.roles.step == int(severed.step)].iloc[0]))
+    severed = found.depth["severed"]
+    share = severed.recovered
     share = share.sel(role=[x for x in share.role.values if x in best.role.values])
     share = share.expand_dims(site=["resid_pre"]).transpose("frozen", "layer", "site", "role")
     frozen = draw.shares(
         {f"{x} frozen": share.sel(frozen=x) for x in share.frozen.values},
         "Share recovered by the clean residual stream, last step",
-        f"what is frozen stays as with the other name; n = {severed.sizes['fact']}",
+        f"what is frozen stays as with the other name; n = {severed.n}",
         of_effect=True,
     )
     return figure_html("readable", readable) + figure_html("severed", frozen)

@@ -133,6 +133,26 @@ def looks(found: Localization, role: str) -> str:
     )
 
 
+def read_at_final(found: Localization) -> str:
+    """How the unembedding ranks the right value at ``final`` at the last step, by layer."""
+    read = found.answers["readings"].isel(step=-1).sel(reader="unembed", role="final")
+    rows = ""
+    for layer in read.layer.values:
+        for site in read.site.values[1:]:  # what enters a layer is what left the one before
+            x = read.sel(layer=layer, site=site)
+            right = float(x.accuracy.sel(labels="real", of="all"))
+            rows += (
+                f"<tr><th>L{layer} {escape(str(site))}</th><td>{right:.2f}</td>"
+                f"<td>{float(x.logit):.2f}</td><td>{float(x['rank']):.1f}</td></tr>"
+            )
+    return (
+        "<p>The right value's first token at final through the unembedding, last step, means over "
+        f"n = {int(read.n.sel(of='all'))} facts: share of facts where it is first among the values "
+        "of its attribute, logit above their mean, nats, and rank (1 = first).</p><table><tr>"
+        f"<th></th><th>first</th><th>logit</th><th>rank</th></tr>{rows}</table>"
+    )
+
+
 def _mean(values: xr.DataArray) -> str:
     return f"{float(values.mean()):.2f} ± {float(margin(values.values)):.2f}"
 
@@ -174,6 +194,8 @@ def _neurons(neurons: xr.Dataset) -> str:
         "Gini coefficient of |effect| over neurons": gini(effect),
         f"effective number of neurons (of {n_neurons})": effective_number(effect),
     }
+    if "agreement" in neurons:
+        each["correlation of what a neuron does and what it writes"] = neurons.agreement
     rows = "".join(
         f"<tr><th>{name}</th><td>{float(x.mean()):.2f} (facts: {float(x.min()):.2f} to "
         f"{float(x.max()):.2f})</td></tr>"

@@ -53,7 +53,12 @@ def test_a_run_that_has_learnt_nothing_has_no_roles_and_no_times(found):
     assert not result.roles.named.any() and leaders(result.roles).empty
     assert set(result.roles.attribute) == {"all", *result.answers["needs"].attribute.values}
     assert result.curves.curve.values.tolist() == ["gap"]
-    assert set(result.depth) == {"parts", "copying", "value"}  # no memory and no extraction head
+    assert set(result.depth) == {
+        "severed",
+        "parts",
+        "copying",
+        "value",
+    }  # no memory and no extraction head
     often = find(over_and_over(result.answers), np.nan)
     assert not often.formed.emerged.any() and often.orders == {}
 

@@ -80,6 +80,11 @@ def test_the_unembedding_reads_at_the_end_what_the_model_answers(wide, suite):
     candidates = facts.answers[at, 0].unique()
     own = logits[at, facts.answers[at, 0]] - logits[at][:, candidates].mean(-1)
     np.testing.assert_allclose(logit[at], own.detach(), atol=1e-5)
+    rank = read["rank"].sel(reader="unembed", site="resid_post", role="final").isel(layer=-1)
+    for i in at:
+        falling = candidates[logits[i, candidates].argsort(descending=True)].tolist()
+        assert int(rank[i]) == 1 + falling.index(int(facts.answers[i, 0]))
+    assert len(set(rank.values[at])) > 3
 
 
 def test_a_head_reads_what_it_would_write_if_it_looked_there_alone(wide, suite):

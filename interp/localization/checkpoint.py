@@ -10,10 +10,8 @@ from interp.localization.direct import direct_attribution
 from interp.localization.jobs import needs, readable_gain
 from interp.localization.memory import probe, read_off
 from interp.model import HookedDecoder
-from interp.patching import patch
 
-QUESTIONS = ("needs", "readings", "attention", "direct", "probes", "severed")
-SEVERED = {"nothing": None, "MLPs": "mlp_out", "attention": "attn_out"}
+QUESTIONS = ("needs", "readings", "attention", "direct", "probes")
 
 
 def localize(
@@ -27,12 +25,11 @@ def localize(
 ) -> dict[str, xr.Dataset]:
     """Answers to ``questions``.
 
-    ``needs``: ``jobs.needs``. ``readings``: ``gain`` (layer, role, fact) of ``jobs.readable_gain``
-    and ``accuracy`` (labels, reader, layer, site, role, of) of ``memory.read_off``. ``probes``:
-    ``accuracy`` (labels, layer, site, role, of) of ``memory.probe`` on ``people``. ``attention``
-    and ``direct``: those functions. ``severed``: ``patched`` (frozen, layer, role, fact) with the
-    residual stream restored and nothing, the MLPs or the attention frozen, on every fourth fact.
-    ``of`` is an attribute or "all"; ``n`` (of) the number of facts behind an accuracy.
+    ``needs``: ``jobs.needs``. ``readings``: ``gain`` (layer, role, fact) of ``jobs.readable_gain``,
+    and of ``memory.read_off`` ``accuracy`` (labels, reader, layer, site, role, of) and means of
+    ``logit`` and ``rank`` over all facts. ``probes``: ``accuracy`` (labels, layer, site, role, of)
+    of ``memory.probe`` on ``people``. ``attention`` and ``direct``: those functions. ``of`` is an
+    attribute or "all"; ``n`` (of) the number of facts behind an accuracy.
     """
     answers = {}
     for question in questions:
@@ -40,15 +37,14 @@ def localize(
             answers[question] = needs(model, facts, max_memory=max_memory)
         elif question == "readings":
             read = read_off(model, facts, seed=seed)
-            answers[question] = _accuracy(read).assign(gain=readable_gain(read))
+            means = {x: read[x].mean("fact") for x in ("logit", "rank")}
+            answers[question] = _accuracy(read).assign(gain=readable_gain(read), **means)
         elif question == "attention":
             answers[question] = attention(model, facts)
         elif question == "direct":
             answers[question] = direct_attribution(model, facts)
         elif question == "probes":
             answers[question] = _accuracy(probe(model, people, seed=seed))
-        elif question == "severed":
-            answers[question] = _severed(model, facts[range(0, len(facts), 4)], max_memory)
         else:
             raise ValueError(f"no question {question!r}; there are {', '.join(QUESTIONS)}")
     return answers
@@ -69,18 +65,3 @@ def _accuracy(read: xr.Dataset) -> xr.Dataset:
         {"of": ["all", *attributes]},
         {"score": "correlational", "units": "share of facts"},
     )
-
-
-def _severed(model: HookedDecoder, facts: FactSet, max_memory: float) -> xr.Dataset:
-    runs = [
-        patch(
-            model, facts, site="resid_pre", frozen=frozen, whole_value=False, max_memory=max_memory
-        )
-        for frozen in SEVERED.values()
-    ]
-    whole = xr.concat([run.patched for run in runs], dim="frozen").transpose("frozen", ...)
-    return xr.Dataset(
-        {"patched": whole, "clean": runs[0].clean, "corrupted": runs[0].corrupted},
-        {"frozen": list(SEVERED)},
-        {"direction": "denoising", "units": "nats"},
-    ).drop_vars([x for x in runs[0].coords if "prompt" in x or "answer" in x])

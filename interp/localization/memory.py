@@ -134,7 +134,8 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
         ``correct`` (labels, reader, layer, site, role, fact): 1 where the right value's first token
         gets most among those of its attribute in ``facts``, else 0; NaN where a prompt lacks the
         role, and where the head comes before the residual stream. ``labels`` as in ``probe``.
-        ``logit``, the same without ``labels``: of the right value minus the mean over values, nats.
+        ``logit`` and ``rank``, the same without ``labels``: of the right value minus the mean over
+        values, nats; and how many values get as much or more, 1 = none but itself.
     """
     cfg, device = model.cfg, model.embed.weight.device
     streams = torch.from_numpy(stream(model, facts)).to(device)
@@ -146,7 +147,8 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
         shuffled[at] = answers[torch.from_numpy(rng.permutation(at.numpy()))]
     readers = ["unembed", *(f"L{i}H{h}" for i in range(cfg.n_layers) for h in range(cfg.n_heads))]
     shape = (len(readers), *streams.shape[:-1])
-    correct, logit = np.full((2, *shape), np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    correct = np.full((2, *shape), np.nan, np.float32)
+    logit, rank = np.full((2, *shape), np.nan, np.float32)
     for number in range(len(readers)):
         layer, head = divmod(number - 1, cfg.n_heads)
         if number == 0:
@@ -160,20 +162,19 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
                 torch.searchsorted(answers[at].unique(), labels[at])
                 for labels in (answers, shuffled)
             )
-            best = logits.argmax(-1)
             there = ~logits.isnan().any(-1)
             if number:
                 there &= _reachable(layer, streams.shape[:2], device)[..., None, None]
-            own = logits.gather(-1, right[:, None].expand(*logits.shape[:-1], 1))[..., 0]
-            values = (best == right).float(), (best == other).float(), own - logits.mean(-1)
+            values = _scores(logits, right, other)
             values = [x.where(there, torch.nan).cpu().numpy() for x in values]
-            correct[0, number][..., at], correct[1, number][..., at] = values[:2]
-            logit[number][..., at] = values[2]
+            for table, x in zip((*correct, logit, rank), values):
+                table[number][..., at] = x
     dims = ("reader", "layer", "site", "role", "fact")
     return xr.Dataset(
         {
             "correct": (("labels", *dims), correct, {"units": "1 = read off rightly"}),
             "logit": (dims, logit, {"units": "nats"}),
+            "rank": (dims, rank, {"units": "1 = largest"}),
         },
         {
             "labels": ["real", "shuffled"],
@@ -184,6 +185,19 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
         },
         {"score": "correlational"},
     )
+
+
+def _scores(
+    logits: Float[Tensor, "*cell fact value"],
+    right: Int[Tensor, " fact"],
+    other: Int[Tensor, " fact"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whether the right value is first, whether another one is, and the right one's logit above the
+    mean and rank.
+    """
+    own, best = logits.gather(-1, right[:, None].expand(*logits.shape[:-1], 1)), logits.argmax(-1)
+    rank = (logits >= own).sum(-1).float()
+    return (best == right).float(), (best == other).float(), own[..., 0] - logits.mean(-1), rank
 
 
 def _written_by(
