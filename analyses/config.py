@@ -52,7 +52,7 @@ class EmergenceConfig:
 
     curves: str
     """A CSV with the columns step and value and, if wanted, curve (a label) and fact (the sample:
-    intervals are over facts)."""
+    intervals are over facts). Curves must rise: negate one that falls."""
     out: str | None = None
     """A CSV to write the times to."""
     confidence: float = 0.95

@@ -45,6 +45,7 @@ def said(table: pd.DataFrame, found: Order | None) -> str:
     if found is not None:
         share = "" if np.isnan(found.share) else f", so in {found.share:.0%} of bootstrap samples"
         sure = "significant" if found.significant else "not significant"
+        sure = "not tested: no column fact" if np.isnan(found.share) else sure
         lines.append(f"order of midpoints: {' → '.join(found.labels)} ({sure}{share})")
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ def lead(found: Localization) -> str:
         f"{escape(x.component)} at {escape(x.place)} {x.share:.2f}"
         for x in mlps[mlps.share >= MIN_SHARE].itertuples()
     )
-    note = f" MLPs that are needed, and no memory by the rule: {others}." if others else ""
+    note = f" MLPs that are needed, and were not shown to be a memory: {others}." if others else ""
     orders = "".join(_in_order(kind, x) for kind, x in found.orders.items())
     return (
         f"<p class='lead'>At step {found.roles.step.max()}, n = {found.curves.sizes['fact']} "
