@@ -67,7 +67,8 @@ def times(found: Localization) -> str:
             cells += _lag(found.lags, label)
         else:
             cells = f"<td colspan='4'>no step: {escape(str(x.reason.item()))}</td>"
-        rows += f"<tr><th>{escape(str(label))}</th>{cells}</tr>"
+        name = "logit difference, clean − corrupted" if label == "gap" else escape(str(label))
+        rows += f"<tr><th>{name}</th>{cells}</tr>"
     return (
         "<p>Steps, with 95 % bootstrap intervals over facts, and ± the distance of the checkpoints "
         "between which it lies. The last column is positive where the midpoint comes after the end "

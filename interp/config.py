@@ -169,6 +169,7 @@ class TrainConfig(PoolSizes):
             "checkpoint_every",
             "dense_every",
             "n_evaluated",
+            "celebrity_weight",
         ]
         for name in positive:
             if not getattr(self, name) > 0:
@@ -177,7 +178,6 @@ class TrainConfig(PoolSizes):
             "warmup_people",
             "warmup_steps",
             "celebrities",
-            "celebrity_weight",
             "reference_step",
             "start_step",
             "weight_decay",

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import re
 import shlex
 import sys
 import warnings
@@ -67,7 +68,7 @@ def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T
             for line in lines[1:]
             if line and not line.startswith(("Parsing error", "For full", f"{name} "))
         )
-        raise ValueError(text) from None
+        raise ValueError(re.sub(r"^Error parsing \w+: ", "", text)) from None
 
 
 def command_line(name: str, arguments: list[str]) -> str:

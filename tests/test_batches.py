@@ -148,6 +148,8 @@ def test_more_groups_or_celebrities_than_people_are_refused(config):
         replace(config, schedule=("5:" + ",".join(["1"] * 41),))
     with pytest.raises(ValueError, match="celebrities is 41, more than n_people, 40"):
         replace(config, celebrities=41)
+    with pytest.raises(ValueError, match=r"celebrity_weight is 0\.0; it must be positive"):
+        replace(config, celebrities=40, celebrity_weight=0.0)
 
 
 def test_sentences_are_in_one_order_where_they_are_not_shuffled(suite, config):

@@ -243,3 +243,8 @@ def test_a_second_process_on_the_same_results_is_refused(copy):
         )
     with only_process(copy, "testing in"):
         one_line(run("interp-train", "--out", copy, "--resume"), "another process is training in")
+
+
+def test_what_a_configuration_refuses_is_said_without_its_class():
+    result = run("interp-analyse", "localization", "--ckpt", "x", "--facts", "1")
+    one_line(result, "interp-analyse: error: facts is 1; it must be at least 2")
