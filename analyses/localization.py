@@ -158,7 +158,7 @@ def job_curves(answers: dict[str, xr.Dataset], table: pd.DataFrame) -> xr.DataAr
     heads cut, or all MLPs swapped, at the leader's place); NaN before the gap is ``MIN_ERRORS``
     standard errors for good. ``in place``: of heads the leader's attention along the job's edge; of
     MLPs how much more often the value can be read off after them than before, summed over layers,
-    which can't exceed the model's accuracy.
+    which follows the model's accuracy.
     """
     found, needed = leaders(table), answers["needs"]
     gap = needed.clean - needed.corrupted

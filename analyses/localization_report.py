@@ -62,8 +62,8 @@ _WHEN = """
 no component does the job: all heads cut along the job's edge, or all MLPs at its place given the
 output they have with another name. It begins where that difference is ten standard errors. <b>In
 place</b> (dotted), known or not: the leading head's attention along the edge; for memory, how much
-more often the value can be read off after the MLPs than before them, which can't exceed accuracy
-and so is not set in order with attention. The first is a cause, the second is not. Click on a band
+more often the value can be read off after the MLPs than before them, which follows accuracy and so
+is not set in order with attention. The first is a cause, the second is not. Click on a band
 for the evidence.</p>"""
 _TOO_FEW = "<p>There are too few checkpoints here to say when anything formed.</p>"
 _TEXTS = {
