@@ -1,9 +1,17 @@
 """``interp-analyse NAME``: each analysis is a command."""
 
+from functools import partial
+from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
 
-from analyses.config import EmergenceConfig, LocalizationConfig
+from analyses.config import (
+    CurriculumConfig,
+    EmergenceConfig,
+    LocalizationConfig,
+    PhasesConfig,
+    StudyConfig,
+)
 from interp.shell import command_line, guarded, parse, progress
 
 
@@ -21,11 +29,29 @@ def _analyse(arguments: list[str]) -> None:
 
     emergence      when curves of your own rose, from a CSV
 
+    These train runs, or read those they trained before:
+
+    phases         plateau, attention and hallucination over training
+
+    scaling        the plateau's length by number of people, batch, width and learning rate
+
+    distributions  some people met more often than others
+
+    curriculum     which warm-up on few people pays, within a budget of steps
+
+    attention-patching   trained by the attention patterns of another checkpoint
+
+    templates      in how many sentences a fact is told
+
     Examples:
 
     interp-analyse localization --ckpt checkpoints/demo
 
     interp-analyse emergence --curves docs/accuracy.csv
+
+    interp-analyse phases --ckpt checkpoints/demo
+
+    interp-analyse curriculum --people 1000 --steps 1500
 
     interp-analyse localization --help
     """
@@ -92,4 +118,71 @@ def _emergence(arguments: list[str]) -> None:
         write_bytes(Path(config.out), table.to_csv(index=False).encode())
 
 
-ANALYSES = {"localization": _localization, "emergence": _emergence}
+def _study(name: str, kind: type[StudyConfig], about: str, arguments: list[str]) -> None:
+    description = f"""{about}
+
+    Trains runs into OUT/runs, which all studies of a size share: what is there is used, what was
+    interrupted goes on. Writes tables (CSV) and a page of figures, beside the paper's
+    (arXiv 2503.21676), to OUT.
+    """
+    config = parse(kind, f"interp-analyse {name}", description, arguments)
+    from analyses.studies import save
+    from interp.files import check_writable
+
+    study = import_module(f"analyses.{name.replace('-', '_')}").study
+    check_writable(Path(config.folder))
+    command = command_line("interp-analyse", [name, *arguments])
+    taken: dict[str, tuple[int, int]] = {}
+    with progress() as bar:
+        task = bar.add_task("", total=None)
+
+        def on_step(run: str, step: int, n_steps: int) -> None:
+            taken[run] = step, n_steps
+            done, total = (sum(x) for x in zip(*taken.values()))
+            ended = sum(a == b for a, b in taken.values())
+            said = f"{ended} of {len(taken)} runs; steps"
+            bar.update(task, completed=done, total=total, description=said)
+
+        found = study(config, command=command, on_step=on_step)
+    target = save(found, name, Path(config.folder), command)
+    print(f"{found.said}\ntables: {config.folder}\nreport: {target}  (open it in a browser)")
+
+
+_EXAMPLES = "\n\n    Examples:\n\n    interp-analyse "
+STUDIES = {
+    "phases": (
+        PhasesConfig,
+        "When the plateau begins and ends, where attention goes, and since when held-out people "
+        f"are hallucinated about.{_EXAMPLES}phases\n\n"
+        "    interp-analyse phases --ckpt checkpoints/demo",
+    ),
+    "scaling": (
+        StudyConfig,
+        "How the plateau grows with the number of people, as a power law with intervals, and what "
+        f"batch size, width and learning rate change.{_EXAMPLES}scaling --workers 2",
+    ),
+    "distributions": (
+        StudyConfig,
+        "What it changes if people are met by an inverse power law, or some are celebrities: "
+        f"plateau, final loss, accuracy by frequency.{_EXAMPLES}distributions",
+    ),
+    "curriculum": (
+        CurriculumConfig,
+        "Which warm-up on few people pays within a budget of steps, with the gain over uniform "
+        f"sampling on fresh seeds.{_EXAMPLES}curriculum\n\n"
+        "    interp-analyse curriculum --people 1000 --steps 1500",
+    ),
+    "attention-patching": (
+        StudyConfig,
+        "What a model learns by the attention patterns of another checkpoint, by that one's step: "
+        f"from the start, frozen, or learnt on few people.{_EXAMPLES}attention-patching",
+    ),
+    "templates": (
+        StudyConfig,
+        "In how many sentences a fact must be told, and whether their order must change."
+        f"{_EXAMPLES}templates",
+    ),
+}
+ANALYSES = {"localization": _localization, "emergence": _emergence} | {
+    name: partial(_study, name, *about) for name, about in STUDIES.items()
+}

@@ -1,8 +1,52 @@
 """What the analyses can be told: one dataclass an analysis, the source of its flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from interp.config import ATTRIBUTES, Device
+from interp.config import ATTRIBUTES, PRESETS, Device, TrainConfig
+
+Size = Literal["smoke", "laptop", "paper"]
+_LAPTOP = replace(
+    PRESETS["tiny"],
+    n_people=320,
+    n_held_out=128,
+    n_first_names=20,
+    n_middle_names=20,
+    n_last_names=20,
+    n_cities=24,
+    n_universities=16,
+    n_majors=12,
+    n_companies=20,
+    n_birth_years=10,
+    n_steps=2000,
+    batch_size=16,
+    dense_every=20,
+    dense_until=400,
+    checkpoint_every=50,
+    n_evaluated=320,
+    precision="fp32",
+)
+BASES: dict[Size, TrainConfig] = {
+    "smoke": replace(
+        _LAPTOP,
+        n_people=24,
+        n_held_out=16,
+        n_layers=1,
+        n_heads=2,
+        d_model=16,
+        d_mlp=32,
+        n_steps=12,
+        batch_size=4,
+        dense_every=2,
+        dense_until=12,
+        checkpoint_every=12,
+    ),
+    "laptop": _LAPTOP,
+    "paper": TrainConfig(),
+}
+"""The run that a study of each size varies. ``laptop`` is the paper's divided: people by 200, steps
+by 8, the batch by 8.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +88,72 @@ class LocalizationConfig:
                 f"attributes is {' '.join(self.attributes) or 'empty'}; name some of "
                 f"{', '.join(ATTRIBUTES)}, each once"
             )
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """How large a study of training runs is, and where they are kept."""
+
+    preset: Size = "laptop"
+    """smoke takes seconds and shows nothing but that all works; laptop minutes to an hour; paper is
+    the paper's own size, for a GPU."""
+    out: str | None = None
+    """Folder of tables and figures; by default studies/PRESET. Runs are kept in its folder runs,
+    where all studies of the same size share them."""
+    workers: int = 2
+    """Runs trained side by side, each in a process of its own."""
+    device: Device = "auto"
+    """auto is CUDA where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}; it must be at least 1")
+
+    @property
+    def base(self) -> TrainConfig:
+        """The run that is varied."""
+        return replace(BASES[self.preset], device=self.device)
+
+    @property
+    def folder(self) -> str:
+        return self.out or f"studies/{self.preset}"
+
+
+@dataclass(frozen=True)
+class PhasesConfig(StudyConfig):
+    """Which runs' phases are read off: new ones of a size, or those there are."""
+
+    ckpt: tuple[str, ...] = ()
+    """Run folders to read; then nothing is trained."""
+
+
+@dataclass(frozen=True)
+class CurriculumConfig(StudyConfig):
+    """The people and steps that a warm-up is sought for."""
+
+    people: int | None = None
+    """How many are to be learnt; by default twice the preset's, once for paper."""
+    steps: int | None = None
+    """The budget; by default the preset's, half of it for paper."""
+
+    @property
+    def changes(self) -> dict:
+        """What the budget changes in the preset's run."""
+        paper, base = self.preset == "paper", super().base
+        return {
+            "n_people": self.people or (base.n_people if paper else 2 * base.n_people),
+            "n_steps": self.steps or (base.n_steps // 2 if paper else base.n_steps),
+        }
+
+    @property
+    def unchanged(self) -> TrainConfig:
+        """The preset's run, after which runs are named."""
+        return super().base
+
+    @property
+    def base(self) -> TrainConfig:
+        """The run that is varied."""
+        return replace(self.unchanged, **self.changes)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,16 @@
-"""Phases of learning, read off a metrics table (arXiv 2503.21676, section 2.2)."""
+"""Phases of learning, read off a metrics table (arXiv 2503.21676, section 2.2), and how they scale.
+
+The paper does not say how it reads the end of a plateau off its curves. The rule here, that the
+loss must fall by ``MARGIN`` of the no-knowledge baseline below it and stay there, gives the paper's
+own points from the paper's own curves, within the distance of their checkpoints.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import linregress
+from scipy.stats import t as student
 
 MARGIN = 0.005
 """Share of the baseline by which the loss must fall below it; the one that fits the paper's own
@@ -17,6 +24,23 @@ class Phases:
 
     plateau_start: float
     plateau_end: float
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """y = factor · x^exponent, by least squares on logarithms; 95 % intervals from Student's t."""
+
+    factor: float
+    factor_low: float
+    factor_high: float
+    exponent: float
+    exponent_low: float
+    exponent_high: float
+    r_squared: float
+    """Of the logarithms."""
+
+    def __call__(self, x: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
+        return self.factor * np.asarray(x, float) ** self.exponent
 
 
 def plateau_end(
@@ -47,3 +71,53 @@ def phases(
     near = np.asarray(attribute_loss) < (1 + start_margin) * no_knowledge_baseline
     start = float(np.asarray(step)[near][0]) if near.any() else float("nan")
     return Phases(start, plateau_end(step, attribute_loss, no_knowledge_baseline))
+
+
+def plateau_end_interval(
+    step: Int[np.ndarray, " checkpoint"],
+    loss: Float[np.ndarray, "checkpoint person"],
+    no_knowledge_baseline: float,
+    *,
+    margin: float = MARGIN,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of ``plateau_end`` over the people evaluated; an end is NaN
+    where it lies beyond the last checkpoint.
+
+    The interval is of this run; what another training seed would give it does not say.
+    """
+    n = loss.shape[1]
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
+    means = loss @ counts.T / n
+    ends = [plateau_end(step, x, no_knowledge_baseline, margin=margin) for x in means.T]
+    ends = np.nan_to_num(ends, nan=np.inf)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(ends, [tail, 1 - tail], method="closest_observation")
+    return tuple(float(x) if np.isfinite(x) else float("nan") for x in (low, high))
+
+
+def power_law(
+    x: Float[np.ndarray, " point"],
+    y: Float[np.ndarray, " point"],
+    *,
+    confidence: float = 0.95,
+) -> PowerLaw:
+    """The power law through points; points with a NaN are left out.
+
+    Raises:
+        ValueError: fewer than three points are left, or all at one x; or a value is not above 0.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    there = np.isfinite(x) & np.isfinite(y)
+    x, y = x[there], y[there]
+    if len(x) < 3 or len(set(x)) < 2:
+        raise ValueError(f"a power law needs three points at two x; got {len(x)} at {len(set(x))}")
+    if min(*x, *y) <= 0:
+        raise ValueError(f"a power law needs values above 0; got {min(*x, *y)}")
+    fit = linregress(np.log(x), np.log(y))
+    t = student.ppf((1 + confidence) / 2, len(x) - 2)
+    slope, off = fit.slope + t * fit.stderr * np.array([-1, 1]), t * fit.intercept_stderr
+    factor, low, high = np.exp(fit.intercept + np.array([0, -off, off]))
+    return PowerLaw(factor, low, high, fit.slope, *slope, fit.rvalue**2)

@@ -29,13 +29,14 @@ def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
 
 
 def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
-    """One biography, in evaluation templates, of each of the first ``n_evaluated`` people of
-    ``split``.
+    """One biography, in evaluation templates, of each of ``n_evaluated`` people of ``split``, or of
+    all where there are fewer: evenly spaced, so that frequent and rare people have their share.
     """
     first, size = {"train": (0, config.n_people), "held-out": (config.n_people, config.n_held_out)}[
         split
     ]
-    people = first + np.arange(min(size, config.n_evaluated))
+    n = min(size, config.n_evaluated)
+    people = first + np.arange(n) * size // n
     rng = np.random.default_rng([config.seed, 3, first])
     return _in_random_order(texts, people, evaluation_templates(texts, people, rng), rng)
 

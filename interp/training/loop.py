@@ -15,6 +15,7 @@ from functools import partial
 from math import cos, pi
 from os import environ
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,7 @@ from interp.training.resume import read_state, write_state
 
 LONGEST_BIOGRAPHY = 512
 OnStep = Callable[[int, float], None]
+Keep = Literal["all", "last"]
 
 
 def train(
@@ -47,6 +49,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    keep: Keep = "all",
     command: str = "",
     on_step: OnStep | None = None,
 ) -> Path:
@@ -55,6 +58,7 @@ def train(
     Args:
         resume: go on from the newest checkpoint in ``out``; the weights end up as if there had been
             no stop.
+        keep: which checkpoints stay on disk when the next is written; metrics are of all.
         command: recorded in run.json.
         on_step: called after each step with the number of steps taken and the batch's loss, nats a
             token.
@@ -68,7 +72,8 @@ def train(
         config = _settled(config, out, resume)
         people, tokenizer = _open_run(config, out, resume, command)
         texts = lay_out(people, tokenizer, seed=config.seed)
-        _run(config, out, texts, tokenizer.get_vocab_size(), on_step or (lambda step, loss: None))
+        d_vocab = tokenizer.get_vocab_size()
+        _run(config, out, texts, d_vocab, keep, on_step or (lambda step, loss: None))
     return out
 
 
@@ -177,7 +182,9 @@ def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: OnStep) -> None:
+def _run(
+    config: TrainConfig, out: Path, texts: Texts, d_vocab: int, keep: Keep, on_step: OnStep
+) -> None:
     trainee, reference = make_trainee(config, d_vocab), read_reference(config, out)
     metrics = _Metrics(config, out, texts, reference)
     if (out / "resume" / "state.safetensors").is_file():
@@ -203,6 +210,8 @@ def _run(config: TrainConfig, out: Path, texts: Texts, d_vocab: int, on_step: On
         on_step(trainee.step, loss)
         if trainee.step in wanted:
             _checkpoint(config, out, trainee, metrics)
+            if keep == "last":
+                _forget_before(out, trainee.step)
 
 
 def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: "_Metrics") -> None:
@@ -215,6 +224,12 @@ def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: "_Met
     write_checkpoint(trainee.model, out / f"step-{trainee.step:06d}", dtype=dtype)
     metrics.add(_as_saved(trainee.model, dtype), trainee)
     write_state(trainee, out / "resume")
+
+
+def _forget_before(out: Path, step: int) -> None:
+    for folder in out.glob("step-*"):
+        if int(folder.name[5:]) < step:
+            shutil.rmtree(folder)
 
 
 def _as_saved(model: HookedDecoder, dtype: torch.dtype) -> HookedDecoder:

@@ -1,0 +1,137 @@
+"""Figures with our curves on the left and the paper's on the right, each in its own units."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import qualitative, sample_colorscale
+from plotly.subplots import make_subplots
+
+from interp.figures.labels import FONT
+from interp.statistics import margin
+
+
+def across_seeds(table: pd.DataFrame, *, series: str, x: str, y: str) -> pd.DataFrame:
+    """One row a (series, x): mean ``y`` over seeds, its 95 % interval (NaN for one seed), n."""
+    rows = []
+    for (of, at), group in table.groupby([series, x], sort=False)[y]:
+        values = group.to_numpy()
+        rows.append({"series": of, "x": at, "y": values.mean(), "n": len(values)})
+        rows[-1]["margin"] = float(margin(values))
+    return pd.DataFrame(rows)
+
+
+def beside_paper(
+    ours: pd.DataFrame,
+    paper: pd.DataFrame,
+    *,
+    title: str,
+    here: str,
+    there: str,
+    x: tuple[str, str],
+    y: str,
+    legend: str,
+    names: dict | None = None,
+    log_x: bool = False,
+    log_y: bool = True,
+    baselines: tuple[float | None, float | None] = (None, None),
+    markers: bool = False,
+) -> go.Figure:
+    """Lines of two tables with the columns series, x, y; ours may have a margin, drawn as a band.
+
+    Args:
+        here, there: what the panels show, sizes and n included.
+        x: titles of the two x axes.
+        legend: what the series are.
+        names: of our series, where they are not to be shown as they are; those that the paper has
+            too share its colours.
+        baselines: no-knowledge baselines, dotted.
+    """
+    figure = make_subplots(1, 2, subplot_titles=[here, there], horizontal_spacing=0.11)
+    for column, table in enumerate((ours, paper), 1):
+        order = list(dict.fromkeys(table.series))
+        colors = _colors(len(order))
+        for series, color in zip(order, colors):
+            line = table[table.series == series].sort_values("x")
+            name = (names or {}).get(series, str(series)) if column == 1 else str(series)
+            _add(figure, line, column, name, color, log_y, "lines+markers" if markers else "lines")
+        if baselines[column - 1] is not None:
+            figure.add_hline(
+                baselines[column - 1], line={"dash": "dot", "color": "#777"}, row=1, col=column
+            )
+        figure.update_xaxes(title_text=x[column - 1], row=1, col=column)
+    figure.update_xaxes(type="log" if log_x else "linear")
+    figure.update_yaxes(type="log" if log_y else "linear", title_text=y, col=1)
+    figure.update_yaxes(type="log" if log_y else "linear", col=2)
+    if log_y:
+        figure.update_yaxes(
+            exponentformat="power", dtick="D1" if _decades(ours) < 1.5 else 1, col=1
+        )
+        figure.update_yaxes(
+            exponentformat="power", dtick="D1" if _decades(paper) < 1.5 else 1, col=2
+        )
+    figure.update_layout(
+        title={"text": title, "x": 0.02, "y": 0.97},
+        template="simple_white",
+        font=FONT,
+        width=1100,
+        height=470,
+        margin={"t": 100, "b": 120},
+        legend={"orientation": "h", "y": -0.22, "x": 0, "title": f"here: {legend}"},
+        legend2={"orientation": "h", "y": -0.22, "x": 0.56, "title": "paper"},
+    )
+    return figure
+
+
+def _add(
+    figure: go.Figure,
+    line: pd.DataFrame,
+    column: int,
+    name: str,
+    color: str,
+    log_y: bool,
+    mode: str,
+) -> None:
+    group = f"{column}-{name}"
+    legend = "legend" if column == 1 else "legend2"
+    if "margin" in line and line.margin.notna().any():
+        low, high = line.y - line.margin.fillna(0), line.y + line.margin.fillna(0)
+        low = np.maximum(low, line.y / 10) if log_y else low  # a log axis has no 0
+        figure.add_trace(
+            go.Scatter(
+                x=np.concatenate((line.x, line.x[::-1])),
+                y=np.concatenate((high, low[::-1])),
+                fill="toself",
+                fillcolor=color,
+                opacity=0.18,
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=group,
+            ),
+            1,
+            column,
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=line.x,
+            y=line.y,
+            mode=mode,
+            name=name,
+            line={"color": color},
+            legendgroup=group,
+            legend=legend,
+        ),
+        1,
+        column,
+    )
+
+
+def _colors(n: int) -> list[str]:
+    if n <= 3:
+        return list(qualitative.D3[:n])
+    return sample_colorscale("viridis", np.linspace(0, 0.92, n))
+
+
+def _decades(table: pd.DataFrame) -> float:
+    y = table.y[table.y > 0]
+    return float(np.log10(y.max() / y.min())) if len(y) else 0.0

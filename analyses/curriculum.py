@@ -1,0 +1,151 @@
+"""Which warm-up pays, within a budget of steps?
+
+The paper's figures I and K: at first only some people are met, then all. A grid of how many and for
+how long is tried with one seed; the best of it and the uniform run are then trained again with
+fresh seeds, which alone say what is gained: the best of many is partly luck.
+"""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses import paper
+from analyses.beside_paper import across_seeds, beside_paper
+from analyses.config import CurriculumConfig
+from analyses.studies import Study, curves, outcomes, trained, variants
+from interp.config import TrainConfig
+from interp.statistics import margin
+from interp.training.runs import OnStep
+
+PEOPLE = {
+    "smoke": (1 / 4,),
+    "laptop": (1 / 16, 1 / 8, 1 / 4),
+    "paper": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2),
+}
+STEPS = {
+    "smoke": (1 / 4, 1 / 2),
+    "laptop": (1 / 8, 1 / 4),
+    "paper": (1 / 16, 1 / 8, 3 / 16, 1 / 4, 1 / 2),
+}
+"""Shares of all people, and of the budget."""
+FRESH_SEEDS = {"smoke": 2, "laptop": 3, "paper": 3}
+
+
+def study(config: CurriculumConfig, *, command: str = "", on_step: OnStep) -> Study:
+    """The grid, its best cell, and what that gains over uniform sampling."""
+    base, size = config.base, config.preset
+    warm = [
+        {"warmup_people": round(p * base.n_people), "warmup_steps": round(s * base.n_steps)}
+        for p in PEOPLE[size]
+        for s in STEPS[size]
+    ]
+    at = {"command": command, "on_step": on_step}
+    grid = variants(config.unchanged, [config.changes | change for change in ({}, *warm)])
+    folders = trained(config, grid, **at)
+    found = curves(folders, grid)
+    cells = outcomes(found)
+    best = cells[cells.warmup_people > 0].sort_values("loss").iloc[0]
+    chosen = {"warmup_people": int(best.warmup_people), "warmup_steps": int(best.warmup_steps)}
+    seeds = [{"seed": base.seed + 1 + i} for i in range(FRESH_SEEDS[size])]
+    again = variants(
+        config.unchanged, [config.changes | way | seed for seed in seeds for way in ({}, chosen)]
+    )
+    fresh = outcomes(curves(trained(config, again, **at), again))
+    tables = {
+        "curriculum": cells,
+        "curriculum_gain": gain(fresh),
+        "curriculum_curves": found[found.split == "train"],
+        "curriculum_fresh_seeds": fresh,
+    }
+    return Study(tables, figures(tables, base), said(tables, base))
+
+
+def gain(fresh: pd.DataFrame) -> pd.DataFrame:
+    """Warm-up beside uniform sampling with the same seeds: one row a measure; ``gain`` is positive
+    where the warm-up is better, ``gain_margin`` half its 95 % interval over seeds.
+    """
+    wide = fresh.assign(way=np.where(fresh.warmup_people > 0, "warm-up", "uniform"))
+    rows = []
+    for measure, sign in (("loss", -1), ("accuracy", 1), ("plateau_end", -1)):
+        table = wide.pivot(index="seed", columns="way", values=measure)
+        gains = sign * (table["warm-up"] - table["uniform"]).to_numpy()
+        rows.append({
+            "measure": measure,
+            "uniform": table["uniform"].mean(), "warm_up": table["warm-up"].mean(),
+            "gain": gains.mean(), "gain_margin": float(margin(gains)), "n_seeds": len(gains),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
+    """By heading."""
+    cells, found = tables["curriculum"], tables["curriculum_curves"]
+    best = cells[cells.warmup_people > 0].sort_values("loss").iloc[0]
+    shown = found[(found.warmup_steps == best.warmup_steps) | (found.warmup_people == 0)]
+    names = shown.warmup_people.astype(str).where(shown.warmup_people > 0, "uniform")
+    theirs = paper.panel("I", "left")
+    theirs["series"] = theirs.series.str.split().str[2]
+    uniform = paper.panel("G", "power law, 64k individuals, 8k steps")
+    uniform = uniform[uniform.series == "alpha 0"].assign(series="uniform")
+    shape = f"here, {base.n_people} people, {base.n_steps} steps, n = 1 seed"
+    return {
+        "Loss over training": beside_paper(
+            across_seeds(shown.assign(series=names), series="series", x="step", y="loss"),
+            pd.concat([uniform, theirs]),
+            title="Loss on all people, by how many are met in the warm-up",
+            here=f"{shape}, warm-up of {best.warmup_steps:.0f} steps",
+            there="paper, figure I, 64k people, 8k steps, warm-up of 1.5k",
+            x=("optimizer step",) * 2,
+            y="attribute loss (nats a value)",
+            legend="people in the warm-up",
+            baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE),
+        ),
+        "The grid": _grid(cells, base),
+    }
+
+
+def _grid(cells: pd.DataFrame, base: TrainConfig) -> go.Figure:
+    warm, uniform = cells[cells.warmup_people > 0], cells[cells.warmup_people == 0].iloc[0]
+    table = warm.pivot(index="warmup_people", columns="warmup_steps", values="loss")
+    figure = go.Figure(
+        go.Heatmap(
+            z=table.to_numpy(),
+            x=table.columns.astype(str),
+            y=table.index.astype(str),
+            texttemplate="%{z:.2f}",
+            colorscale="RdBu_r",
+            zmid=uniform.loss,
+            colorbar={"title": "nats a value"},
+        )
+    )
+    figure.update_layout(
+        title={
+            "text": "Final attribute loss by warm-up<br><sup>"
+            f"{base.n_people} people, {base.n_steps} steps, n = 1 seed a cell; blue is better than "
+            f"uniform sampling, {uniform.loss:.2f}</sup>",
+            "x": 0.02,
+        },
+        xaxis={"title": "steps of the warm-up", "type": "category"},
+        yaxis={"title": "people in it", "type": "category"},
+        template="simple_white",
+        width=720,
+        height=460,
+    )
+    return figure
+
+
+def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
+    """The recommendation."""
+    fresh, won = tables["curriculum_fresh_seeds"], tables["curriculum_gain"].set_index("measure")
+    chosen = fresh[fresh.warmup_people > 0].iloc[0]
+    loss, accuracy = won.loc["loss"], won.loc["accuracy"]
+    sure = abs(loss.gain) > loss.gain_margin
+    verdict = "take it" if sure and loss.gain > 0 else "don't" if sure else "not shown to pay"
+    return (
+        f"for {base.n_people} people and {base.n_steps} steps of {base.batch_size}: warm up on "
+        f"{chosen.warmup_people:.0f} people for {chosen.warmup_steps:.0f} steps ({verdict}): "
+        f"final loss {loss.warm_up:.2f} instead of {loss.uniform:.2f} nats a value, gain "
+        f"{loss.gain:.2f} ± {loss.gain_margin:.2f}; accuracy {accuracy.warm_up:.3f} instead of "
+        f"{accuracy.uniform:.3f}, gain {accuracy.gain:.3f} ± {accuracy.gain_margin:.3f} "
+        f"(95 %, {loss.n_seeds:.0f} fresh seeds)"
+    )

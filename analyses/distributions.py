@@ -1,0 +1,144 @@
+"""What does it change if some people are met more often than others?
+
+The paper's figures 4, G and H: an inverse power law over people, and celebrities. Evaluation is
+uniform over people always; how well people of each frequency are known is a table of its own.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses import paper
+from analyses.beside_paper import across_seeds, beside_paper
+from analyses.config import StudyConfig
+from analyses.studies import Study, curves, outcomes, trained, variants
+from interp.bios.batches import evaluation_set, sampling_weights
+from interp.config import TrainConfig
+from interp.suite import load_suite
+from interp.training.evaluation import by_person
+from interp.training.runs import OnStep
+
+ALPHAS = {
+    "smoke": (0.0, 1.0),
+    "laptop": (0.0, 0.4, 0.8, 1.0),
+    "paper": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+}
+SIZES = {
+    "smoke": (24,),
+    "laptop": (320, 640, 1280),
+    "paper": (16_000, 32_000, 64_000, 128_000, 256_000),
+}
+CELEBRITIES = {"smoke": ((4, 4),), "laptop": ((40, 4), (40, 8)), "paper": (
+    (4000, 2), (4000, 4), (4000, 8), (4000, 16), (16_000, 8))}  # fmt: skip
+CELEBRITIES_OF = {"smoke": 24, "laptop": 640, "paper": 64_000}
+N_BINS = 5
+
+
+def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
+    """Plateau and final loss by exponent, population and celebrities; accuracy by frequency."""
+    size = config.preset
+    laws = variants(
+        config.base,
+        [{"n_people": n, "power_law": alpha} for n in SIZES[size] for alpha in ALPHAS[size]],
+    )
+    n = CELEBRITIES_OF[size]
+    famous = variants(
+        config.base,
+        [{"n_people": n}]
+        + [
+            {"n_people": n, "celebrities": k, "celebrity_weight": float(weight)}
+            for k, weight in CELEBRITIES[size]
+        ],
+    )
+    folders = trained(config, laws | famous, command=command, on_step=on_step)
+    of_laws, of_famous = (curves({k: folders[k] for k in runs}, runs) for runs in (laws, famous))
+    tables = {
+        "distributions": outcomes(of_laws),
+        "distributions_celebrities": outcomes(of_famous),
+        "distributions_curves": of_laws[of_laws.split == "train"],
+        "distributions_by_frequency": pd.concat(
+            [by_frequency(folders[name], runs[name]).assign(run=name, **_kind(runs[name]))
+             for runs in (laws, famous) for name in runs],
+            ignore_index=True,
+        ).drop_duplicates(["run", "bin"]),
+    }  # fmt: skip
+    return Study(tables, figures(tables, config.base), said(tables))
+
+
+def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
+    """What the last checkpoint knows of people met equally often, the most frequent first, or of
+    fifths of them where all differ: one row a bin; biographies a person, loss, accuracy, n.
+    """
+    suite = load_suite(folder)
+    whole = replace(config, n_evaluated=config.n_people)
+    everybody = evaluation_set(suite.texts, whole, "train")
+    model = suite.load(suite.steps[-1], device=config.device)
+    known = by_person(model, everybody)
+    met = sum(sampling_weights(config, step) for step in range(config.n_steps)) * config.batch_size
+    rate, rank = np.unique(-met, return_inverse=True)
+    if len(rate) > N_BINS:
+        rank = np.argsort(np.argsort(-met, kind="stable"), kind="stable") * N_BINS // len(met)
+    known["bin"] = rank[known.person]
+    known["biographies_a_person"] = met[known.person]
+    table = known.groupby("bin")[["biographies_a_person", "loss", "accuracy"]].mean()
+    return table.assign(n=known.groupby("bin").size()).reset_index()
+
+
+def _kind(config: TrainConfig) -> dict:
+    fields = ("n_people", "power_law", "celebrities", "celebrity_weight")
+    return {field: getattr(config, field) for field in fields}
+
+
+def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
+    """By heading."""
+    found = tables["distributions"]
+    ends = found.rename(columns={"n_people": "series", "power_law": "x", "plateau_end": "y"})
+    theirs = paper.panel("4", "left")
+    theirs["series"] = theirs.series.str.replace(" individuals", "")
+    middle = sorted(set(found.n_people))[len(set(found.n_people)) // 2]
+    lines = tables["distributions_curves"]
+    lines = lines[lines.n_people == middle]
+    finals = found.rename(columns={"n_people": "series", "power_law": "x", "loss": "y"})
+    best = paper.panel("G", "power law, 64k individuals, 8k steps")
+    last = best[best.x == best.groupby("series").x.transform("max")]
+    last = pd.DataFrame({
+        "series": "64000, 8k steps", "x": last.series.str.split().str[1].astype(float), "y": last.y
+    })  # fmt: skip
+    shape = f"n = 1 seed, {base.n_steps} steps of {base.batch_size}"
+    return {
+        "Plateau and skew": beside_paper(
+            ends, theirs, title="When the plateau ends, by skew", here=f"here, {shape}",
+            there="paper, figure 4, one seed, 16k steps of 128", x=("exponent α",) * 2,
+            y="end of the plateau (step)", legend="people", markers=True,
+        ),
+        "Final loss and skew": beside_paper(
+            finals, last, title="What is known at the end, by skew", here=f"here, {shape}",
+            there="paper, figure G, one seed", x=("exponent α",) * 2,
+            y="final attribute loss (nats a value)", legend="people", markers=True,
+        ),
+        "Curves and skew": beside_paper(
+            across_seeds(lines, series="power_law", x="step", y="loss"), best,
+            title="Loss over training, by skew", here=f"here, {middle} people, {shape}",
+            there="paper, figure G, 64k people, 8k steps", x=("optimizer step",) * 2,
+            y="attribute loss (nats a value)", legend="α",
+            baselines=(lines.baseline.mean(), paper.NO_KNOWLEDGE),
+        ),
+    }  # fmt: skip
+
+
+def said(tables: dict[str, pd.DataFrame]) -> str:
+    """What was found, for reading."""
+    lines = []
+    for n, table in tables["distributions"].groupby("n_people"):
+        ended, best = table.dropna(subset=["plateau_end"]), table.loc[table.loss.idxmin()]
+        if len(ended):
+            first = ended.loc[ended.plateau_end.idxmin()]
+            end = f"at α = {first.power_law:g} ({first.plateau_end:.0f} steps)"
+        else:
+            end = "nowhere, none ended"
+        last = f"α = {best.power_law:g} ({best.loss:.2f})"
+        lines.append(f"{n} people: plateau shortest {end}, final loss lowest at {last}")
+    return "\n".join(lines)

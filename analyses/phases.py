@@ -1,0 +1,171 @@
+"""The three phases of learning, with what attention does and what held-out people are taken for.
+
+The paper's figures 2, 3 (right) and M: loss and accuracy on people trained on and held out, and
+attention statistics, over the checkpoints of runs that differ in the seed; or of any runs given.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses import paper
+from analyses.beside_paper import across_seeds, beside_paper
+from analyses.config import PhasesConfig
+from analyses.studies import Study, curves, outcomes, trained, variants
+from interp.bios.batches import evaluation_set
+from interp.config import TrainConfig
+from interp.dynamics import plateau_end_interval
+from interp.localization.attention_statistics import STATISTICS, attention_statistics
+from interp.suite import load_suite
+from interp.training.evaluation import by_person
+from interp.training.layout import select_rows
+from interp.training.runs import OnStep
+
+SEEDS = {"smoke": 2, "laptop": 3, "paper": 5}
+N_SEQUENCES = 128
+
+
+def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
+    """Phases, attention and hallucination over training."""
+    if config.ckpt:
+        folders = {path: Path(path) for path in config.ckpt}
+        runs = {path: load_suite(path).config for path in config.ckpt}
+    else:
+        runs = variants(config.base, [{"seed": seed} for seed in range(SEEDS[config.preset])])
+        folders = trained(config, runs, keep="all", command=command, on_step=on_step)
+    found = curves(folders, runs)
+    ends = outcomes(found).merge(hallucination(found), on="run")
+    intervals, attention = [], []
+    for name, folder in folders.items():
+        of_run = ends[ends.run == name].iloc[0]
+        low, high = interval(folder, of_run.plateau_end, config.device)
+        intervals.append({"run": name, "plateau_end_low": low, "plateau_end_high": high})
+        attention.append(attention_over_training(folder, config.device).assign(run=name))
+    tables = {
+        "phases": ends.merge(pd.DataFrame(intervals), on="run"),
+        "phases_curves": found,
+        "phases_attention": pd.concat(attention, ignore_index=True),
+    }
+    return Study(tables, figures(tables, next(iter(runs.values()))), said(tables))
+
+
+def hallucination(found: pd.DataFrame) -> pd.DataFrame:
+    """One row a run: the step at which held-out loss is lowest, from which on it rises; and at
+    the end loss, accuracy and confidence on held-out people.
+    """
+    held_out = found[found.split == "held-out"]
+    rows = []
+    for run, table in held_out.groupby("run", sort=False):
+        last = table.iloc[-1]
+        rows.append({
+            "run": run, "held_out_turns_at": table.loc[table.loss.idxmin()].step,
+            "held_out_lowest_loss": table.loss.min(), "held_out_loss": last.loss,
+            "held_out_accuracy": last.accuracy, "held_out_max_probability": last.max_probability,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def interval(folder: Path, plateau_end: float, device: str) -> tuple[float, float]:
+    """95 % interval of the plateau's end over the people evaluated; only checkpoints near it are
+    asked, those up to twice and from half its step.
+    """
+    suite = load_suite(folder)
+    if not np.isfinite(plateau_end):
+        return np.nan, np.nan
+    people = evaluation_set(suite.texts, suite.config, "train")
+    steps = [step for step in suite.steps if plateau_end / 2 <= step <= 2 * plateau_end]
+    losses = [by_person(suite.load(step, device=device), people).loss for step in steps]
+    return plateau_end_interval(np.array(steps), np.stack(losses), suite.no_knowledge_baseline)
+
+
+def attention_over_training(folder: Path, device: str) -> pd.DataFrame:
+    """One row a (step, layer): means of ``STATISTICS`` over heads and biographies."""
+    suite = load_suite(folder)
+    everybody = evaluation_set(suite.texts, suite.config, "train")
+    some = select_rows(everybody, 0, min(N_SEQUENCES, len(everybody.lengths)))
+    tables = []
+    for step in suite.steps:
+        found = attention_statistics(suite.load(step, device=device), some)
+        means = found.mean(("head", "biography")).to_dataframe().reset_index()
+        tables.append(means.assign(step=step))
+    return pd.concat(tables, ignore_index=True)[["step", "layer", *STATISTICS]]
+
+
+def figures(tables: dict[str, pd.DataFrame], config: TrainConfig) -> dict[str, go.Figure]:
+    """By heading."""
+    found = tables["phases_curves"]
+    n = found.run.nunique()
+    here = f"here, {found.n_people.iloc[0]} people, n = {n} run{'s' * (n > 1)}, 95 %"
+    lines = {
+        y: across_seeds(found, series="split", x="step", y=y)
+        for y in ("loss", "accuracy", "max_probability")
+    }
+    shared = {"x": ("optimizer step",) * 2, "here": here, "legend": "people", "names": _SPLITS}
+    return {
+        "Loss": beside_paper(
+            lines["loss"], _known_first(paper.panel("M", "loss")),
+            title="Attribute loss of people trained on and of people never seen",
+            there="paper, figure M, 64k people, one seed", y="attribute loss (nats a value)",
+            baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE), **shared,
+        ),
+        "Accuracy": beside_paper(
+            lines["accuracy"], _known_first(paper.panel("M", "acc")),
+            title="Attribute accuracy", there="paper, figure M, 64k people, one seed",
+            y="share of values", log_y=False, **shared,
+        ),
+        "Confidence": beside_paper(
+            lines["max_probability"], _known_first(paper.panel("M", "maxprob")),
+            title="Probability of the likeliest token, mean over value tokens",
+            there="paper, figure M, 64k people, one seed", y="probability", log_y=False, **shared,
+        ),
+        "Attention": beside_paper(
+            _attention_lines(tables["phases_attention"]), paper.panel("3", "right"),
+            title="Where attention goes in whole biographies (a score, not a cause)",
+            there="paper, figure 3, 64k people, one run", y="total attention (share)", log_y=False,
+            **shared | {"legend": "from → to", "names": None},
+        ),
+    }  # fmt: skip
+
+
+_SPLITS = {"train": "trained on", "held-out": "held out"}
+
+
+def _known_first(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values("series", ascending=False, kind="stable")
+
+
+def _attention_lines(attention: pd.DataFrame) -> pd.DataFrame:
+    last = attention.layer.max()
+    of = {
+        "last name → names, first layer": ("last_name_to_name", 0),
+        "attribute → names, last layer": ("attribute_to_name", last),
+        "attribute → text, last layer": ("attribute_to_text", last),
+    }
+    return pd.concat(
+        [
+            across_seeds(
+                attention[attention.layer == layer].assign(series=name),
+                series="series", x="step", y=statistic,
+            )
+            for name, (statistic, layer) in of.items()
+        ]
+    )  # fmt: skip
+
+
+def said(tables: dict[str, pd.DataFrame]) -> str:
+    """What was found, for reading."""
+    lines = []
+    for row in tables["phases"].itertuples():
+        if np.isnan(row.plateau_end):
+            lines.append(f"{row.run}: the plateau had not ended by step {row.n_steps}")
+            continue
+        lines.append(
+            f"{row.run}: plateau from step {row.plateau_start:.0f} to {row.plateau_end:.0f} "
+            f"[{row.plateau_end_low:.0f}, {row.plateau_end_high:.0f}], checkpoints "
+            f"{row.resolution:.0f} apart, {row.plateau_end_biographies_a_person:.1f} biographies a "
+            f"person; held-out loss rises from step {row.held_out_turns_at:.0f} on; at the end "
+            f"accuracy {row.accuracy:.3f}, of held-out people {row.held_out_accuracy:.3f}"
+        )
+    return "\n".join(lines)

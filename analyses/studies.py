@@ -1,0 +1,151 @@
+"""What studies of training runs have in common: runs named after what they vary, trained by
+workers, and read as tidy tables.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses.config import StudyConfig
+from interp.config import TrainConfig
+from interp.dynamics import phases
+from interp.files import read_table, write_bytes
+from interp.report import anchor, figure_html, page
+from interp.training.evaluation import AVERAGE
+from interp.training.loop import Keep, read_record
+from interp.training.runs import OnStep, local_workers, train_all
+
+_NOT_NAMED = ("device", "precision", "compile", "n_evaluated", "checkpoint_every", "dense_every",
+              "dense_until")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found."""
+
+    tables: dict[str, pd.DataFrame]
+    """By the name of their CSV."""
+    figures: dict[str, go.Figure]
+    """By heading."""
+    said: str
+    """In a few lines."""
+
+
+def variants(base: TrainConfig, changes: list[dict]) -> dict[str, TrainConfig]:
+    """Runs that differ from ``base``, by names that say so, as ``n_people-640_seed-1``."""
+    return {name_of(base, replace(base, **change)): replace(base, **change) for change in changes}
+
+
+def name_of(base: TrainConfig, config: TrainConfig) -> str:
+    """Of a run in the folder of a study."""
+    ours, theirs = asdict(config), asdict(base)
+    changed = {k: v for k, v in ours.items() if v != theirs[k] and k not in _NOT_NAMED}
+    words = [f"{k}-{_word(v)}" for k, v in changed.items()]
+    return "_".join(words) or "base"
+
+
+def trained(
+    config: StudyConfig,
+    runs: dict[str, TrainConfig],
+    *,
+    keep: Keep = "last",
+    command: str = "",
+    on_step: OnStep = lambda name, step, n_steps: None,
+) -> dict[str, Path]:
+    """Folders of the runs, trained to their end, by name."""
+    with local_workers(config.workers) as executor:
+        return train_all(
+            runs,
+            Path(config.folder) / "runs",
+            executor=executor,
+            keep=keep,
+            command=command,
+            on_step=on_step,
+        )
+
+
+def curves(folders: dict[str, Path], runs: dict[str, TrainConfig]) -> pd.DataFrame:
+    """One row a (run, step, split): what varies among the runs, then biographies seen a person,
+    attribute loss (nats a value), accuracy, the no-knowledge baseline.
+    """
+    fields = varied(runs)
+    tables = []
+    for name, folder in folders.items():
+        table = read_table(folder / "metrics.parquet")
+        table = table[table.attribute == AVERAGE]
+        baseline = np.mean(list(read_record(folder)["no_knowledge_baseline"].values()))
+        seen = table.step * runs[name].batch_size / runs[name].n_people
+        known = {"run": name, "baseline": baseline, "biographies_a_person": seen} | fields[name]
+        tables.append(table.assign(**known))
+    measures = ["loss", "accuracy", "max_probability", "entropy", "training_loss", "baseline"]
+    at = ["step", "split", "biographies_a_person"]
+    return pd.concat(tables, ignore_index=True)[["run", *fields[name], *at, *measures]]
+
+
+def outcomes(found: pd.DataFrame) -> pd.DataFrame:
+    """One row a run of ``curves``: its phases (steps, and biographies a person), the distance of
+    the checkpoint before the plateau's end, and what it knows at last.
+    """
+    known = found[found.split == "train"]
+    rows = []
+    for _, table in known.groupby("run", sort=False):
+        step, last = table.step.to_numpy(), table.iloc[-1]
+        ours = phases(step, table.loss.to_numpy(), last.baseline)
+        at = np.searchsorted(step, ours.plateau_end) if np.isfinite(ours.plateau_end) else 0
+        a_step = last.biographies_a_person / last.step
+        rows.append(
+            last.drop(["split", "biographies_a_person", "training_loss", "step"]).to_dict()
+            | {
+                "n_steps": last.step,
+                "plateau_start": ours.plateau_start,
+                "plateau_end": ours.plateau_end,
+                "resolution": step[at] - step[at - 1] if at else np.nan,
+                "plateau_end_biographies_a_person": ours.plateau_end * a_step,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def save(study: Study, name: str, folder: Path, command: str) -> Path:
+    """The page of the study, written to ``folder`` beside its tables."""
+    for table_name, table in study.tables.items():
+        csv = table.to_csv(index=False, float_format="%.5g")
+        write_bytes(folder / f"{table_name}.csv", csv.encode())
+    said = "".join(f"<li>{escape(line)}</li>" for line in study.said.splitlines())
+    sections = [
+        (heading, figure_html(anchor(heading), figure)) for heading, figure in study.figures.items()
+    ]
+    made = f"<code>{escape(command)}</code><p>{date.today()}; tables: " + ", ".join(
+        f"<a href='{x}.csv'>{x}.csv</a>" for x in study.tables
+    )
+    target = folder / f"{name}.html"
+    lead = f"<ul class='lead'>{said}</ul>"
+    write_bytes(target, page(name.replace("-", " "), lead, [*sections, ("Made by", made)]).encode())
+    return target
+
+
+def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:
+    """The fields in which the runs differ, by run; always the number of people and the seed."""
+    values = {name: asdict(config) for name, config in runs.items()}
+    fields = [
+        field
+        for field in asdict(next(iter(runs.values())))
+        if field in ("n_people", "seed") or len({str(v[field]) for v in values.values()}) > 1
+    ]
+    return {name: {field: _plain(v[field]) for field in fields} for name, v in values.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return Path(value).name if isinstance(value, str) and "/" in value else value
+
+
+def _word(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(_plain(value))
+    return text.replace(":", "x").replace(",", "-").replace(" ", "-")

@@ -1,0 +1,165 @@
+"""Many training runs: each a folder complete on its own; finished ones are skipped, interrupted
+ones gone on with.
+
+What is trained is a dict of configurations by name; where, an executor decides. Runs know nothing
+of each other, so any executor whose workers see the same folders will do: processes of this
+machine, or a cluster's.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from interp.config import TrainConfig
+from interp.files import read_table
+from interp.process import tune_process
+from interp.training.loop import Keep, read_config, train
+
+_MACHINE = ("precision", "device", "compile")
+"""Fields that may differ where a finished run is taken for the one asked for."""
+_POLL_SECONDS = 2.0
+OnStep = Callable[[str, int, int], None]
+"""Called with a run's name, the steps it has taken, and all its steps."""
+
+
+def train_all(
+    runs: dict[str, TrainConfig],
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    keep: Keep = "all",
+    command: str = "",
+    on_step: OnStep = lambda name, step, n_steps: None,
+) -> dict[str, Path]:
+    """The folder of each run, ``out``/name, all trained to their end.
+
+    Args:
+        executor: trains them, as any with ``submit`` that returns ``concurrent.futures.Future``s;
+            by default they are trained here, one by one.
+        keep: see ``interp.train``.
+        command: recorded in run.json.
+        on_step: called for every run at once, then after each of its steps where they are trained
+            here, else as its checkpoints appear.
+
+    Raises:
+        ValueError: a folder holds a run of another configuration; or runs failed, and then only
+            after all others have ended.
+    """
+    folders = {name: Path(out) / name for name in runs}
+    left = {n: config for n, config in runs.items() if not is_done(folders[n], config, keep)}
+    for name, config in runs.items():
+        on_step(name, newest_step(folders[name]), config.n_steps)
+    failed = {}
+    for name, error in _trained(left, folders, executor, keep, command, on_step):
+        if error is None:
+            on_step(name, runs[name].n_steps, runs[name].n_steps)
+        else:
+            failed[name] = error
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise ValueError(
+            f"{len(failed)} of {len(runs)} runs failed; {name}: {error}; the others are done, run "
+            "the same again to try these"
+        )
+    return folders
+
+
+def is_done(folder: Path, config: TrainConfig, keep: Keep = "all") -> bool:
+    """Whether ``folder`` holds such a run at its end, with the checkpoints that are to be kept.
+
+    Raises:
+        ValueError: it holds one of another configuration, or one that has ended without them.
+    """
+    if not (folder / "run.json").is_file():
+        return False
+    there = read_config(folder)
+    if replace(there, **{name: getattr(config, name) for name in _MACHINE}) != config:
+        raise ValueError(
+            f"{folder} holds a run of another configuration; give another --out, or delete it"
+        )
+    metrics = folder / "metrics.parquet"
+    if not metrics.is_file() or read_table(metrics).step.max() < config.n_steps:
+        return False
+    steps = config.checkpoint_steps if keep == "all" else [config.n_steps]
+    if lacking := [step for step in steps if not (folder / f"step-{step:06d}").is_dir()]:
+        raise ValueError(
+            f"{folder} has ended but lacks the checkpoint at step {lacking[0]}; delete the folder "
+            "to train it again"
+        )
+    return True
+
+
+@contextmanager
+def local_workers(n: int) -> Iterator[Executor | None]:
+    """Processes of this machine that share its cores; None, which trains here, for one."""
+    if n == 1:
+        yield None
+        return
+    threads = max(1, torch.get_num_threads() // n)
+    pool = ProcessPoolExecutor(n, get_context("spawn"), _start_worker, (threads,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _trained(
+    runs: dict[str, TrainConfig],
+    folders: dict[str, Path],
+    executor: Executor | None,
+    keep: Keep,
+    command: str,
+    on_step: OnStep,
+) -> Iterator[tuple[str, ValueError | None]]:
+    """Each run as it ends, with what was wrong with it."""
+    if executor is None:
+        for name, config in runs.items():
+            taken = partial(_taken, on_step, name, config.n_steps)
+            yield name, _train(config, folders[name], keep, command, taken)
+        return
+    pending = {
+        executor.submit(_train, config, folders[name], keep, command): name
+        for name, config in runs.items()
+    }
+    while pending:
+        ended, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in ended:
+            yield pending.pop(future), future.result()
+        for name in pending.values():
+            on_step(name, newest_step(folders[name]), runs[name].n_steps)
+
+
+def _taken(on_step: OnStep, name: str, n_steps: int, step: int, loss: torch.Tensor) -> None:
+    on_step(name, step, n_steps)
+
+
+def newest_step(folder: Path) -> int:
+    """Of the checkpoints in a run folder; 0 before there is one."""
+    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+
+
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    keep: Keep,
+    command: str,
+    on_step: Callable[[int, torch.Tensor], None] | None = None,
+) -> ValueError | None:
+    try:
+        begun = (folder / "run.json").is_file()
+        config = read_config(folder) if begun else config
+        train(config, folder, resume=begun, keep=keep, command=command, on_step=on_step)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _start_worker(n_threads: int) -> None:
+    tune_process()
+    torch.set_num_threads(n_threads)
