@@ -17,7 +17,8 @@ from interp.dynamics import phases
 from interp.files import read_table, write_bytes
 from interp.report import anchor, figure_html, page
 from interp.training.evaluation import AVERAGE
-from interp.training.loop import Keep, read_record
+from interp.training.loop import Keep
+from interp.training.run_folder import read_record
 from interp.training.runs import OnStep, local_workers, train_all
 
 _NOT_NAMED = ("device", "precision", "compile", "n_evaluated", "checkpoint_every", "dense_every",

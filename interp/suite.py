@@ -18,7 +18,7 @@ from interp.drawing import draw_facts
 from interp.facts import FactSet, read_facts
 from interp.files import read_table
 from interp.model import DecoderConfig, HookedDecoder, device_of
-from interp.training.loop import read_record
+from interp.training.run_folder import read_record
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.training.attention_patching import patched_hidden
 from interp.training.evaluation import evaluate
 from interp.training.layout import next_tokens, to_ragged
-from interp.training.loop import make_step, make_trainee, read_config, train
+from interp.training.loop import make_step, make_trainee, train
+from interp.training.run_folder import read_config
 
 
 @pytest.fixture(scope="module")

@@ -114,9 +114,9 @@ def test_people_are_drawn_as_often_as_their_weights_say(texts, changes):
     assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-4
 
 
-def test_an_evaluation_set_covers_the_first_people_of_its_split(texts):
-    assert evaluation_set(texts, CONFIG, "train").people.tolist() == [0, 1, 2, 3]
-    assert evaluation_set(texts, CONFIG, "held-out").people.tolist() == [10, 11, 12, 13]
+def test_an_evaluation_set_is_spread_evenly_over_its_split(texts):
+    assert evaluation_set(texts, CONFIG, "train").people.tolist() == [0, 2, 5, 7]
+    assert evaluation_set(texts, CONFIG, "held-out").people.tolist() == [10, 11, 13, 14]
     everyone = preset("tiny", **asdict(CONFIG) | {"n_evaluated": 99})
     assert evaluation_set(texts, everyone, "train").people.tolist() == list(range(10))
     assert evaluation_set(texts, everyone, "held-out").people.tolist() == list(range(10, 16))

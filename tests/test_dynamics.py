@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from interp.dynamics import Phases, phases, plateau_end
+from analyses import paper
+from interp.dynamics import Phases, phases, plateau_end, plateau_end_interval, power_law
 
 STEPS = np.array([0, 100, 200, 300, 400])
 
@@ -45,11 +46,93 @@ def test_a_run_that_never_comes_near_the_baseline_has_no_phases():
 
 
 def test_on_the_papers_own_curve_the_plateau_ends_where_the_paper_says():
-    # arXiv 2503.21676, figure 2: left, 64k individuals (mean of 5 seeds); right, 3085 steps at 64k.
-    curve = {
-        0: 38.86, 250: 8.776, 500: 7.12, 1000: 6.977, 1500: 6.908, 2000: 6.866, 2500: 6.814,
-        3000: 6.718, 3500: 6.554, 4000: 6.304, 5000: 5.468, 8000: 1.846, 16000: 0.01715,
-    }  # fmt: skip
-    found = phases(np.array(list(curve)), np.array(list(curve.values())), 6.784)
-    assert abs(found.plateau_end - 3085) <= 500
+    # Figure 2: left, 64k people, mean of 5 seeds; right, 3085 steps.
+    curve = paper.panel("2", "left")
+    found = phases(curve.x.to_numpy(int), curve.y.to_numpy(), paper.NO_KNOWLEDGE)
+    assert found.plateau_end == 3000  # checkpoints 500 apart
     assert found.plateau_start == 500
+
+
+@pytest.mark.parametrize(
+    ("people", "end"),
+    [("4k", 375), ("8k", 600), ("16k", 1110), ("32k", 2090), ("64k", 3085), ("128k", 6030)],
+)
+def test_on_the_papers_curve_of_each_population_it_ends_within_a_checkpoint_of_the_papers_point(
+    people, end
+):
+    # Figure C has one seed, read off every 250 to 1000 steps; figure 2 (right) is a mean of five.
+    # 256k people have no curve in the paper.
+    curves = paper.panel("C", "N")
+    curve = curves[curves.series == people]
+    steps = curve.x.to_numpy(int)
+    found = plateau_end(steps, curve.y.to_numpy(), paper.NO_KNOWLEDGE)
+    at = np.searchsorted(steps, found)
+    assert steps[at - 1] - 100 < end <= found + 100  # seeds differ by some steps
+    points = paper.panel("2", "right")
+    assert end in points.y.to_numpy()
+
+
+def test_the_papers_power_law_is_the_one_it_states():
+    points = paper.panel("2", "right")
+    law = power_law(points.x.to_numpy(), points.y.to_numpy())
+    assert law.factor == pytest.approx(0.43, abs=0.005)
+    assert law.exponent == pytest.approx(0.81, abs=0.005)
+    assert law.r_squared == pytest.approx(0.998, abs=5e-4)
+
+
+def test_an_exact_power_law_is_found_again_with_no_width():
+    x = np.array([1.0, 4.0, 9.0])
+    law = power_law(x, 3 * x**-0.5)
+    assert law.factor == pytest.approx(3) and law.exponent == pytest.approx(-0.5)
+    assert law.exponent_low == pytest.approx(law.exponent_high)
+    assert law.factor_low == pytest.approx(3) == pytest.approx(law.factor_high)
+    assert law.r_squared == pytest.approx(1)
+    np.testing.assert_allclose(law(np.array([16.0])), [0.75])
+
+
+def test_a_power_laws_interval_is_students():
+    # y = 1, 2, 2 at x = 1, e, e^2, by hand: slope ln(2)/2, residual sum of squares ln(2)^2/6,
+    # standard error ln(2)/sqrt(12), t of one degree of freedom 12.706; the intercept is ln(2)/6.
+    law = power_law(np.exp([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 2.0]))
+    assert law.exponent == pytest.approx(0.34657, abs=1e-5)
+    assert law.exponent_high - law.exponent == pytest.approx(12.7062 * 0.20009, abs=1e-3)
+    assert law.factor == pytest.approx(2 ** (1 / 6))
+    assert law.r_squared == pytest.approx(0.75)
+
+
+def test_points_without_a_value_are_left_out_of_a_power_law_and_too_few_are_refused():
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 4.0, np.nan, 8.0])
+    assert power_law(x, y).exponent == pytest.approx(1)
+    with pytest.raises(ValueError, match="needs three points at two x; got 2 at 2"):
+        power_law(x[:3], y[:3])
+    with pytest.raises(ValueError, match="values above 0; got -1"):
+        power_law(x, np.array([2.0, -1.0, 1.0, 1.0]))
+
+
+def test_the_interval_of_a_plateau_end_is_that_of_the_people():
+    same = np.repeat([[9.0], [2.1], [1.9], [1.0], [0.5]], 5, axis=1)
+    assert plateau_end_interval(STEPS, same, 2.0) == (200.0, 200.0)
+    # Half of ten people fall at 200, half at 300: the mean is below 1.99 at 200 only if more than
+    # half of the resampled people are of the first kind, and at 300 always.
+    early = np.tile([[9.0], [2.1], [1.8], [1.8], [1.8]], 5)
+    late = np.tile([[9.0], [2.1], [2.2], [1.8], [1.8]], 5)
+    mixed = np.concatenate((early, late), axis=1)
+    assert plateau_end_interval(STEPS, mixed, 2.0) == (200.0, 300.0)
+
+
+def test_the_interval_ends_nowhere_where_too_few_have_left_the_plateau():
+    early, late = np.tile([[9.0], [2.1], [1.8]], 5), np.tile([[9.0], [2.1], [2.2]], 5)
+    low, high = plateau_end_interval(STEPS[:3], np.concatenate((early, late), axis=1), 2.0)
+    assert low == 200.0 and np.isnan(high)
+
+
+def test_a_95_percent_interval_holds_the_true_end_about_that_often():
+    # The true mean falls linearly through the margin between 190 and 200.
+    steps = np.arange(0, 400, 10)
+    true = 2 * (1 - 0.005) + (195 - steps) / 400
+    held = []
+    for seed in range(200):
+        noise = np.random.default_rng(seed).normal(0, 0.5, 60)  # a person is worse at every step
+        low, high = plateau_end_interval(steps, true[:, None] + noise, 2.0, n_resamples=300)
+        held.append(low <= 200 <= high)
+    assert 0.90 <= np.mean(held) <= 0.99  # ± 3 standard errors of 200 draws, and a coarse grid

@@ -14,7 +14,8 @@ import torch
 from interp.bios.batches import training_batch
 from interp.checkpoints import checkpoint_sha256
 from interp.training import loop
-from interp.training.loop import learning_rate, make_step, make_trainee, read_config, train
+from interp.training.loop import learning_rate, make_step, make_trainee, train
+from interp.training.run_folder import read_config
 
 
 class Stop(Exception):

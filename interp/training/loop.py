@@ -6,11 +6,10 @@ it would have seen. At a checkpoint the step folder is written first, the resume
 kill, training goes on from the newest state.
 """
 
-import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import cos, pi
 from os import environ
@@ -24,20 +23,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.bios.batches import evaluation_set, sampling_weights, training_batch
-from interp.bios.population import draw_population, no_knowledge_baseline
+from interp.bios.batches import evaluation_set, training_batch
+from interp.bios.population import draw_population
 from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
-from interp.bios.tokenizer import read_tokenizer, save_tokenizer
+from interp.bios.tokenizer import read_tokenizer
 from interp.checkpoints import read_checkpoint, write_checkpoint
-from interp.config import ATTRIBUTES, TrainConfig, train_config
-from interp.files import only_process, read_table, write_bytes, write_json
+from interp.config import TrainConfig
+from interp.files import only_process, read_table, write_bytes
 from interp.model import DecoderConfig, HookedDecoder, device_of, has_bf16, initialise, remove
-from interp.provenance import provenance
 from interp.ragged import Ragged
 from interp.training.attention_patching import patched_hidden
 from interp.training.evaluation import evaluate
 from interp.training.layout import next_tokens, to_ragged
 from interp.training.resume import read_state, write_state
+from interp.training.run_folder import begin, is_begun, read_config
 
 LONGEST_BIOGRAPHY = 512
 OnStep = Callable[[int, float], None]
@@ -70,10 +69,18 @@ def train(
     out = Path(out)
     with only_process(out, "training in"):
         config = _settled(config, out, resume)
-        people, tokenizer = _open_run(config, out, resume, command)
+        begun = is_begun(config, out, resume)
+        if begun:
+            people, tokenizer = read_table(out / "population.parquet"), read_tokenizer(out)
+        else:
+            people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
+            tokenizer = tokenizer_for(people)
+        reference = read_reference(config, tokenizer)
+        if not begun:
+            begin(config, out, people, tokenizer, command)
         texts = lay_out(people, tokenizer, seed=config.seed)
-        d_vocab = tokenizer.get_vocab_size()
-        _run(config, out, texts, d_vocab, keep, on_step or (lambda step, loss: None))
+        trainee = make_trainee(config, tokenizer.get_vocab_size())
+        _run(config, out, texts, trainee, reference, keep, on_step or (lambda step, loss: None))
     return out
 
 
@@ -183,9 +190,14 @@ def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _run(
-    config: TrainConfig, out: Path, texts: Texts, d_vocab: int, keep: Keep, on_step: OnStep
+    config: TrainConfig,
+    out: Path,
+    texts: Texts,
+    trainee: Trainee,
+    reference: HookedDecoder | None,
+    keep: Keep,
+    on_step: OnStep,
 ) -> None:
-    trainee, reference = make_trainee(config, d_vocab), read_reference(config, out)
     metrics = _Metrics(config, out, texts, reference)
     if (out / "resume" / "state.safetensors").is_file():
         read_state(trainee, out / "resume")
@@ -285,11 +297,12 @@ class _Metrics:
         write_bytes(self.path, self.table.to_parquet(index=False))
 
 
-def read_reference(config: TrainConfig, out: Path) -> HookedDecoder | None:
-    """The model whose attention patterns the run in ``out`` uses; None if it uses its own.
+def read_reference(config: TrainConfig, tokenizer: Tokenizer) -> HookedDecoder | None:
+    """The model whose attention patterns a run uses; None if it uses its own.
 
     Raises:
-        ValueError: no such run or checkpoint, or one of other tokens or another shape.
+        FileNotFoundError, ValueError: no such run or checkpoint, or one of other tokens or another
+            shape.
     """
     if not config.reference:
         return None
@@ -306,50 +319,11 @@ def read_reference(config: TrainConfig, out: Path) -> HookedDecoder | None:
                 f"reference {run} has {name} {getattr(theirs, name)}, this run "
                 f"{getattr(config, name)}; its patterns don't fit, train one of this shape"
             )
-    if (run / "tokenizer.json").read_bytes() != (out / "tokenizer.json").read_bytes():
+    if read_tokenizer(run).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"reference {run} has other tokens than this run; train it with the same seed and pools"
         )
     return read_checkpoint(folder, device=device_of(config.device))
-
-
-def _open_run(
-    config: TrainConfig, out: Path, resume: bool, command: str
-) -> tuple[pd.DataFrame, Tokenizer]:
-    path = out / "run.json"
-    if path.is_file() and not resume:
-        raise ValueError(
-            f"{out} holds a run already; add --resume to go on with it, or choose another --out"
-        )
-    if not path.is_file() and resume and any(out.glob("step-*")):
-        raise ValueError(
-            f"{out} has checkpoints but no run.json, so it can't be resumed; choose another --out"
-        )
-    if path.is_file():
-        recorded = read_config(out)
-        if changed := [
-            f.name for f in fields(config) if getattr(config, f.name) != getattr(recorded, f.name)
-        ]:
-            name = changed[0]
-            raise ValueError(
-                f"{out} was started with {name} {getattr(recorded, name)}, not "
-                f"{getattr(config, name)}; "
-                "resume it with what it was started with, or choose another --out"
-            )
-        return read_table(out / "population.parquet"), read_tokenizer(out)
-    people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
-    tokenizer = tokenizer_for(people)
-    save_tokenizer(tokenizer, out)
-    weights = sampling_weights(config, config.n_steps)
-    people["sampling_weight"] = np.pad(weights, (0, config.n_held_out))
-    write_bytes(out / "population.parquet", people.to_parquet(index=False))
-    record = {
-        "command": command,
-        "config": asdict(config),
-        "no_knowledge_baseline": no_knowledge_baseline(people),
-    }
-    write_json(path, record | provenance())
-    return people, tokenizer
 
 
 def _settled(config: TrainConfig, out: Path, resume: bool) -> TrainConfig:
@@ -359,36 +333,6 @@ def _settled(config: TrainConfig, out: Path, resume: bool) -> TrainConfig:
     if resume and (out / "run.json").is_file():
         return replace(config, precision=read_config(out).precision)
     return replace(config, precision="bf16" if has_bf16(device_of(config.device)) else "fp32")
-
-
-def read_config(run: Path) -> TrainConfig:
-    """The configuration in a run folder's run.json.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it can't be read.
-    """
-    return train_config(read_record(run)["config"])
-
-
-def read_record(run: Path) -> dict:
-    """All of a run folder's run.json.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it can't be read.
-    """
-    path = run / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no run.json in {run}; give the folder that interp-train wrote")
-    try:
-        record = json.loads(path.read_text())
-        train_config(record["config"])
-        if set(record["no_knowledge_baseline"]) != set(ATTRIBUTES):
-            raise KeyError("no_knowledge_baseline")
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); copy it again, or train again into another folder"
-        ) from None
-    return record
 
 
 def _has_compiler() -> bool:

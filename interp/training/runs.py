@@ -19,7 +19,8 @@ import torch
 from interp.config import TrainConfig
 from interp.files import read_table
 from interp.process import tune_process
-from interp.training.loop import Keep, read_config, train
+from interp.training.loop import Keep, train
+from interp.training.run_folder import read_config
 
 _MACHINE = ("precision", "device", "compile")
 """Fields that may differ where a finished run is taken for the one asked for."""
@@ -116,7 +117,7 @@ def _trained(
     keep: Keep,
     command: str,
     on_step: OnStep,
-) -> Iterator[tuple[str, ValueError | None]]:
+) -> Iterator[tuple[str, Exception | None]]:
     """Each run as it ends, with what was wrong with it."""
     if executor is None:
         for name, config in runs.items():
@@ -150,12 +151,12 @@ def _train(
     keep: Keep,
     command: str,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
-) -> ValueError | None:
+) -> Exception | None:
     try:
         begun = (folder / "run.json").is_file()
         config = read_config(folder) if begun else config
         train(config, folder, resume=begun, keep=keep, command=command, on_step=on_step)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         return error
     return None
 

@@ -1,0 +1,119 @@
+"""Many runs: skipped, gone on with, by any executor."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from interp.checkpoints import checkpoint_sha256
+from interp.suite import load_suite
+from interp.training import runs
+from interp.training.loop import train
+from interp.training.runs import is_done, local_workers, newest_step, train_all
+
+
+@pytest.fixture(scope="module")
+def short(config):
+    """Checkpoints at 0, 4 and 8."""
+    return replace(config, n_people=8, n_held_out=4, n_steps=8, batch_size=2, dense_every=4)
+
+
+def weights(folder, step=8):
+    return checkpoint_sha256(folder / f"step-{step:06d}")
+
+
+def test_each_run_is_trained_as_it_would_be_alone(short, tmp_path):
+    configs = {"a": short, "b": replace(short, seed=1)}
+    folders = train_all(configs, tmp_path, command="interp-analyse x")
+    for name, config in configs.items():
+        assert weights(folders[name]) == weights(train(config, tmp_path / f"{name}-alone"))
+        assert load_suite(folders[name]).run["command"] == "interp-analyse x"
+
+
+def test_finished_runs_are_not_touched(short, tmp_path, monkeypatch):
+    train_all({"a": short}, tmp_path)
+    monkeypatch.setattr(runs, "train", None)  # would fail if called
+    seen = []
+    train_all({"a": short}, tmp_path, on_step=lambda *said: seen.append(said))
+    assert seen == [("a", 8, 8)]
+
+
+def test_an_interrupted_run_is_gone_on_with_and_ends_the_same(short, tmp_path):
+    def stop(name, step, n_steps):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all({"a": short}, tmp_path, on_step=stop)
+    assert not is_done(tmp_path / "a", short) and newest_step(tmp_path / "a") == 4
+    taken = []
+    train_all({"a": short}, tmp_path, on_step=lambda name, step, n: taken.append(step))
+    assert taken == [4, 5, 6, 7, 8, 8]
+    assert weights(tmp_path / "a") == weights(train(short, tmp_path / "whole"))
+
+
+def test_a_run_of_another_configuration_is_refused_but_another_machine_is_not(short, tmp_path):
+    train_all({"a": short}, tmp_path)
+    assert is_done(tmp_path / "a", replace(short, precision="bf16", compile=True, device="cuda"))
+    with pytest.raises(ValueError, match=r"a holds a run of another configuration; give another"):
+        train_all({"a": replace(short, learning_rate=1e-3)}, tmp_path)
+
+
+def test_a_run_whose_last_metrics_are_missing_is_not_done(short, tmp_path):
+    train_all({"a": short}, tmp_path)
+    path = tmp_path / "a" / "metrics.parquet"
+    table = pd.read_parquet(path)
+    table[table.step < 8].to_parquet(path)
+    assert not is_done(tmp_path / "a", short)
+
+
+def test_of_kept_checkpoints_only_the_last_is_on_disk_and_metrics_are_of_all(short, tmp_path):
+    train_all({"a": short}, tmp_path, keep="last")
+    folder = tmp_path / "a"
+    assert [path.name for path in folder.glob("step-*")] == ["step-000008"]
+    assert sorted(set(pd.read_parquet(folder / "metrics.parquet").step)) == [0, 4, 8]
+    assert is_done(folder, short, "last")
+    with pytest.raises(ValueError, match=r"lacks the checkpoint at step 0; delete the folder"):
+        train_all({"a": short}, tmp_path)
+
+
+def test_a_run_with_all_checkpoints_will_do_where_the_last_is_wanted(short, tmp_path):
+    train_all({"a": short}, tmp_path)
+    assert is_done(tmp_path / "a", short, "last") and is_done(tmp_path / "a", short)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_fails_does_not_stop_the_others(short, tmp_path, workers):
+    configs = {"a": replace(short, reference=str(tmp_path / "none")), "b": short}
+    with (
+        local_workers(workers) as executor,
+        pytest.raises(ValueError, match=r"1 of 2 runs failed; a: .*none.*; the others are done"),
+    ):
+        train_all(configs, tmp_path, executor=executor)
+    assert is_done(tmp_path / "b", short)
+
+
+class Recorder(ThreadPoolExecutor):
+    """An executor that is not ours, and remembers what it was given."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.given = []
+
+    def submit(self, fn, /, *args, **kwargs) -> Future:
+        self.given.append(args[1].name)
+        return super().submit(fn, *args, **kwargs)
+
+
+def test_any_executor_trains_the_runs_that_are_left(short, tmp_path):
+    train_all({"b": short}, tmp_path)
+    with Recorder() as executor:
+        train_all({"a": replace(short, seed=1), "b": short}, tmp_path, executor=executor)
+    assert executor.given == ["a"]
+    assert is_done(tmp_path / "a", replace(short, seed=1))
+
+
+def test_workers_share_the_cores_and_one_worker_is_this_process():
+    with local_workers(1) as executor:
+        assert executor is None
