@@ -136,6 +136,13 @@ class CurriculumConfig(StudyConfig):
     steps: int | None = None
     """The budget; by default the preset's, half of it for paper."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"people": 16, "steps": 8}.items():
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise ValueError(f"{name} is {given}; warm-ups need at least {least}")
+
     @property
     def changes(self) -> dict:
         """What the budget changes in the preset's run."""

@@ -4,11 +4,13 @@ The paper's figure A (right): training templates a person and attribute, shuffle
 """
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
 from analyses.studies import Study, curves, outcomes, trained, variants
+from interp.config import TrainConfig
 from interp.training.runs import OnStep
 
 COUNTS = {"smoke": (1, 16), "laptop": (1, 2, 4, 8, 16), "paper": (1, 2, 4, 8, 16)}
@@ -23,28 +25,36 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     folders = trained(config, runs, command=command, on_step=on_step)
     found = curves(folders, runs)
     known = found[found.split == "train"]
+    ends = outcomes(found)
+    tables = {"templates": ends, "templates_curves": known}
+    return Study(tables, figures(tables, config.base), said(tables))
+
+
+def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
+    """By heading."""
+    known = tables["templates_curves"]
     order = known.shuffled.map({True: "shuffled", False: "fixed order"})
     lines = known.assign(series=known.n_train_templates.astype(str) + ", " + order)
-    ends = outcomes(found)
-    figure = beside_paper(
-        across_seeds(lines, series="series", x="step", y="loss"),
-        paper.panel("A", "right"),
-        title="Sentences that a fact is told in",
-        here=f"here, {config.base.n_people} people, n = 1 seed",
-        there="paper, figure A, 64k people, one seed",
-        x=("optimizer step",) * 2,
-        y="attribute loss, new sentences (nats a value)",
-        legend="templates a person and attribute",
-        baselines=(known.baseline.mean(), paper.NO_KNOWLEDGE),
-    )
-    return Study({"templates": ends, "templates_curves": known}, {"Templates": figure}, said(ends))
+    return {
+        "Templates": beside_paper(
+            across_seeds(lines, series="series", x="step", y="loss"),
+            paper.panel("A", "right"),
+            title="Sentences that a fact is told in",
+            here=f"here, {base.n_people} people, n = 1 seed",
+            there="paper, figure A, 64k people, one seed",
+            x=("optimizer step",) * 2,
+            y="attribute loss, new sentences (nats a value)",
+            legend="templates a person and attribute",
+            baselines=(known.baseline.mean(), paper.NO_KNOWLEDGE),
+        )
+    }
 
 
-def said(ends: pd.DataFrame) -> str:
+def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
     return "\n".join(
         f"{row.n_train_templates} templates, {'shuffled' if row.shuffled else 'fixed order'}: "
         f"final loss {row.loss:.2f} nats a value on new sentences (baseline {row.baseline:.2f}), "
         f"accuracy {row.accuracy:.3f}"
-        for row in ends.itertuples()
+        for row in tables["templates"].itertuples()
     )

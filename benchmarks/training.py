@@ -5,10 +5,15 @@ run it: ``interp`` with the settings that ``interp-train`` makes, TransformerLen
 model in fp32, as its ``tools.training.train`` does by default, Hugging Face compiled and
 multiplying in bf16, pads masked out of the loss. Blocks of steps alternate, A B C A B C; the first
 two steps of a block, whose caches are cold, do not count. The ratio is of medians.
+
+Then a step by a reference's attention patterns beside a plain one; steps of the paper's shape; and
+what the paper's whole run takes, in FLOPs.
 """
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from statistics import median
@@ -24,11 +29,15 @@ from interp.bios.batches import training_batch
 from interp.bios.population import draw_population
 from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
 from interp.config import PRESETS, TrainConfig
+from interp.model import has_bf16
 from interp.process import tune_process
 from interp.training.loop import make_step, make_trainee
 
 BLOCKS, STEPS = 5, 12
-
+PAPER_BATCH = 4
+"""Biographies a step here; a whole batch of the paper's takes a minute a step on two cores."""
+H100_BF16 = 989e12
+"""FLOP/s of dense bf16 products that the maker states (NVIDIA H100 SXM data sheet)."""
 
 WAYS = ("interp (compiled, bf16)", "TransformerLens native (fp32)", "Hugging Face (compiled, bf16)")
 
@@ -58,11 +67,78 @@ def main() -> None:
     print(f"{'building the batch':32} {1000 * batch:8.2f} ms   {batch / ours:6.3f} × interp")
     for end in ends.values():
         end.send(None)
-    n_tokens = median(n for _, _, n in times[WAYS[0]])
-    rate, peak = 6 * n_weights() * n_tokens / ours, matrix_throughput()
+    peak = matrix_throughput()
+    say_rate("demo", PRESETS["demo"], times[WAYS[0]], peak)
+    say_attention_patching(PRESETS["demo"])
+    paper = replace(PRESETS["paper"], batch_size=PAPER_BATCH, compile=False)
+    say_rate("paper's shape", paper, steps_of(paper), peak)
+    say_paper_run(PRESETS["paper"])
+
+
+def say_rate(name: str, config: TrainConfig, times: list, peak: float) -> None:
+    seconds = median(seconds for seconds, _, _ in times)
+    n_tokens = median(n for _, _, n in times)
+    rate = 6 * n_weights(config) * n_tokens / seconds
     print(
-        f"{n_tokens / ours:,.0f} tokens/s; {rate / 1e9:.0f} GFLOP/s (6 × weights × tokens), "
-        f"{rate / peak:.0%} of the {peak / 1e9:.0f} that a bf16 product of 2048 × 2048 reaches"
+        f"{name}: {n_tokens / seconds:,.0f} tokens/s; {rate / 1e9:.1f} GFLOP/s (6 × weights × "
+        f"tokens), {rate / peak:.0%} of the {peak / 1e9:.0f} that a product of 2048 × 2048 in "
+        f"{_precision()} reaches"
+    )
+
+
+def say_attention_patching(config: TrainConfig) -> None:
+    """Plain steps and steps by a reference's patterns, in turn."""
+    texts, d_vocab = texts_of(config)
+    config = replace(config, compile=False, precision=_precision())
+    plain, patched = (make_trainee(config, d_vocab) for _ in range(2))
+    reference = make_trainee(replace(config, seed=1), d_vocab).model
+    ways = {
+        "plain": make_step(config, plain),
+        "by a reference's attention": make_step(config, patched, reference),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for block in range(BLOCKS):
+        for name, step in ways.items():
+            for i in range(block * STEPS, block * STEPS + STEPS):
+                batch = training_batch(texts, config, i)
+                start = perf_counter()
+                step(batch)
+                times[name].append(perf_counter() - start)
+    plain_step = median(times["plain"])
+    for name, taken in times.items():
+        ratio = median(taken) / plain_step
+        print(f"{name:32} {1000 * median(taken):8.2f} ms   {ratio:6.3f} × plain, not compiled")
+
+
+def steps_of(config: TrainConfig, n: int = 4) -> list[tuple[float, float, int]]:
+    """Steps of a model by itself, the first two left out; as ``serve`` answers."""
+    texts, d_vocab = texts_of(config)
+    config = replace(config, precision=_precision())
+    step, times = make_step(config, make_trainee(config, d_vocab)), []
+    for i in range(n + 2):
+        batch = training_batch(texts, config, i)
+        start = perf_counter()
+        step(batch)
+        times.append((perf_counter() - start, 0.0, len(batch.tokens)))
+    return times[2:]
+
+
+def say_paper_run(config: TrainConfig) -> None:
+    """FLOPs of a whole run: a token takes 2 × weights + 4 × layers × width × length forwards, and
+    three times that with the way back.
+    """
+    batch = training_batch(texts_of(config)[0], config, 0)
+    length, weights = len(batch.tokens) / config.batch_size, n_weights(config)
+    forward = 2 * weights + 4 * config.n_layers * config.d_model * length
+    trained = length * config.batch_size * config.n_steps
+    people = min(config.n_evaluated, config.n_people) + min(config.n_evaluated, config.n_held_out)
+    evaluated = length * people * len(config.checkpoint_steps)
+    total = forward * (3 * trained + evaluated)
+    print(
+        f"paper's run: {weights / 1e6:.1f} M weights; {trained / 1e6:.0f} M tokens of training "
+        f"({length:.0f} a biography) and {evaluated / 1e6:.0f} M of evaluation; {total:.2e} FLOP, "
+        f"so 15 minutes on one H100 need {total / 900 / H100_BF16:.1%} of its "
+        f"{H100_BF16 / 1e12:.0f} TFLOP/s"
     )
 
 
@@ -70,7 +146,8 @@ def serve(way: str, end: Connection) -> None:
     """Takes the number of a block's first step; answers, for each of its steps, with the seconds
     it took, the seconds of building the batch, and the batch's tokens.
     """
-    config, texts, d_vocab = demo()
+    config = PRESETS["demo"]
+    texts, d_vocab = texts_of(config)
     if way == WAYS[0]:
         tune_process()
         step = make_step(config, make_trainee(config, d_vocab))
@@ -88,18 +165,22 @@ def serve(way: str, end: Connection) -> None:
         end.send(times)
 
 
-def demo() -> tuple[TrainConfig, Texts, int]:
-    config = PRESETS["demo"]
+@lru_cache
+def texts_of(config: TrainConfig) -> tuple[Texts, int]:
+    """And how many tokens there are."""
     people = draw_population(config.n_people, config.n_held_out, config, seed=0)
     tokenizer = tokenizer_for(people)
-    return config, lay_out(people, tokenizer, seed=0), tokenizer.get_vocab_size()
+    return lay_out(people, tokenizer, seed=0), tokenizer.get_vocab_size()
 
 
-def n_weights() -> int:
+def n_weights(config: TrainConfig) -> int:
     """Of the matrices that a token is multiplied by."""
-    config, _, d_vocab = demo()
-    model = make_trainee(config, d_vocab).model
+    model = make_trainee(config, texts_of(config)[1]).model
     return sum(w.numel() for w in model.parameters()) - model.embed.weight.numel()
+
+
+def _precision() -> str:
+    return "bf16" if has_bf16("cpu") else "fp32"
 
 
 def transformer_lens_step(config: TrainConfig, d_vocab: int) -> Callable[[Biographies], None]:
@@ -159,8 +240,9 @@ def rows(batch: Biographies, pad: int = 0) -> torch.Tensor:
 
 
 def matrix_throughput() -> float:
-    """FLOP/s of a large bf16 matrix product."""
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    """FLOP/s of a large matrix product in what training multiplies in here."""
+    dtype = torch.bfloat16 if has_bf16("cpu") else torch.float32
+    a = torch.randn(2048, 2048, dtype=dtype)
     for _ in range(3):
         a @ a
     start = perf_counter()

@@ -6,11 +6,13 @@ Needs a browser for playwright; ``REPORT_BROWSER=chromium`` takes the system's.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 
 import plotly.graph_objects as go
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 import interp
 from interp.figures import cell_label, enough_and_needed, patch_heatmaps
@@ -67,11 +69,7 @@ def main() -> None:
         ]
         figures["both"] = enough_and_needed(*map(interp.figures.by_site, both))
     FOLDER.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=which(os.environ.get("REPORT_BROWSER", "")), args=["--no-sandbox"]
-        )
-        page = browser.new_page(viewport={"width": 1000, "height": 900})
+    with browser_page() as page:
         for name, figure in figures.items():
             write_png(page, figure, FOLDER / f"{name}.png")
 
@@ -90,6 +88,16 @@ def say_strongest(name: str, tree) -> None:
                 f"{cell_label(site, c)} {float(shares[i]):.2f}" for c, i in zip(cells, order)
             ),
         )
+
+
+@contextmanager
+def browser_page() -> Iterator[Page]:
+    """To draw figures on."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=which(os.environ.get("REPORT_BROWSER", "")), args=["--no-sandbox"]
+        )
+        yield browser.new_page(viewport={"width": 1000, "height": 900})
 
 
 def write_png(page, figure: go.Figure, path: Path) -> None:

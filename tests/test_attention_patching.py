@@ -130,6 +130,9 @@ def test_a_stopped_run_goes_on_with_the_reference(run, config, tmp_path):
         ({"reference": "nosuch"}, "no run.json in nosuch"),
     ],
 )
-def test_a_reference_that_does_not_fit_is_refused(run, config, tmp_path, changes, message):
+def test_a_reference_that_does_not_fit_is_refused_before_the_run_is_begun(
+    run, config, tmp_path, changes, message
+):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(replace(patched(config, run), **changes), tmp_path / "run")
+    train(replace(config, n_steps=1), tmp_path / "run")  # nothing was begun there

@@ -1,0 +1,39 @@
+"""The tables and figures of docs/findings.md, from a folder of studies: ``python
+docs/make_findings.py studies/laptop`` puts them into analyses/results/laptop; without a folder the
+figures are drawn anew from the tables that are there.
+"""
+
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+from make_figures import browser_page, write_png
+
+from analyses.cli import STUDIES
+from interp.report import anchor
+
+RESULTS = Path(__file__).parents[1] / "analyses" / "results" / "laptop"
+
+
+def main() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for folder in sys.argv[1:]:
+        for path in Path(folder).glob("*.csv"):
+            shutil.copy(path, RESULTS)
+    with browser_page() as page:
+        for name, (kind, _) in STUDIES.items():
+            stem = name.replace("-", "_")
+            found = RESULTS.glob(f"{stem}*.csv")
+            tables = {path.stem: pd.read_csv(path) for path in sorted(found)}
+            if not tables:
+                continue
+            base = kind(preset="laptop").base
+            figures = import_module(f"analyses.{stem}").figures(tables, base)
+            for heading, figure in figures.items():
+                write_png(page, figure, RESULTS / f"{name}-{anchor(heading)}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Studies of training runs: names, tables, and each of them run at its smallest size."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses import cli, curriculum, distributions, scaling
+from analyses.attention_patching import FEW, FROZEN, REFERENCES
+from analyses.beside_paper import across_seeds
+from analyses.config import BASES, CurriculumConfig, StudyConfig
+from analyses.paper import panel
+from analyses.studies import curves, name_of, outcomes, save, variants
+from interp.bios.batches import training_batch
+from interp.config import preset
+from interp.suite import load_suite
+from interp.training.runs import newest_step
+
+SMOKE = BASES["smoke"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+def ask(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["interp-analyse", *map(str, words)])
+    cli.analyse()
+
+
+@pytest.mark.parametrize(
+    ("name", "n_tables"),
+    [
+        ("phases", 3),
+        ("scaling", 4),
+        ("distributions", 4),
+        ("curriculum", 4),
+        ("attention-patching", 2),
+        ("templates", 2),
+    ],
+)
+def test_each_study_runs_and_a_second_time_trains_nothing(out, capsys, monkeypatch, name, n_tables):
+    words = [name, "--preset", "smoke", "--out", out, "--workers", "1"]
+    ask(monkeypatch, *words)
+    first = capsys.readouterr().out
+    prefix = name.replace("-", "_")
+    tables = {path.name: path.read_bytes() for path in out.glob(f"{prefix}*.csv")}
+    assert len(tables) == n_tables and all(len(x.splitlines()) > 1 for x in tables.values())
+    page = (out / f"{name}.html").read_text()
+    assert f"interp-analyse {name} --preset smoke" in page and page.count("plotly-graph-div") >= 1
+    monkeypatch.setattr("interp.training.runs.train", None)  # would fail if called
+    ask(monkeypatch, *words)
+    assert capsys.readouterr().out == first
+    assert {path.name: path.read_bytes() for path in out.glob(f"{prefix}*.csv")} == tables
+
+
+def test_phases_reads_runs_there_are(run, tmp_path, capsys, monkeypatch):
+    ask(monkeypatch, "phases", "--ckpt", run, "--out", tmp_path)
+    assert "the plateau had not ended by step 30" in capsys.readouterr().out
+    attention = pd.read_csv(tmp_path / "phases_attention.csv")
+    assert sorted(set(attention.step)) == [0, 10, 20, 30] and set(attention.layer) == {0, 1, 2}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_input_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    for words, said in {
+        ("scaling", "--workers", "0"): "workers is 0; it must be at least 1",
+        ("phases", "--ckpt", tmp_path): f"no run.json in {tmp_path}",
+        ("curriculum", "--people", "1"): "people is 1; warm-ups need at least 16",
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            ask(monkeypatch, *words)
+        assert end.value.code == 2
+        message = capsys.readouterr().err
+        assert message.startswith("interp-analyse: error: ") and said in message
+        assert len(message.splitlines()) == 1
+
+
+def test_runs_are_named_after_what_they_vary_and_not_after_the_machine():
+    assert name_of(SMOKE, replace(SMOKE, device="cuda", precision="bf16")) == "base"
+    changed = replace(SMOKE, n_people=48, power_law=0.8, schedule=("5:1,0",))
+    assert name_of(SMOKE, changed) == "n_people-48_power_law-0.8_schedule-5x1-0"
+    assert list(variants(SMOKE, [{}, {"seed": 1}, {}])) == ["base", "seed-1"]
+
+
+def test_no_two_runs_of_a_study_share_a_name():
+    base = preset("paper")
+    changes = [
+        *({"n_people": n, "seed": s} for n in scaling.SIZES["paper"] for s in range(5)),
+        *scaling.other_settings(base),
+        *({"power_law": a} for a in distributions.ALPHAS["paper"] if a),
+    ]
+    assert len(variants(base, changes)) == len(changes)
+
+
+def test_references_are_checkpoints_of_the_base_run():
+    for size, base in BASES.items():
+        steps = {*REFERENCES[size], *FROZEN[size], *FEW[size]}
+        assert steps <= set(base.checkpoint_steps), size
+
+
+def test_other_batch_sizes_see_as_many_biographies_at_as_many_checkpoints():
+    base = BASES["laptop"]
+    for change in scaling.other_settings(base)[:2]:
+        other = replace(base, **change)
+        assert other.batch_size * other.n_steps == base.batch_size * base.n_steps
+        seen = [step * other.batch_size for step in other.checkpoint_steps]
+        assert seen == [step * base.batch_size for step in base.checkpoint_steps]
+
+
+@pytest.fixture
+def hand_made():
+    """Two runs of 10 people and a batch of 5, baseline 2; the second never leaves its plateau."""
+    steps = [0, 10, 20, 30]
+    table = {"known": [9.0, 2.05, 2.0, 1.0], "stuck": [9.0, 2.05, 2.0, 2.0]}
+    rows = [
+        {
+            "run": run, "n_people": 10, "seed": 0, "step": step, "split": split,
+            "biographies_a_person": step / 2, "loss": loss + (split == "held-out"),
+            "accuracy": 0.5, "max_probability": 0.5, "entropy": 1.0, "training_loss": 1.0,
+            "baseline": 2.0,
+        }
+        for run, losses in table.items()
+        for step, loss in zip(steps, losses)
+        for split in ("train", "held-out")
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_an_outcome_is_read_off_the_people_trained_on(hand_made):
+    found = outcomes(hand_made).set_index("run")
+    known, stuck = found.loc["known"], found.loc["stuck"]
+    assert (known.plateau_start, known.plateau_end, known.resolution) == (10, 30, 10)
+    assert known.plateau_end_biographies_a_person == 15
+    assert (known.loss, known.n_steps) == (1.0, 30)
+    assert np.isnan([stuck.plateau_end, stuck.resolution]).all()
+
+
+def test_curves_say_what_varies(out, monkeypatch):
+    runs = variants(SMOKE, [{}, {"seed": 1}, {"n_train_templates": 1}])
+    folders = {name: out / "runs" / name for name in runs}
+    assert {newest_step(folder) for folder in folders.values()} == {SMOKE.n_steps}
+    found = curves(folders, runs)
+    assert {"n_people", "seed", "n_train_templates"} < set(found.columns)
+    assert not {"batch_size", "n_steps", "schedule"} & set(found.columns)
+    last = found[(found.run == "base") & (found.step == 12)].iloc[0]
+    assert last.biographies_a_person == 12 * 4 / 24
+    stored = load_suite(folders["base"]).metrics.query("step == 12 and attribute == 'average'")
+    assert last.loss == stored[stored.split == "train"].loss.item()
+
+
+def test_seeds_are_averaged_with_students_interval():
+    table = pd.DataFrame({"of": ["a"] * 3, "at": 1, "value": [1.0, 2.0, 6.0]})
+    row = across_seeds(table, series="of", x="at", y="value").iloc[0]
+    assert (row.y, row.n) == (3.0, 3)
+    assert row.margin == pytest.approx(4.30265 * 7**0.5 / 3**0.5, rel=1e-4)
+
+
+def test_a_gain_is_positive_where_the_warm_up_is_better():
+    fresh = pd.DataFrame({
+        "seed": [1, 1, 2, 2], "warmup_people": [0, 5, 0, 5], "loss": [3.0, 2.0, 4.0, 2.0],
+        "accuracy": [0.1, 0.4, 0.2, 0.3], "plateau_end": [100.0, 120.0, 100.0, 140.0],
+    })  # fmt: skip
+    won = curriculum.gain(fresh).set_index("measure")
+    assert won.gain.to_dict() == pytest.approx({"loss": 1.5, "accuracy": 0.2, "plateau_end": -30})
+    assert won.gain_margin["loss"] == pytest.approx(12.7062 * 0.5, rel=1e-4)
+    assert won.uniform["loss"] == 3.5 and won.warm_up["loss"] == 2.0
+
+
+def test_the_power_law_is_of_runs_whose_plateau_ended():
+    ends = pd.DataFrame({
+        "n_people": [10, 20, 40, 80], "plateau_end": [100.0, 200.0, 400.0, np.nan],
+        "plateau_end_biographies_a_person": [5.0, 5.0, 5.0, np.nan],
+    })  # fmt: skip
+    laws = scaling.fits(ends).set_index(["measure", "whose"])
+    ours = laws.loc[("plateau_end", "here")]
+    assert (ours.exponent, ours.factor, ours.n) == pytest.approx((1, 10, 3))
+    assert laws.loc[("plateau_end", "paper")].n == 7
+
+
+@pytest.mark.parametrize(
+    "change", [{"power_law": 1.0}, {"celebrities": 4, "celebrity_weight": 4.0}]
+)
+def test_accuracy_by_frequency_covers_everybody_and_says_how_often_they_were_met(out, change):
+    ((name, config),) = variants(SMOKE, [change]).items()
+    folder = out / "runs" / name
+    found = distributions.by_frequency(folder, config)
+    assert found.n.sum() == config.n_people
+    assert (found.biographies_a_person.diff().dropna() < 0).all()
+    total = (found.biographies_a_person * found.n).sum()
+    assert total == pytest.approx(config.n_steps * config.batch_size)
+    if "celebrities" in change:  # 4 of 24 people, 4 times as often: 4/36 of 48 biographies each
+        assert found.biographies_a_person.tolist() == pytest.approx([48 / 9, 48 / 36])
+        assert found.n.tolist() == [4, 20]
+    texts = load_suite(folder).texts
+    drawn = np.concatenate([training_batch(texts, config, s).people for s in range(12)])
+    assert (drawn < 4).mean() > 4 / 24  # who is called frequent, was
+
+
+def test_a_budget_of_ones_own_is_what_the_warm_up_is_sought_for():
+    config = CurriculumConfig(preset="laptop", people=500, steps=900)
+    assert (config.base.n_people, config.base.n_steps) == (500, 900)
+    assert CurriculumConfig().base.n_people == 2 * BASES["laptop"].n_people
+    assert StudyConfig(device="cpu").base.device == "cpu"
+
+
+def test_the_page_escapes_what_it_is_told(tmp_path):
+    from analyses.studies import Study
+
+    page = save(Study({}, {}, "<b>bold</b>"), "x", tmp_path, "a <script>").read_text()
+    assert "&lt;b&gt;bold" in page and "a &lt;script&gt;" in page
+
+
+def test_the_papers_points_can_be_had_by_panel():
+    assert panel("2", "right").y.tolist() == [375, 600, 1110, 2090, 3085, 6030, 10855]
+    with pytest.raises(ValueError, match="no panel 'up' in figure 2"):
+        panel("2", "up")
