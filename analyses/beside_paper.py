@@ -46,7 +46,11 @@ def beside_paper(
             too share its colours.
         baselines: no-knowledge baselines, dotted.
     """
-    figure = make_subplots(1, 2, subplot_titles=[here, there], horizontal_spacing=0.11)
+    figure = make_subplots(1, 2, subplot_titles=[here, there])
+    figure.update_xaxes(domain=[0, 0.33], col=1)
+    figure.update_xaxes(domain=[0.53, 0.86], col=2)
+    for annotation, at in zip(figure.layout.annotations, (0, 0.53)):
+        annotation.update(x=at, xanchor="left", font_size=14)
     for column, table in enumerate((ours, paper), 1):
         order = list(dict.fromkeys(table.series))
         colors = _colors(len(order))
@@ -54,10 +58,9 @@ def beside_paper(
             line = table[table.series == series].sort_values("x")
             name = (names or {}).get(series, str(series)) if column == 1 else str(series)
             _add(figure, line, column, name, color, log_y, "lines+markers" if markers else "lines")
-        if baselines[column - 1] is not None:
-            figure.add_hline(
-                baselines[column - 1], line={"dash": "dot", "color": "#777"}, row=1, col=column
-            )
+        if (baseline := baselines[column - 1]) is not None:
+            ends = pd.DataFrame({"x": [table.x.min(), table.x.max()], "y": baseline})
+            _add(figure, ends, column, "no knowledge", "#777", log_y, "lines", dash="dot")
         figure.update_xaxes(title_text=x[column - 1], row=1, col=column)
     figure.update_xaxes(type="log" if log_x else "linear")
     figure.update_yaxes(type="log" if log_y else "linear", title_text=y, col=1)
@@ -75,9 +78,9 @@ def beside_paper(
         font=FONT,
         width=1100,
         height=470,
-        margin={"t": 100, "b": 120},
-        legend={"orientation": "h", "y": -0.22, "x": 0, "title": f"here: {legend}"},
-        legend2={"orientation": "h", "y": -0.22, "x": 0.56, "title": "paper"},
+        margin={"t": 100},
+        legend={"x": 0.34, "title": legend, "bgcolor": "rgba(0,0,0,0)"},
+        legend2={"x": 0.87, "title": "paper", "bgcolor": "rgba(0,0,0,0)"},
     )
     return figure
 
@@ -90,6 +93,7 @@ def _add(
     color: str,
     log_y: bool,
     mode: str,
+    dash: str = "solid",
 ) -> None:
     group = f"{column}-{name}"
     legend = "legend" if column == 1 else "legend2"
@@ -117,7 +121,7 @@ def _add(
             y=line.y,
             mode=mode,
             name=name,
-            line={"color": color},
+            line={"color": color, "dash": dash},
             legendgroup=group,
             legend=legend,
         ),

@@ -69,13 +69,14 @@ def hallucination(found: pd.DataFrame) -> pd.DataFrame:
 
 def interval(folder: Path, plateau_end: float, device: str) -> tuple[float, float]:
     """95 % interval of the plateau's end over the people evaluated; only checkpoints near it are
-    asked, those up to twice and from half its step.
+    asked, from half to twice its step. NaN where one of them is not on disk.
     """
     suite = load_suite(folder)
-    if not np.isfinite(plateau_end):
+    near = suite.metrics.step.between(plateau_end / 2, 2 * plateau_end)
+    steps = sorted(set(suite.metrics.step[near]))
+    if not steps or not set(steps) <= set(suite.steps):
         return np.nan, np.nan
     people = evaluation_set(suite.texts, suite.config, "train")
-    steps = [step for step in suite.steps if plateau_end / 2 <= step <= 2 * plateau_end]
     losses = [by_person(suite.load(step, device=device), people).loss for step in steps]
     return plateau_end_interval(np.array(steps), np.stack(losses), suite.no_knowledge_baseline)
 
@@ -139,9 +140,9 @@ def _known_first(table: pd.DataFrame) -> pd.DataFrame:
 def _attention_lines(attention: pd.DataFrame) -> pd.DataFrame:
     last = attention.layer.max()
     of = {
-        "last name → names, first layer": ("last_name_to_name", 0),
-        "attribute → names, last layer": ("attribute_to_name", last),
-        "attribute → text, last layer": ("attribute_to_text", last),
+        "last name → names,<br>first layer": ("last_name_to_name", 0),
+        "value → names,<br>last layer": ("attribute_to_name", last),
+        "value → text,<br>last layer": ("attribute_to_text", last),
     }
     return pd.concat(
         [

@@ -97,11 +97,12 @@ def browser_page() -> Iterator[Page]:
         browser = playwright.chromium.launch(
             executable_path=which(os.environ.get("REPORT_BROWSER", "")), args=["--no-sandbox"]
         )
-        yield browser.new_page(viewport={"width": 1000, "height": 900})
+        yield browser.new_page(viewport={"width": 1200, "height": 900})
 
 
 def write_png(page, figure: go.Figure, path: Path) -> None:
-    page.set_content(figure.update_layout(width=980).to_html(config={"displayModeBar": False}))
+    width = figure.layout.width or 980
+    page.set_content(figure.update_layout(width=width).to_html(config={"displayModeBar": False}))
     page.wait_for_selector(".main-svg")
     page.locator(".plotly-graph-div").screenshot(path=path)
 

@@ -10,6 +10,7 @@ _HOMES = {
     "TrainConfig": "interp.config",
     "preset": "interp.config",
     "train": "interp.training.loop",
+    "train_all": "interp.training.runs",
     "load_suite": "interp.suite",
     "patch": "interp.patching.patch",
     "patch_suite": "interp.sweep",
