@@ -9,14 +9,13 @@ that met only a quarter of the people.
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, outcomes, trained, variants
+from analyses.studies import Study, curves, end_of, outcomes, trained, variants
 from interp.config import TrainConfig
 from interp.training.runs import OnStep
 
@@ -121,7 +120,7 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     for row in ends.itertuples():
         how = f"{row.kind}, reference step {row.reference_step}"
         how = "no patching" if row.kind == "none" else how
-        end = f"plateau ends at {row.plateau_end:.0f}"
-        end = "plateau not left" if np.isnan(row.plateau_end) else end
-        lines.append(f"{how}: {end}, final loss {row.loss:.2f}, accuracy {row.accuracy:.3f}")
+        lines.append(
+            f"{how}: {end_of(row)}, final loss {row.loss:.2f}, accuracy {row.accuracy:.3f}"
+        )
     return "\n".join(lines)

@@ -14,9 +14,10 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, outcomes, trained, variants
+from analyses.studies import Study, curves, end_of, outcomes, trained, variants
 from interp.bios.batches import evaluation_set, sampling_weights
 from interp.config import TrainConfig
+from interp.figures.labels import FONT
 from interp.suite import load_suite
 from interp.training.evaluation import by_person
 from interp.training.runs import OnStep
@@ -35,36 +36,29 @@ CELEBRITIES = {"smoke": ((4, 4),), "laptop": ((40, 4), (40, 8)), "paper": (
     (4000, 2), (4000, 4), (4000, 8), (4000, 16), (16_000, 8))}  # fmt: skip
 CELEBRITIES_OF = {"smoke": 24, "laptop": 640, "paper": 64_000}
 N_BINS = 5
+WHO = ("n_people", "power_law", "celebrities", "celebrity_weight")
+"""Fields that say who is met how often."""
 
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Plateau and final loss by exponent, population and celebrities; accuracy by frequency."""
-    size = config.preset
-    laws = variants(
-        config.base,
-        [{"n_people": n, "power_law": alpha} for n in SIZES[size] for alpha in ALPHAS[size]],
-    )
-    n = CELEBRITIES_OF[size]
-    famous = variants(
-        config.base,
-        [{"n_people": n}]
-        + [
-            {"n_people": n, "celebrities": k, "celebrity_weight": float(weight)}
-            for k, weight in CELEBRITIES[size]
-        ],
-    )
-    folders = trained(config, laws | famous, command=command, on_step=on_step)
-    of_laws, of_famous = (curves({k: folders[k] for k in runs}, runs) for runs in (laws, famous))
+    size, n = config.preset, CELEBRITIES_OF[config.preset]
+    laws = [{"n_people": n, "power_law": alpha} for n in SIZES[size] for alpha in ALPHAS[size]]
+    famous = [
+        {"n_people": n, "celebrities": k, "celebrity_weight": float(weight)}
+        for k, weight in CELEBRITIES[size]
+    ]
+    runs = variants(config.base, [*laws, {"n_people": n}, *famous])
+    folders = trained(config, runs, command=command, on_step=on_step)
+    found, frequencies = curves(folders, runs), []
+    for name, run in runs.items():
+        who = {"run": name} | {field: getattr(run, field) for field in WHO}
+        frequencies.append(by_frequency(folders[name], run).assign(**who))
     tables = {
-        "distributions": outcomes(of_laws),
-        "distributions_celebrities": outcomes(of_famous),
-        "distributions_curves": of_laws[of_laws.split == "train"],
-        "distributions_by_frequency": pd.concat(
-            [by_frequency(folders[name], runs[name]).assign(run=name, **_kind(runs[name]))
-             for runs in (laws, famous) for name in runs],
-            ignore_index=True,
-        ).drop_duplicates(["run", "bin"]),
-    }  # fmt: skip
+        "distributions": outcomes(found),
+        "distributions_curves": found[found.split == "train"],
+        "distributions_by_frequency": pd.concat(frequencies, ignore_index=True),
+    }
     return Study(tables, figures(tables, config.base), said(tables))
 
 
@@ -87,20 +81,16 @@ def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
     return table.assign(n=known.groupby("bin").size()).reset_index()
 
 
-def _kind(config: TrainConfig) -> dict:
-    fields = ("n_people", "power_law", "celebrities", "celebrity_weight")
-    return {field: getattr(config, field) for field in fields}
-
-
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
     """By heading."""
-    found = tables["distributions"]
+    every, curve = tables["distributions"], tables["distributions_curves"]
+    found = every[every.celebrities == 0]
     ends = found.rename(columns={"n_people": "series", "power_law": "x", "plateau_end": "y"})
     theirs = paper.panel("4", "left")
     theirs["series"] = theirs.series.str.replace(" individuals", "")
     middle = sorted(set(found.n_people))[len(set(found.n_people)) // 2]
-    lines = tables["distributions_curves"]
-    lines = lines[lines.n_people == middle]
+    lines = curve[(curve.n_people == middle) & (curve.celebrities == 0)]
+    famous = _famous(curve)
     finals = found.rename(columns={"n_people": "series", "power_law": "x", "loss": "y"})
     best = paper.panel("G", "power law, 64k individuals, 8k steps")
     last = best[best.x == best.groupby("series").x.transform("max")]
@@ -126,13 +116,68 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             y="attribute loss (nats a value)", legend="α",
             baselines=(lines.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
+        "Curves and celebrities": beside_paper(
+            across_seeds(famous, series="series", x="step", y="loss"),
+            _without_prefix(paper.panel("H", "right")),
+            title="Loss over training, by how much more often celebrities are met",
+            here=f"here, {famous.n_people.iloc[0]} people, "
+            f"{famous.celebrities.max()} of them celebrities, {shape}",
+            there="paper, figure H, 64k people, 4k celebrities, 8k steps",
+            x=("optimizer step",) * 2, y="attribute loss (nats a value)", legend="weight",
+            baselines=(famous.baseline.mean(), paper.NO_KNOWLEDGE),
+        ),
+        "Accuracy by frequency": _by_frequency(tables["distributions_by_frequency"], middle),
     }  # fmt: skip
+
+
+def _famous(curve: pd.DataFrame) -> pd.DataFrame:
+    """Curves of the population that has celebrities, with as many as the most runs have."""
+    n = curve[curve.celebrities > 0].n_people.iloc[0]
+    count = curve[curve.celebrities > 0].celebrities.mode()[0]
+    alike = (curve.n_people == n) & (curve.power_law == 0) & curve.celebrities.isin([0, count])
+    name = curve.celebrity_weight.map("{:g}".format).where(curve.celebrities > 0, "uniform")
+    return curve.assign(series=name)[alike]
+
+
+def _without_prefix(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(series=table.series.str.extract(r" w(\d+)")[0])
+
+
+def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
+    shown = table[(table.n_people == n_people) & (table.celebrities == 0)]
+    figure = go.Figure()
+    for alpha, line in shown.groupby("power_law"):
+        figure.add_trace(
+            go.Scatter(
+                x=line.biographies_a_person,
+                y=line.accuracy,
+                mode="lines+markers",
+                name=f"{alpha:g}",
+            )
+        )
+    figure.update_layout(
+        title={
+            "text": "What is known of people, by how often they were met<br><sup>"
+            f"{n_people} people in fifths by frequency, n = 1 seed; uniform sampling: all alike"
+            "</sup>",
+            "x": 0.02,
+        },
+        xaxis={"title": "biographies a person, expected, whole training", "type": "log"},
+        yaxis={"title": "attribute accuracy (share of values)", "range": [-0.02, 1.02]},
+        legend={"title": "exponent α"},
+        template="simple_white",
+        font=FONT,
+        width=760,
+        height=460,
+    )
+    return figure
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
     lines = []
-    for n, table in tables["distributions"].groupby("n_people"):
+    every = tables["distributions"]
+    for n, table in every[every.celebrities == 0].groupby("n_people"):
         ended, best = table.dropna(subset=["plateau_end"]), table.loc[table.loss.idxmin()]
         if len(ended):
             first = ended.loc[ended.plateau_end.idxmin()]
@@ -141,4 +186,9 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
             end = "nowhere, none ended"
         last = f"α = {best.power_law:g} ({best.loss:.2f})"
         lines.append(f"{n} people: plateau shortest {end}, final loss lowest at {last}")
+    for row in every[every.celebrities > 0].itertuples():
+        who = f"{row.celebrities} of {row.n_people} people with weight {row.celebrity_weight:g}"
+        lines.append(
+            f"{who}: {end_of(row)}, final loss {row.loss:.2f}, accuracy {row.accuracy:.3f}"
+        )
     return "\n".join(lines)

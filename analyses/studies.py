@@ -112,6 +112,12 @@ def outcomes(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def end_of(outcome) -> str:
+    """When the plateau of a row of ``outcomes`` ends, in words."""
+    end = outcome.plateau_end
+    return "plateau not left" if np.isnan(end) else f"plateau ends at {end:.0f}"
+
+
 def save(study: Study, name: str, folder: Path, command: str) -> Path:
     """The page of the study, written to ``folder`` beside its tables."""
     for table_name, table in study.tables.items():

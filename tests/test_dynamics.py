@@ -97,6 +97,9 @@ def test_a_power_laws_interval_is_students():
     assert law.exponent == pytest.approx(0.34657, abs=1e-5)
     assert law.exponent_high - law.exponent == pytest.approx(12.7062 * 0.20009, abs=1e-3)
     assert law.factor == pytest.approx(2 ** (1 / 6))
+    # the intercept's standard error is ln(2)/sqrt(6) * sqrt(1/3 + 1/2)
+    assert law.factor_high == pytest.approx(2 ** (1 / 6) * np.exp(12.7062 * 0.25832), rel=1e-3)
+    assert law.factor_low * law.factor_high == pytest.approx(law.factor**2)
     assert law.r_squared == pytest.approx(0.75)
 
 

@@ -16,7 +16,7 @@ from analyses.studies import curves, name_of, outcomes, save, variants
 from interp.bios.batches import training_batch
 from interp.config import preset
 from interp.suite import load_suite
-from interp.training.runs import newest_step
+from interp.training.runs import train_all
 
 SMOKE = BASES["smoke"]
 
@@ -36,7 +36,7 @@ def ask(monkeypatch, *words):
     [
         ("phases", 3),
         ("scaling", 4),
-        ("distributions", 4),
+        ("distributions", 3),
         ("curriculum", 4),
         ("attention-patching", 2),
         ("templates", 2),
@@ -139,10 +139,9 @@ def test_an_outcome_is_read_off_the_people_trained_on(hand_made):
     assert np.isnan([stuck.plateau_end, stuck.resolution]).all()
 
 
-def test_curves_say_what_varies(out, monkeypatch):
+def test_curves_say_what_varies(out):
     runs = variants(SMOKE, [{}, {"seed": 1}, {"n_train_templates": 1}])
-    folders = {name: out / "runs" / name for name in runs}
-    assert {newest_step(folder) for folder in folders.values()} == {SMOKE.n_steps}
+    folders = train_all(runs, out / "runs")
     found = curves(folders, runs)
     assert {"n_people", "seed", "n_train_templates"} < set(found.columns)
     assert not {"batch_size", "n_steps", "schedule"} & set(found.columns)
@@ -185,8 +184,8 @@ def test_the_power_law_is_of_runs_whose_plateau_ended():
     "change", [{"power_law": 1.0}, {"celebrities": 4, "celebrity_weight": 4.0}]
 )
 def test_accuracy_by_frequency_covers_everybody_and_says_how_often_they_were_met(out, change):
-    ((name, config),) = variants(SMOKE, [change]).items()
-    folder = out / "runs" / name
+    runs = variants(SMOKE, [change])
+    (config,), (folder,) = runs.values(), train_all(runs, out / "runs").values()
     found = distributions.by_frequency(folder, config)
     assert found.n.sum() == config.n_people
     assert (found.biographies_a_person.diff().dropna() < 0).all()
