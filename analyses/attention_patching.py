@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, end_of, outcomes, trained, variants
+from analyses.studies import Study, curves, in_words, outcomes, trained, variants
 from interp.config import TrainConfig
 from interp.training.runs import OnStep
 
@@ -120,7 +120,5 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     for row in ends.itertuples():
         how = f"{row.kind}, reference step {row.reference_step}"
         how = "no patching" if row.kind == "none" else how
-        lines.append(
-            f"{how}: {end_of(row)}, final loss {row.loss:.2f}, accuracy {row.accuracy:.3f}"
-        )
+        lines.append(f"{how}: {in_words(row)}")
     return "\n".join(lines)

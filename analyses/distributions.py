@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, end_of, outcomes, trained, variants
+from analyses.studies import Study, curves, in_words, outcomes, trained, variants
 from interp.bios.batches import evaluation_set, sampling_weights
 from interp.config import TrainConfig
 from interp.figures.labels import FONT
@@ -188,7 +188,5 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
         lines.append(f"{n} people: plateau shortest {end}, final loss lowest at {last}")
     for row in every[every.celebrities > 0].itertuples():
         who = f"{row.celebrities} of {row.n_people} people with weight {row.celebrity_weight:g}"
-        lines.append(
-            f"{who}: {end_of(row)}, final loss {row.loss:.2f}, accuracy {row.accuracy:.3f}"
-        )
+        lines.append(f"{who}: {in_words(row)}")
     return "\n".join(lines)

@@ -112,10 +112,11 @@ def outcomes(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def end_of(outcome) -> str:
-    """When the plateau of a row of ``outcomes`` ends, in words."""
+def in_words(outcome) -> str:
+    """A row of ``outcomes``: the plateau's end, final loss and accuracy."""
     end = outcome.plateau_end
-    return "plateau not left" if np.isnan(end) else f"plateau ends at {end:.0f}"
+    end = "plateau not left" if np.isnan(end) else f"plateau ends at {end:.0f}"
+    return f"{end}, final loss {outcome.loss:.2f}, accuracy {outcome.accuracy:.3f}"
 
 
 def save(study: Study, name: str, folder: Path, command: str) -> Path:

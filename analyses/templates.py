@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, outcomes, trained, variants
+from analyses.studies import Study, curves, in_words, outcomes, trained, variants
 from interp.config import TrainConfig
 from interp.training.runs import OnStep
 
@@ -54,7 +54,6 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
     return "\n".join(
         f"{row.n_train_templates} templates, {'shuffled' if row.shuffled else 'fixed order'}: "
-        f"final loss {row.loss:.2f} nats a value on new sentences (baseline {row.baseline:.2f}), "
-        f"accuracy {row.accuracy:.3f}"
+        f"{in_words(row)}, on new sentences"
         for row in tables["templates"].itertuples()
     )
