@@ -35,7 +35,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     few = {"warmup_people": base.n_people // SHARE_OF_FEW, "warmup_steps": base.n_steps}
     references = variants(base, [{}, few])
     at = {"command": command, "on_step": on_step}
-    whole, of_few = trained(config, references, keep="all", **at).values()
+    whole, of_few = trained(config, references, keep_all=True, **at).values()
     kinds = {
         "from the start": [_patched(whole, step) for step in REFERENCES[size]],
         "frozen": [_patched(whole, step, start=step) for step in FROZEN[size]],
@@ -59,7 +59,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def _patched(reference: Path, step: int, *, start: int = 0) -> dict:
-    return {"reference": str(reference), "reference_step": step, "start_step": start}
+    return {"reference": str(reference.resolve()), "reference_step": step, "start_step": start}
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
@@ -93,7 +93,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             _papers_finals(),
             title="What is known at the end, by the step of the reference",
             here=shape,
-            there="paper, figures 3 and W, 64k people, one seed",
+            there="paper, figures 3 and W",
             x=("step of the reference (of its own training)",) * 2,
             y="final attribute loss (nats a value)",
             legend="patterns",
@@ -110,7 +110,7 @@ def _papers_finals() -> pd.DataFrame:
     start = pd.DataFrame({
         "series": "from the start", "x": last.series.str.split().str[-1].astype(int), "y": last.y
     })  # fmt: skip
-    return pd.concat([start, paper.FIGURE_W.assign(series="few people")])
+    return pd.concat([start, paper.FIGURE_W.assign(series="8 groups in turn")])
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:

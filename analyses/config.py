@@ -1,6 +1,7 @@
 """What the analyses can be told: one dataclass an analysis, the source of its flags."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from interp.config import ATTRIBUTES, PRESETS, Device, TrainConfig
@@ -45,7 +46,7 @@ BASES: dict[Size, TrainConfig] = {
     "paper": TrainConfig(),
 }
 """The run that a study of each size varies. ``laptop`` is the paper's divided: people by 200, steps
-by 8, the batch by 8.
+by 8, the batch by 8; so a person is met 100 times instead of 32, by a far smaller model.
 """
 
 
@@ -98,8 +99,8 @@ class StudyConfig:
     """smoke takes seconds and shows nothing but that all works; laptop minutes to an hour; paper is
     the paper's own size, for a GPU."""
     out: str | None = None
-    """Folder of tables and figures; by default studies/PRESET. Runs are kept in its folder runs,
-    where all studies of the same size share them."""
+    """Folder of tables and figures; by default studies/PRESET, or one named after what else was
+    given. Runs are kept in its folder runs, where all studies of the same size share them."""
     workers: int = 2
     """Runs trained side by side, each in a process of its own."""
     device: Device = "auto"
@@ -124,7 +125,13 @@ class PhasesConfig(StudyConfig):
     """Which runs' phases are read off: new ones of a size, or those there are."""
 
     ckpt: tuple[str, ...] = ()
-    """Run folders to read; then nothing is trained."""
+    """Run folders to read, which may differ in the seed only; then nothing is trained."""
+
+    @property
+    def folder(self) -> str:
+        if self.ckpt:
+            return self.out or f"studies/{Path(self.ckpt[0]).name}"
+        return super().folder
 
 
 @dataclass(frozen=True)
@@ -138,10 +145,17 @@ class CurriculumConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"people": 16, "steps": 8}.items():
+        for name, least in {"people": 32, "steps": 16}.items():
             given = getattr(self, name)
             if given is not None and given < least:
                 raise ValueError(f"{name} is {given}; warm-ups need at least {least}")
+
+    @property
+    def folder(self) -> str:
+        if self.people or self.steps:
+            n, steps = self.changes["n_people"], self.changes["n_steps"]
+            return self.out or f"studies/{self.preset}-{n}-people-{steps}-steps"
+        return super().folder
 
     @property
     def changes(self) -> dict:

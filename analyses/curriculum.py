@@ -147,5 +147,16 @@ def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
         f"final loss {loss.warm_up:.2f} instead of {loss.uniform:.2f} nats a value, gain "
         f"{loss.gain:.2f} ± {loss.gain_margin:.2f}; accuracy {accuracy.warm_up:.3f} instead of "
         f"{accuracy.uniform:.3f}, gain {accuracy.gain:.3f} ± {accuracy.gain_margin:.3f} "
-        f"(95 %, {loss.n_seeds:.0f} fresh seeds)"
+        f"(95 %, {loss.n_seeds:.0f} fresh seeds){_edge(tables['curriculum'], chosen)}"
     )
+
+
+def _edge(cells: pd.DataFrame, chosen: pd.Series) -> str:
+    """A warning where the best cell has no neighbour on a side: a better one may lie beyond."""
+    warm = cells[cells.warmup_people > 0]
+    at = [
+        f"{chosen[name]:.0f} {what}"
+        for name, what in {"warmup_people": "people", "warmup_steps": "steps"}.items()
+        if chosen[name] in (warm[name].min(), warm[name].max())
+    ]
+    return f"; {' and '.join(at)} is the edge of what was tried" if at else ""

@@ -63,8 +63,9 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
-    """What the last checkpoint knows of people met equally often, the most frequent first, or of
-    fifths of them where all differ: one row a bin; biographies a person, loss, accuracy, n.
+    """What the last checkpoint knows of people by how often they were met, the most frequent
+    first, in ``N_BINS`` bins as wide as each other in the logarithm: one row a bin with somebody in
+    it; biographies a person, loss, accuracy, n.
     """
     suite = load_suite(folder)
     whole = replace(config, n_evaluated=config.n_people)
@@ -72,10 +73,8 @@ def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
     model = suite.load(suite.steps[-1], device=config.device)
     known = by_person(model, everybody)
     met = sum(sampling_weights(config, step) for step in range(config.n_steps)) * config.batch_size
-    rate, rank = np.unique(-met, return_inverse=True)
-    if len(rate) > N_BINS:
-        rank = np.argsort(np.argsort(-met, kind="stable"), kind="stable") * N_BINS // len(met)
-    known["bin"] = rank[known.person]
+    share = np.log(met.max() / met) / np.log(max(met.max() / met.min(), 1 + 1e-9))
+    known["bin"] = np.minimum((N_BINS * share).astype(int), N_BINS - 1)[known.person]
     known["biographies_a_person"] = met[known.person]
     table = known.groupby("bin")[["biographies_a_person", "loss", "accuracy"]].mean()
     return table.assign(n=known.groupby("bin").size()).reset_index()
@@ -153,12 +152,14 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
                 y=line.accuracy,
                 mode="lines+markers",
                 name=f"{alpha:g}",
+                customdata=line.n,
+                hovertemplate="%{x:.0f} biographies: %{y:.3f} of the values, %{customdata} people",
             )
         )
     figure.update_layout(
         title={
             "text": "What is known of people, by how often they were met<br><sup>"
-            f"{n_people} people in fifths by frequency, n = 1 seed; uniform sampling: all alike"
+            f"{n_people} people in bins of equal width, n = 1 seed; uniform sampling: all alike"
             "</sup>",
             "x": 0.02,
         },
@@ -178,15 +179,23 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     lines = []
     every = tables["distributions"]
     for n, table in every[every.celebrities == 0].groupby("n_people"):
-        ended, best = table.dropna(subset=["plateau_end"]), table.loc[table.loss.idxmin()]
-        if len(ended):
-            first = ended.loc[ended.plateau_end.idxmin()]
-            end = f"at α = {first.power_law:g} ({first.plateau_end:.0f} steps)"
-        else:
-            end = "nowhere, none ended"
-        last = f"α = {best.power_law:g} ({best.loss:.2f})"
-        lines.append(f"{n} people: plateau shortest {end}, final loss lowest at {last}")
+        best = table.loc[table.loss.idxmin()]
+        lines.append(
+            f"{n} people, one seed: plateau shortest at α = {_shortest(table)}; final loss lowest "
+            f"at α = {best.power_law:g} ({best.loss:.2f})"
+        )
     for row in every[every.celebrities > 0].itertuples():
         who = f"{row.celebrities} of {row.n_people} people with weight {row.celebrity_weight:g}"
         lines.append(f"{who}: {in_words(row)}")
     return "\n".join(lines)
+
+
+def _shortest(table: pd.DataFrame) -> str:
+    """The exponents whose plateaus end first, or within a checkpoint of it."""
+    ended = table.dropna(subset=["plateau_end"])
+    if ended.empty:
+        return "none, no plateau ended"
+    first = ended.loc[ended.plateau_end.idxmin()]
+    alike = ended[ended.plateau_end - ended.resolution < first.plateau_end]
+    alphas = ", ".join(f"{alpha:g}" for alpha in sorted(alike.power_law))
+    return f"{alphas} ({first.plateau_end:.0f} steps, checkpoints {first.resolution:.0f} apart)"

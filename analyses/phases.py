@@ -4,6 +4,7 @@ The paper's figures 2, 3 (right) and M: loss and accuracy on people trained on a
 attention statistics, over the checkpoints of runs that differ in the seed; or of any runs given.
 """
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from interp.dynamics import plateau_end_interval
 from interp.localization.attention_statistics import STATISTICS, attention_statistics
 from interp.suite import load_suite
 from interp.training.evaluation import by_person
-from interp.training.layout import select_rows
-from interp.training.runs import OnStep
+from interp.training.runs import MACHINE, OnStep
 
 SEEDS = {"smoke": 2, "laptop": 3, "paper": 5}
-N_SEQUENCES = 128
+N_SEQUENCES = 512
+"""Biographies over which attention is averaged, as many as the paper's."""
 
 
 def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
@@ -32,9 +33,10 @@ def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
     if config.ckpt:
         folders = {path: Path(path) for path in config.ckpt}
         runs = {path: load_suite(path).config for path in config.ckpt}
+        _check_alike(runs)
     else:
         runs = variants(config.base, [{"seed": seed} for seed in range(SEEDS[config.preset])])
-        folders = trained(config, runs, keep="all", command=command, on_step=on_step)
+        folders = trained(config, runs, command=command, on_step=on_step)
     found = curves(folders, runs)
     ends = outcomes(found).merge(hallucination(found), on="run")
     intervals, attention = [], []
@@ -51,17 +53,29 @@ def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
     return Study(tables, figures(tables, next(iter(runs.values()))), said(tables))
 
 
+def _check_alike(runs: dict[str, TrainConfig]) -> None:
+    """Raises: the runs differ in more than the seed, so that means over them mean nothing."""
+    (first, one), *others = runs.items()
+    for path, other in others:
+        for field in fields(TrainConfig):
+            ours, theirs = getattr(one, field.name), getattr(other, field.name)
+            if ours != theirs and field.name not in ("seed", *MACHINE):
+                raise ValueError(
+                    f"{path} has {field.name} {theirs}, {first} {ours}; give runs that differ in "
+                    "the seed only, or one at a time"
+                )
+
+
 def hallucination(found: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: the step at which held-out loss is lowest, from which on it rises; and at
-    the end loss, accuracy and confidence on held-out people.
+    """One row a run: the lowest loss on held-out people, and what is guessed of them at the end:
+    accuracy and confidence.
     """
     held_out = found[found.split == "held-out"]
     rows = []
     for run, table in held_out.groupby("run", sort=False):
         last = table.iloc[-1]
         rows.append({
-            "run": run, "held_out_turns_at": table.loc[table.loss.idxmin()].step,
-            "held_out_lowest_loss": table.loss.min(), "held_out_loss": last.loss,
+            "run": run, "held_out_lowest_loss": table.loss.min(),
             "held_out_accuracy": last.accuracy, "held_out_max_probability": last.max_probability,
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -84,8 +98,8 @@ def interval(folder: Path, plateau_end: float, device: str) -> tuple[float, floa
 def attention_over_training(folder: Path, device: str) -> pd.DataFrame:
     """One row a (step, layer): means of ``STATISTICS`` over heads and biographies."""
     suite = load_suite(folder)
-    everybody = evaluation_set(suite.texts, suite.config, "train")
-    some = select_rows(everybody, 0, min(N_SEQUENCES, len(everybody.lengths)))
+    fewer = replace(suite.config, n_evaluated=N_SEQUENCES)
+    some = evaluation_set(suite.texts, fewer, "train")
     tables = []
     for step in suite.steps:
         found = attention_statistics(suite.load(step, device=device), some)
@@ -166,7 +180,8 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
             f"{row.run}: plateau from step {row.plateau_start:.0f} to {row.plateau_end:.0f} "
             f"[{row.plateau_end_low:.0f}, {row.plateau_end_high:.0f}], checkpoints "
             f"{row.resolution:.0f} apart, {row.plateau_end_biographies_a_person:.1f} biographies a "
-            f"person; held-out loss rises from step {row.held_out_turns_at:.0f} on; at the end "
-            f"accuracy {row.accuracy:.3f}, of held-out people {row.held_out_accuracy:.3f}"
+            f"person; known people told from held-out ones from step {row.knowledge_start:.0f}, "
+            f"held-out loss rising from {row.held_out_rises_from:.0f} on; at the end accuracy "
+            f"{row.accuracy:.3f}, of held-out people {row.held_out_accuracy:.3f}"
         )
     return "\n".join(lines)

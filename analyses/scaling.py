@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, outcomes, trained, variants
+from analyses.studies import Study, curves, in_words, outcomes, trained, variants
 from interp.config import TrainConfig
 from interp.dynamics import power_law
 from interp.figures.labels import FONT
@@ -27,8 +27,13 @@ SIZES = {
 SEEDS = {"smoke": 2, "laptop": 3, "paper": 5}
 MEASURES = {
     "plateau_end": "steps",
+    "plateau_crossing": "steps",
+    "knowledge_start": "steps",
     "plateau_end_biographies_a_person": "biographies a person",
 }
+"""What is fitted: the plateau's end as the paper seems to read it, the same without rounding up to
+a checkpoint, and the step from which known people are told from held-out ones.
+"""
 
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
@@ -71,20 +76,25 @@ def _batches(base: TrainConfig, factor: float) -> dict:
 
 
 def fits(ends: pd.DataFrame) -> pd.DataFrame:
-    """The power law in the number of people: one row a measure, ours and the paper's."""
+    """The power law in the number of people: one row a measure, ours and the paper's.
+
+    A size of which a run had not ended is left out: the others are those that ended early.
+    """
     points, rows = paper.panel("2", "right"), []
     theirs = {
         "plateau_end": points.y,
         "plateau_end_biographies_a_person": points.y * paper.BATCH_SIZE / points.x,
     }
     for measure, unit in MEASURES.items():
-        pairs = {"here": (ends.n_people, ends[measure]), "paper": (points.x, theirs[measure])}
+        whole = ends.groupby("n_people")[measure].transform("count")
+        kept = ends[whole == ends.groupby("n_people").seed.transform("size")]
+        pairs = {"here": (kept.n_people, kept[measure])}
+        if measure in theirs:
+            pairs["paper"] = points.x, theirs[measure]
         for whose, (x, y) in pairs.items():
-            seen = y.notna()
-            if x[seen].nunique() > 2:
+            if x.nunique() > 2:
                 law = asdict(power_law(x.to_numpy(float), y.to_numpy(float)))
-                of = {"measure": measure, "unit": unit, "whose": whose, "n": seen.sum()}
-                rows.append(of | law)
+                rows.append({"measure": measure, "unit": unit, "whose": whose, "n": len(x)} | law)
     return pd.DataFrame(rows)
 
 
@@ -133,9 +143,9 @@ def _law(ends: pd.DataFrame, laws: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
     figure.update_layout(
         title={
-            "text": "When the plateau ends<br><sup>n = "
-            f"{len(ends)} runs here, {len(points)} means of 5 seeds in the paper (figure 2); "
-            "intervals 95 %</sup>",
+            "text": "When the plateau ends<br><sup>"
+            f"{ends.plateau_end.notna().sum()} runs here, {len(points)} means of 5 seeds in the "
+            "paper (figure 2); intervals 95 %</sup>",
             "x": 0.02,
         },
         xaxis={"type": "log", "title": "people", "exponentformat": "SI"},
@@ -160,9 +170,16 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
         f"{law.whose}: {law.measure.replace('_', ' ')} ({law.unit}) = {_formula(law)}, n = {law.n}"
         for law in laws.itertuples()
     ]
-    unended = tables["scaling"].plateau_end.isna().sum()
-    lines += [f"{unended} runs had not left the plateau"] if unended else []
-    return "\n".join(lines) or "no run left its plateau"
+    ends = tables["scaling"]
+    for n, table in ends.groupby("n_people"):
+        ended = table.plateau_end.dropna()
+        at = ", ".join(f"{x:.0f}" for x in ended)
+        apart = f"checkpoints {table.resolution.max():.0f} apart"
+        left = f"{len(table) - len(ended)} of {len(table)} not left"
+        lines.append(f"{n} people: plateau {f'ends at {at}, {apart}; ' if at else ''}{left}")
+    for row in tables["scaling_settings"].itertuples():
+        lines.append(f"{row.run}, one seed: {in_words(row)}")
+    return "\n".join(lines)
 
 
 def _formula(law) -> str:

@@ -4,6 +4,7 @@ workers, and read as tidy tables.
 
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 
@@ -13,16 +14,17 @@ import plotly.graph_objects as go
 
 from analyses.config import StudyConfig
 from interp.config import TrainConfig
-from interp.dynamics import phases
-from interp.files import read_table, write_bytes
+from interp.dynamics import knowledge_start, phases, plateau_crossing, rises_from
+from interp.files import read_table, write_bytes, write_json
+from interp.provenance import provenance
 from interp.report import anchor, figure_html, page
 from interp.training.evaluation import AVERAGE
-from interp.training.loop import Keep
 from interp.training.run_folder import read_record
 from interp.training.runs import OnStep, local_workers, train_all
 
 _NOT_NAMED = ("device", "precision", "compile", "n_evaluated", "checkpoint_every", "dense_every",
-              "dense_until")  # fmt: skip
+              "dense_until", "keep")  # fmt: skip
+_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,36 @@ def name_of(base: TrainConfig, config: TrainConfig) -> str:
     """Of a run in the folder of a study."""
     ours, theirs = asdict(config), asdict(base)
     changed = {k: v for k, v in ours.items() if v != theirs[k] and k not in _NOT_NAMED}
-    words = [f"{k}-{_word(v)}" for k, v in changed.items()]
-    return "_".join(words) or "base"
+    words = "_".join(f"{k}-{_word(v)}" for k, v in changed.items())
+    if len(words) > _LONGEST_NAME:  # a schedule, say; a file system takes 255
+        words = f"{words[:_LONGEST_NAME]}-{sha256(words.encode()).hexdigest()[:8]}"
+    return words or "base"
 
 
 def trained(
     config: StudyConfig,
     runs: dict[str, TrainConfig],
     *,
-    keep: Keep = "last",
+    keep_all: bool = False,
     command: str = "",
     on_step: OnStep = lambda name, step, n_steps: None,
 ) -> dict[str, Path]:
-    """Folders of the runs, trained to their end, by name."""
+    """Folders of the runs, trained to their end, by name.
+
+    Args:
+        keep_all: checkpoints stay on disk; of runs that differ from the base in the seed only they
+            always do, since several studies want them.
+    """
+    kept = {"base", *(f"seed-{config.seed}" for config in runs.values())}
+    runs = {
+        name: run if keep_all or name in kept else replace(run, keep="last")
+        for name, run in runs.items()
+    }
     with local_workers(config.workers) as executor:
         return train_all(
             runs,
             Path(config.folder) / "runs",
             executor=executor,
-            keep=keep,
             command=command,
             on_step=on_step,
         )
@@ -89,14 +102,19 @@ def curves(folders: dict[str, Path], runs: dict[str, TrainConfig]) -> pd.DataFra
 
 
 def outcomes(found: pd.DataFrame) -> pd.DataFrame:
-    """One row a run of ``curves``: its phases (steps, and biographies a person), the distance of
-    the checkpoint before the plateau's end, and what it knows at last.
+    """One row a run of ``curves``: its phases as ``interp.dynamics`` reads them off (steps, and
+    biographies a person), the distance of the checkpoint before the plateau's end, and what it
+    knows at last.
+
+    With skewed sampling the loss of a model that knows nobody lies above the baseline, which is of
+    uniform people, so that its plateau ends later by this rule.
     """
-    known = found[found.split == "train"]
     rows = []
-    for _, table in known.groupby("run", sort=False):
+    for _, both in found.groupby("run", sort=False):
+        table, held_out = both[both.split == "train"], both[both.split == "held-out"]
         step, last = table.step.to_numpy(), table.iloc[-1]
-        ours = phases(step, table.loss.to_numpy(), last.baseline)
+        loss, unknown = table.loss.to_numpy(), held_out.loss.to_numpy()
+        ours = phases(step, loss, last.baseline)
         at = np.searchsorted(step, ours.plateau_end) if np.isfinite(ours.plateau_end) else 0
         a_step = last.biographies_a_person / last.step
         rows.append(
@@ -105,6 +123,10 @@ def outcomes(found: pd.DataFrame) -> pd.DataFrame:
                 "n_steps": last.step,
                 "plateau_start": ours.plateau_start,
                 "plateau_end": ours.plateau_end,
+                "plateau_crossing": plateau_crossing(step, loss, last.baseline),
+                "knowledge_start": knowledge_start(step, loss, unknown, last.baseline),
+                "held_out_rises_from": rises_from(step, unknown),
+                "held_out_loss": unknown[-1],
                 "resolution": step[at] - step[at - 1] if at else np.nan,
                 "plateau_end_biographies_a_person": ours.plateau_end * a_step,
             }
@@ -122,19 +144,39 @@ def in_words(outcome) -> str:
 def save(study: Study, name: str, folder: Path, command: str) -> Path:
     """The page of the study, written to ``folder`` beside its tables."""
     for table_name, table in study.tables.items():
-        csv = table.to_csv(index=False, float_format="%.5g")
+        csv = table.to_csv(index=False, float_format="%.6g")
         write_bytes(folder / f"{table_name}.csv", csv.encode())
     said = "".join(f"<li>{escape(line)}</li>" for line in study.said.splitlines())
     sections = [
         (heading, figure_html(anchor(heading), figure)) for heading, figure in study.figures.items()
     ]
-    made = f"<code>{escape(command)}</code><p>{date.today()}; tables: " + ", ".join(
-        f"<a href='{x}.csv'>{x}.csv</a>" for x in study.tables
-    )
+    made = made_by(study, folder, command)
+    write_json(folder / f"{name}.json", made)
+    rows = "".join(f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in made.items())
+    links = ", ".join(f"<a href='{x}.csv'>{x}.csv</a>" for x in study.tables)
+    sections.append(("Made by", f"<table>{rows}</table><p>Tables: {links}.</p>"))
     target = folder / f"{name}.html"
     lead = f"<ul class='lead'>{said}</ul>"
-    write_bytes(target, page(name.replace("-", " "), lead, [*sections, ("Made by", made)]).encode())
+    write_bytes(target, page(name.replace("-", " "), lead, sections).encode())
     return target
+
+
+def made_by(study: Study, folder: Path, command: str) -> dict:
+    """Command, date, versions; how many runs the study reads, and the minutes they took to train,
+    each from its beginning to its last checkpoint, side by side or not.
+    """
+    names = set().union(*(table.run for table in study.tables.values() if "run" in table))
+    minutes = 0.0
+    for run in (folder / "runs" / name for name in names):
+        if run.is_dir():
+            began, ended = ((run / x).stat().st_mtime for x in ("run.json", "metrics.parquet"))
+            minutes += (ended - began) / 60
+    made = provenance()
+    return {
+        "command": command, "date": str(date.today()), "runs": len(names),
+        "minutes of training": round(minutes, 1), "versions": made["versions"],
+        "hardware": made["hardware"], "git commit": made["git_commit"],
+    }  # fmt: skip
 
 
 def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:

@@ -39,11 +39,11 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
         "Templates": beside_paper(
             across_seeds(lines, series="series", x="step", y="loss"),
             paper.panel("A", "right"),
-            title="Sentences that a fact is told in",
+            title="Loss on new sentences in random order, by how facts were told",
             here=f"here, {base.n_people} people, n = 1 seed",
             there="paper, figure A, 64k people, one seed",
             x=("optimizer step",) * 2,
-            y="attribute loss, new sentences (nats a value)",
+            y="attribute loss (nats a value)",
             legend="templates a person and attribute",
             baselines=(known.baseline.mean(), paper.NO_KNOWLEDGE),
         )
@@ -54,6 +54,6 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
     return "\n".join(
         f"{row.n_train_templates} templates, {'shuffled' if row.shuffled else 'fixed order'}: "
-        f"{in_words(row)}, on new sentences"
+        f"{in_words(row)}, on new sentences in random order"
         for row in tables["templates"].itertuples()
     )

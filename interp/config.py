@@ -139,6 +139,9 @@ class TrainConfig(PoolSizes):
     dense_until: int = 2000
     checkpoint_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights on disk. Metrics are those of the weights as saved."""
+    keep: Literal["all", "last"] = "all"
+    """Checkpoints that stay on disk; metrics are of all. With last, a finished run has no state to
+    go on from."""
     n_evaluated: int = 16_000
     """Training people, and held-out people, in each evaluation."""
 

@@ -8,7 +8,7 @@ own points from the paper's own curves, within the distance of their checkpoints
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import linregress
 from scipy.stats import t as student
 
@@ -53,9 +53,57 @@ def plateau_end(
     """First checkpoint from which the loss stays below (1 − margin) · baseline; NaN if it never
     does.
     """
-    below = np.asarray(attribute_loss) < (1 - margin) * no_knowledge_baseline
-    for_good = np.flip(np.logical_and.accumulate(np.flip(below)))
-    return float(np.asarray(step)[for_good][0]) if for_good.any() else float("nan")
+    return _for_good(step, np.asarray(attribute_loss) < (1 - margin) * no_knowledge_baseline)
+
+
+def plateau_crossing(
+    step: Int[np.ndarray, " checkpoint"],
+    attribute_loss: Float[np.ndarray, " checkpoint"],
+    no_knowledge_baseline: float,
+    *,
+    margin: float = MARGIN,
+) -> float:
+    """Where the straight line from the checkpoint before ``plateau_end`` to it crosses the margin:
+    free of the rounding up to a checkpoint, which is coarser the shorter the plateau.
+    """
+    end = plateau_end(step, attribute_loss, no_knowledge_baseline, margin=margin)
+    at = np.searchsorted(step, end) if np.isfinite(end) else 0
+    if at == 0:
+        return end
+    (x0, x1), (y0, y1) = step[at - 1 : at + 1], attribute_loss[at - 1 : at + 1]
+    return float(x0 + (x1 - x0) * (y0 - (1 - margin) * no_knowledge_baseline) / (y0 - y1))
+
+
+def knowledge_start(
+    step: Int[np.ndarray, " checkpoint"],
+    attribute_loss: Float[np.ndarray, " checkpoint"],
+    held_out_loss: Float[np.ndarray, " checkpoint"],
+    no_knowledge_baseline: float,
+    *,
+    margin: float = 0.05,
+) -> float:
+    """First checkpoint from which the loss on held-out people exceeds that on known ones, for good,
+    by ``margin`` of the baseline; NaN if it never does.
+
+    A model may know something of people while its loss is above the baseline, if it is worse than
+    the baseline on people it can't know: then this comes before ``plateau_end``.
+    """
+    gap = np.asarray(held_out_loss) - np.asarray(attribute_loss)
+    return _for_good(step, gap > margin * no_knowledge_baseline)
+
+
+def rises_from(
+    step: Int[np.ndarray, " checkpoint"],
+    loss: Float[np.ndarray, " checkpoint"],
+    *,
+    margin: float = MARGIN,
+) -> float:
+    """First checkpoint after its minimum from which a loss stays above (1 + margin) · minimum; NaN
+    if it never does.
+    """
+    loss = np.asarray(loss)
+    after = np.arange(len(loss)) > loss.argmin()
+    return _for_good(step, after & (loss > (1 + margin) * loss.min()))
 
 
 def phases(
@@ -96,6 +144,14 @@ def plateau_end_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(ends, [tail, 1 - tail], method="closest_observation")
     return tuple(float(x) if np.isfinite(x) else float("nan") for x in (low, high))
+
+
+def _for_good(
+    step: Int[np.ndarray, " checkpoint"], holds: Bool[np.ndarray, " checkpoint"]
+) -> float:
+    """First step from which it holds up to the last; NaN if it does not hold there."""
+    lasting = np.flip(np.logical_and.accumulate(np.flip(holds)))
+    return float(np.asarray(step)[lasting][0]) if lasting.any() else float("nan")
 
 
 def power_law(

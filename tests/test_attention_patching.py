@@ -101,14 +101,15 @@ def test_a_run_is_patched_from_its_start_step_on_with_a_fresh_optimizer(run, con
     assert stored.loss["average"] == pytest.approx(table.loss["average"], rel=1e-5)
 
 
-def test_a_stopped_run_goes_on_with_the_reference(run, config, tmp_path):
+@pytest.mark.parametrize("stopped", [15, 25])  # gone on with from 10, where patching starts, and 20
+def test_a_stopped_run_goes_on_with_the_reference(run, config, tmp_path, stopped):
     asked = patched(config, run, start_step=10)
 
     class Stop(Exception):
         pass
 
     def stop(step, loss):
-        if step == 15:
+        if step == stopped:
             raise Stop
 
     with pytest.raises(Stop):

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from analyses import paper
-from interp.dynamics import Phases, phases, plateau_end, plateau_end_interval, power_law
+from interp.dynamics import (
+    Phases,
+    knowledge_start,
+    phases,
+    plateau_crossing,
+    plateau_end,
+    plateau_end_interval,
+    power_law,
+    rises_from,
+)
 
 STEPS = np.array([0, 100, 200, 300, 400])
 
@@ -32,6 +41,29 @@ def test_a_plateau_that_has_not_ended_at_the_last_checkpoint_has_no_end(last):
 
 def test_a_run_below_the_baseline_throughout_has_no_plateau_but_an_end_at_its_start():
     assert plateau_end(STEPS, np.full(5, 0.1), 2.0) == 0.0
+
+
+def test_the_crossing_lies_on_the_line_between_the_two_checkpoints_around_it():
+    loss = np.array([9.0, 2.1, 2.03, 1.93, 0.5])
+    assert plateau_crossing(STEPS, loss, 2.0) == pytest.approx(240)  # of 0.10, 0.04 to 1.99
+    assert plateau_crossing(STEPS, loss, 2.0, margin=0.5) == pytest.approx(300 + 93 / 1.43)
+    assert np.isnan(plateau_crossing(STEPS, np.full(5, 2.1), 2.0))
+    assert plateau_crossing(STEPS, np.full(5, 0.1), 2.0) == 0.0
+
+
+def test_knowledge_starts_where_known_people_are_told_from_others_for_good():
+    known = np.array([9.0, 2.3, 2.1, 2.05, 1.5])
+    others = np.array([9.2, 2.3, 2.21, 2.14, 2.2])
+    assert knowledge_start(STEPS, known, others, 2.0) == 400.0  # 0.11 at 200, but 0.09 at 300
+    assert knowledge_start(STEPS, known, others, 2.0, margin=0.04) == 200.0
+    assert np.isnan(knowledge_start(STEPS, others, known, 2.0))
+
+
+def test_a_loss_rises_from_where_it_stays_above_its_minimum():
+    loss = np.array([9.0, 2.0, 2.02, 2.005, 2.1])
+    assert rises_from(STEPS, loss) == 400.0
+    assert rises_from(STEPS, loss, margin=0.001) == 200.0
+    assert np.isnan(rises_from(STEPS, np.array([9.0, 4.0, 3.0, 2.0, 1.0])))
 
 
 def test_the_plateau_runs_from_five_percent_above_the_baseline_to_its_end():

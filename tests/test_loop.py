@@ -41,6 +41,12 @@ def test_the_population_says_how_often_each_person_is_drawn(run, config):
     assert people.loc["held-out", "sampling_weight"].tolist() == [0] * 20
 
 
+def test_a_warm_up_that_lasts_is_the_distribution_on_record(config, tmp_path):
+    warm = replace(config, n_steps=2, warmup_people=10, warmup_steps=2)
+    people = pd.read_parquet(train(warm, tmp_path / "warm") / "population.parquet")
+    assert people.sampling_weight.tolist() == [0.1] * 10 + [0] * 50
+
+
 def test_a_run_folder_holds_what_the_design_says(run, config):
     names = {path.name for path in run.iterdir() if path.is_dir()}
     assert names == {"step-000000", "step-000010", "step-000020", "step-000030", "resume"}

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from interp.checkpoints import checkpoint_sha256
 from interp.suite import load_suite
@@ -56,7 +57,9 @@ def test_an_interrupted_run_is_gone_on_with_and_ends_the_same(short, tmp_path):
 def test_a_run_of_another_configuration_is_refused_but_another_machine_is_not(short, tmp_path):
     train_all({"a": short}, tmp_path)
     assert is_done(tmp_path / "a", replace(short, precision="bf16", compile=True, device="cuda"))
-    with pytest.raises(ValueError, match=r"a holds a run of another configuration; give another"):
+    with pytest.raises(
+        ValueError, match=r"a holds a run with learning_rate 0.004, not 0.001; give another"
+    ):
         train_all({"a": replace(short, learning_rate=1e-3)}, tmp_path)
 
 
@@ -69,18 +72,18 @@ def test_a_run_whose_last_metrics_are_missing_is_not_done(short, tmp_path):
 
 
 def test_of_kept_checkpoints_only_the_last_is_on_disk_and_metrics_are_of_all(short, tmp_path):
-    train_all({"a": short}, tmp_path, keep="last")
+    train_all({"a": replace(short, keep="last")}, tmp_path)
     folder = tmp_path / "a"
     assert [path.name for path in folder.glob("step-*")] == ["step-000008"]
     assert sorted(set(pd.read_parquet(folder / "metrics.parquet").step)) == [0, 4, 8]
-    assert is_done(folder, short, "last")
+    assert is_done(folder, replace(short, keep="last")) and not (folder / "resume").exists()
     with pytest.raises(ValueError, match=r"lacks the checkpoint at step 0; delete the folder"):
         train_all({"a": short}, tmp_path)
 
 
 def test_a_run_with_all_checkpoints_will_do_where_the_last_is_wanted(short, tmp_path):
     train_all({"a": short}, tmp_path)
-    assert is_done(tmp_path / "a", short, "last") and is_done(tmp_path / "a", short)
+    assert is_done(tmp_path / "a", replace(short, keep="last")) and is_done(tmp_path / "a", short)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -114,6 +117,33 @@ def test_any_executor_trains_the_runs_that_are_left(short, tmp_path):
     assert is_done(tmp_path / "a", replace(short, seed=1))
 
 
-def test_workers_share_the_cores_and_one_worker_is_this_process():
+def test_an_interrupted_run_that_keeps_its_last_checkpoint_ends_the_same(short, tmp_path):
+    def stop(name, step, n_steps):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    asked = {"a": replace(short, keep="last")}
+    with pytest.raises(KeyboardInterrupt):
+        train_all(asked, tmp_path, on_step=stop)
+    train_all(asked, tmp_path)
+    assert weights(tmp_path / "a") == weights(train(short, tmp_path / "whole"))
+
+
+def test_an_error_of_the_machine_does_not_stop_the_others_either(short, tmp_path, monkeypatch):
+    def out_of_memory(config, folder, **options):
+        if config.seed == 1:
+            raise RuntimeError("out of memory")
+        return train(config, folder, **options)
+
+    monkeypatch.setattr(runs, "train", out_of_memory)
+    with pytest.raises(ValueError, match="1 of 2 runs failed; a: RuntimeError: out of memory"):
+        train_all({"a": replace(short, seed=1), "b": short}, tmp_path)
+    assert is_done(tmp_path / "b", short)
+
+
+def test_one_worker_is_this_process_and_more_share_its_cores():
     with local_workers(1) as executor:
         assert executor is None
+    with local_workers(2) as executor:
+        threads = executor.submit(torch.get_num_threads).result()
+    assert threads == max(1, torch.get_num_threads() // 2)

@@ -1,5 +1,6 @@
 """Studies of training runs: names, tables, and each of them run at its smallest size."""
 
+import shutil
 import sys
 from dataclasses import replace
 
@@ -7,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import cli, curriculum, distributions, scaling
+from analyses import cli, curriculum, distributions, phases, scaling
 from analyses.attention_patching import FEW, FROZEN, REFERENCES
 from analyses.beside_paper import across_seeds
-from analyses.config import BASES, CurriculumConfig, StudyConfig
+from analyses.config import BASES, CurriculumConfig, PhasesConfig, StudyConfig
 from analyses.paper import panel
-from analyses.studies import curves, name_of, outcomes, save, variants
+from analyses.studies import curves, name_of, outcomes, save, trained, variants
 from interp.bios.batches import training_batch
 from interp.config import preset
-from interp.suite import load_suite
+from interp.suite import Suite, load_suite
+from interp.training.loop import train
 from interp.training.runs import train_all
 
 SMOKE = BASES["smoke"]
@@ -65,11 +67,44 @@ def test_phases_reads_runs_there_are(run, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+def test_phases_of_unlike_runs_are_not_averaged(run, config, tmp_path):
+    other = train(replace(config, n_steps=10, learning_rate=1e-3), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other has n_steps 10, .* 30; give runs"):
+        phases.study(PhasesConfig(ckpt=(str(run), str(other))), on_step=None)
+
+
+def test_the_interval_of_an_end_is_that_of_the_losses_of_the_checkpoints_near_it(
+    run, tmp_path, monkeypatch
+):
+    metrics = load_suite(run).metrics.query("split == 'train' and attribute == 'average'")
+    loss = metrics.set_index("step").loss
+    baseline = float(loss[10] + loss[20]) / 2 / 0.995
+    monkeypatch.setattr(Suite, "no_knowledge_baseline", baseline)
+    assert phases.interval(run, 20.0, "cpu") == (20.0, 20.0)  # everybody's loss falls by far
+    monkeypatch.setattr(Suite, "no_knowledge_baseline", float(loss[20]) / 0.995)
+    low, high = phases.interval(run, 30.0, "cpu")
+    assert (low, high) == (20.0, 30.0)  # half of the samples are below it at 20
+    gone = tmp_path / "fewer"
+    shutil.copytree(run, gone, ignore=shutil.ignore_patterns("step-000020"))
+    assert np.isnan(phases.interval(gone, 20.0, "cpu")).all()
+
+
+def test_studies_of_a_size_share_the_base_run_whichever_comes_first(tmp_path):
+    config = StudyConfig(preset="smoke", out=str(tmp_path), workers=1)
+    runs = variants(config.base, [{}, {"seed": 1}, {"n_people": 12}])
+    folders = trained(config, runs)
+    kept = {name: len(list(folder.glob("step-*"))) for name, folder in folders.items()}
+    assert kept == {"base": 7, "seed-1": 7, "n_people-12": 1}
+    trained(config, runs, keep_all=False)
+    with pytest.raises(ValueError, match="n_people-12 has ended but lacks the checkpoint"):
+        trained(config, runs, keep_all=True)
+
+
 def test_bad_input_is_said_in_one_line(tmp_path, capsys, monkeypatch):
     for words, said in {
         ("scaling", "--workers", "0"): "workers is 0; it must be at least 1",
         ("phases", "--ckpt", tmp_path): f"no run.json in {tmp_path}",
-        ("curriculum", "--people", "1"): "people is 1; warm-ups need at least 16",
+        ("curriculum", "--people", "1"): "people is 1; warm-ups need at least 32",
     }.items():
         with pytest.raises(SystemExit) as end:
             ask(monkeypatch, *words)
@@ -84,6 +119,9 @@ def test_runs_are_named_after_what_they_vary_and_not_after_the_machine():
     changed = replace(SMOKE, n_people=48, power_law=0.8, schedule=("5:1,0",))
     assert name_of(SMOKE, changed) == "n_people-48_power_law-0.8_schedule-5x1-0"
     assert list(variants(SMOKE, [{}, {"seed": 1}, {}])) == ["base", "seed-1"]
+    long = [f"5:{','.join(map(str, weights))}" for weights in np.eye(24, dtype=int)]
+    names = {name_of(SMOKE, replace(SMOKE, schedule=tuple(long[i:]))) for i in range(3)}
+    assert len(names) == 3 and max(map(len, names)) < 200
 
 
 def test_no_two_runs_of_a_study_share_a_name():
@@ -136,6 +174,9 @@ def test_an_outcome_is_read_off_the_people_trained_on(hand_made):
     assert (known.plateau_start, known.plateau_end, known.resolution) == (10, 30, 10)
     assert known.plateau_end_biographies_a_person == 15
     assert (known.loss, known.n_steps) == (1.0, 30)
+    assert known.plateau_crossing == pytest.approx(20.1)
+    assert known.knowledge_start == 0 and known.held_out_loss == 2.0
+    assert np.isnan(known.held_out_rises_from)  # it falls to the end, as made up here
     assert np.isnan([stuck.plateau_end, stuck.resolution]).all()
 
 
@@ -169,11 +210,12 @@ def test_a_gain_is_positive_where_the_warm_up_is_better():
     assert won.uniform["loss"] == 3.5 and won.warm_up["loss"] == 2.0
 
 
-def test_the_power_law_is_of_runs_whose_plateau_ended():
+def test_a_size_of_which_a_run_has_not_ended_is_no_point_of_the_power_law():
     ends = pd.DataFrame({
-        "n_people": [10, 20, 40, 80], "plateau_end": [100.0, 200.0, 400.0, np.nan],
-        "plateau_end_biographies_a_person": [5.0, 5.0, 5.0, np.nan],
+        "n_people": [10, 20, 40, 80, 80], "seed": [0, 0, 0, 0, 1],
+        "plateau_end": [100.0, 200.0, 400.0, 500.0, np.nan],
     })  # fmt: skip
+    ends = ends.assign(**{name: ends.plateau_end for name in scaling.MEASURES})
     laws = scaling.fits(ends).set_index(["measure", "whose"])
     ours = laws.loc[("plateau_end", "here")]
     assert (ours.exponent, ours.factor, ours.n) == pytest.approx((1, 10, 3))

@@ -21,6 +21,8 @@ STATISTICS = ("last_name_to_name", "attribute_to_name", "attribute_to_text", "no
 _NAME = [i for i, role in enumerate(ROLES) if role.startswith("name")]
 _TEXT = [ROLES.index("cue"), ROLES.index("punctuation")]
 _PAD = -1
+_SHARE = "share of attention"
+_UNITS = {"normalised_entropy": "share of ln(tokens)"}
 
 
 @torch.inference_mode()
@@ -38,7 +40,7 @@ def attention_statistics(
     dims = ("layer", "head", "biography")
     values = {name: np.concatenate([part[name] for part in parts], -1) for name in STATISTICS}
     return xr.Dataset(
-        {name: (dims, x, {"units": "share of attention"}) for name, x in values.items()},
+        {name: (dims, x, {"units": _UNITS.get(name, _SHARE)}) for name, x in values.items()},
         attrs={"score": "correlational"},
     )
 

@@ -14,7 +14,6 @@ from functools import partial
 from math import cos, pi
 from os import environ
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -40,7 +39,6 @@ from interp.training.run_folder import begin, is_begun, read_config
 
 LONGEST_BIOGRAPHY = 512
 OnStep = Callable[[int, float], None]
-Keep = Literal["all", "last"]
 
 
 def train(
@@ -48,7 +46,6 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
-    keep: Keep = "all",
     command: str = "",
     on_step: OnStep | None = None,
 ) -> Path:
@@ -57,7 +54,6 @@ def train(
     Args:
         resume: go on from the newest checkpoint in ``out``; the weights end up as if there had been
             no stop.
-        keep: which checkpoints stay on disk when the next is written; metrics are of all.
         command: recorded in run.json.
         on_step: called after each step with the number of steps taken and the batch's loss, nats a
             token.
@@ -80,7 +76,9 @@ def train(
             begin(config, out, people, tokenizer, command)
         texts = lay_out(people, tokenizer, seed=config.seed)
         trainee = make_trainee(config, tokenizer.get_vocab_size())
-        _run(config, out, texts, trainee, reference, keep, on_step or (lambda step, loss: None))
+        _run(config, out, texts, trainee, reference, on_step or (lambda step, loss: None))
+        if config.keep == "last":
+            shutil.rmtree(out / "resume", ignore_errors=True)
     return out
 
 
@@ -195,7 +193,6 @@ def _run(
     texts: Texts,
     trainee: Trainee,
     reference: HookedDecoder | None,
-    keep: Keep,
     on_step: OnStep,
 ) -> None:
     metrics = _Metrics(config, out, texts, reference)
@@ -222,7 +219,7 @@ def _run(
         on_step(trainee.step, loss)
         if trainee.step in wanted:
             _checkpoint(config, out, trainee, metrics)
-            if keep == "last":
+            if config.keep == "last":
                 _forget_before(out, trainee.step)
 
 

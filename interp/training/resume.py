@@ -27,7 +27,13 @@ def write_state(trainee: "Trainee", folder: Path) -> None:
             moment: torch.zeros_like(weight) for moment in _MOMENTS
         }
         tensors |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS}
-    position = {"step": str(trainee.step), "tokens_seen": str(trainee.tokens_seen)}
+    first = next(trainee.model.parameters())
+    optimizer_step = int(trainee.optimizer.state.get(first, {}).get("step", 0))
+    position = {
+        "step": str(trainee.step),
+        "optimizer_step": str(optimizer_step),  # fewer, where the optimizer was begun anew
+        "tokens_seen": str(trainee.tokens_seen),
+    }
     write_bytes(
         folder / "state.safetensors",
         save({k: v.cpu().contiguous() for k, v in tensors.items()}, position),
@@ -54,11 +60,12 @@ def read_state(trainee: "Trainee", folder: Path) -> None:
             f"{path} is damaged ({error}); delete the folder resume to start the run again"
         ) from None
     trainee.step, trainee.tokens_seen = int(position["step"]), int(position["tokens_seen"])
+    optimizer_step = float(position.get("optimizer_step", position["step"]))
     with torch.no_grad():
         for name, weight in trainee.model.named_parameters():
             weight.copy_(tensors[name])
             state = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in _MOMENTS}
             trainee.optimizer.state[weight] = {
-                "step": torch.tensor(float(trainee.step), device=weight.device),
+                "step": torch.tensor(optimizer_step, device=weight.device),
                 **state,
             }

@@ -80,7 +80,7 @@ def begin(
 ) -> None:
     """Writes what a run folder holds before its first checkpoint; run.json last."""
     save_tokenizer(tokenizer, out)
-    weights = sampling_weights(config, config.n_steps)
+    weights = sampling_weights(config, config.n_steps - 1)
     people = people.assign(sampling_weight=np.pad(weights, (0, config.n_held_out)))
     write_bytes(out / "population.parquet", people.to_parquet(index=False))
     record = {

@@ -9,7 +9,7 @@ machine, or a cluster's.
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,10 +19,10 @@ import torch
 from interp.config import TrainConfig
 from interp.files import read_table
 from interp.process import tune_process
-from interp.training.loop import Keep, train
+from interp.training.loop import train
 from interp.training.run_folder import read_config
 
-_MACHINE = ("precision", "device", "compile")
+MACHINE = ("precision", "device", "compile", "keep")
 """Fields that may differ where a finished run is taken for the one asked for."""
 _POLL_SECONDS = 2.0
 OnStep = Callable[[str, int, int], None]
@@ -34,7 +34,6 @@ def train_all(
     out: str | Path,
     *,
     executor: Executor | None = None,
-    keep: Keep = "all",
     command: str = "",
     on_step: OnStep = lambda name, step, n_steps: None,
 ) -> dict[str, Path]:
@@ -43,7 +42,6 @@ def train_all(
     Args:
         executor: trains them, as any with ``submit`` that returns ``concurrent.futures.Future``s;
             by default they are trained here, one by one.
-        keep: see ``interp.train``.
         command: recorded in run.json.
         on_step: called for every run at once, then after each of its steps where they are trained
             here, else as its checkpoints appear.
@@ -53,11 +51,11 @@ def train_all(
             after all others have ended.
     """
     folders = {name: Path(out) / name for name in runs}
-    left = {n: config for n, config in runs.items() if not is_done(folders[n], config, keep)}
+    left = {n: config for n, config in runs.items() if not is_done(folders[n], config)}
     for name, config in runs.items():
         on_step(name, newest_step(folders[name]), config.n_steps)
-    failed = {}
-    for name, error in _trained(left, folders, executor, keep, command, on_step):
+    failed: dict[str, BaseException] = {}
+    for name, error in _trained(left, folders, executor, command, on_step):
         if error is None:
             on_step(name, runs[name].n_steps, runs[name].n_steps)
         else:
@@ -65,13 +63,13 @@ def train_all(
     if failed:
         name, error = next(iter(failed.items()))
         raise ValueError(
-            f"{len(failed)} of {len(runs)} runs failed; {name}: {error}; the others are done, run "
-            "the same again to try these"
-        )
+            f"{len(failed)} of {len(runs)} runs failed; {name}: {_in_words(error)}; the others are "
+            "done, run the same again to try these"
+        ) from error
     return folders
 
 
-def is_done(folder: Path, config: TrainConfig, keep: Keep = "all") -> bool:
+def is_done(folder: Path, config: TrainConfig) -> bool:
     """Whether ``folder`` holds such a run at its end, with the checkpoints that are to be kept.
 
     Raises:
@@ -80,14 +78,16 @@ def is_done(folder: Path, config: TrainConfig, keep: Keep = "all") -> bool:
     if not (folder / "run.json").is_file():
         return False
     there = read_config(folder)
-    if replace(there, **{name: getattr(config, name) for name in _MACHINE}) != config:
+    ours, theirs = asdict(config), asdict(there)
+    if changed := [name for name in ours if ours[name] != theirs[name] and name not in MACHINE]:
         raise ValueError(
-            f"{folder} holds a run of another configuration; give another --out, or delete it"
+            f"{folder} holds a run with {changed[0]} {theirs[changed[0]]}, not "
+            f"{ours[changed[0]]}; give another --out, or delete it"
         )
     metrics = folder / "metrics.parquet"
     if not metrics.is_file() or read_table(metrics).step.max() < config.n_steps:
         return False
-    steps = config.checkpoint_steps if keep == "all" else [config.n_steps]
+    steps = config.checkpoint_steps if config.keep == "all" else [config.n_steps]
     if lacking := [step for step in steps if not (folder / f"step-{step:06d}").is_dir()]:
         raise ValueError(
             f"{folder} has ended but lacks the checkpoint at step {lacking[0]}; delete the folder "
@@ -114,24 +114,28 @@ def _trained(
     runs: dict[str, TrainConfig],
     folders: dict[str, Path],
     executor: Executor | None,
-    keep: Keep,
     command: str,
     on_step: OnStep,
-) -> Iterator[tuple[str, Exception | None]]:
+) -> Iterator[tuple[str, BaseException | None]]:
     """Each run as it ends, with what was wrong with it."""
     if executor is None:
         for name, config in runs.items():
             taken = partial(_taken, on_step, name, config.n_steps)
-            yield name, _train(config, folders[name], keep, command, taken)
+            try:
+                _train(config, folders[name], command, taken)
+            except Exception as error:  # whatever it is, the other runs are to go on
+                yield name, error
+            else:
+                yield name, None
         return
     pending = {
-        executor.submit(_train, config, folders[name], keep, command): name
+        executor.submit(_train, config, folders[name], command): name
         for name, config in runs.items()
     }
     while pending:
         ended, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in ended:
-            yield pending.pop(future), future.result()
+            yield pending.pop(future), future.exception()
         for name in pending.values():
             on_step(name, newest_step(folders[name]), runs[name].n_steps)
 
@@ -148,17 +152,18 @@ def newest_step(folder: Path) -> int:
 def _train(
     config: TrainConfig,
     folder: Path,
-    keep: Keep,
     command: str,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
-) -> Exception | None:
-    try:
-        begun = (folder / "run.json").is_file()
-        config = read_config(folder) if begun else config
-        train(config, folder, resume=begun, keep=keep, command=command, on_step=on_step)
-    except (ValueError, FileNotFoundError) as error:
-        return error
-    return None
+) -> None:
+    begun = (folder / "run.json").is_file()
+    config = read_config(folder) if begun else config
+    train(config, folder, resume=begun, command=command, on_step=on_step)
+
+
+def _in_words(error: BaseException) -> str:
+    """A user's error as it is, any other with its kind."""
+    said = isinstance(error, (ValueError, FileNotFoundError))
+    return str(error) if said else f"{type(error).__name__}: {error}"
 
 
 def _start_worker(n_threads: int) -> None:
