@@ -78,7 +78,8 @@ def _batches(base: TrainConfig, factor: float) -> dict:
 def fits(ends: pd.DataFrame) -> pd.DataFrame:
     """The power law in the number of people: one row a measure, ours and the paper's.
 
-    A size of which a run had not ended is left out: the others are those that ended early.
+    A size of which a run had not ended is left out: the others are those that ended early. The
+    smallest population may have no plateau to speak of; the exponent without it is told too.
     """
     points, rows = paper.panel("2", "right"), []
     theirs = {
@@ -92,10 +93,16 @@ def fits(ends: pd.DataFrame) -> pd.DataFrame:
         if measure in theirs:
             pairs["paper"] = points.x, theirs[measure]
         for whose, (x, y) in pairs.items():
-            if x.nunique() > 2:
-                law = asdict(power_law(x.to_numpy(float), y.to_numpy(float)))
-                rows.append({"measure": measure, "unit": unit, "whose": whose, "n": len(x)} | law)
+            if x.nunique() > 3 or len(x) > x.nunique() > 2:
+                of = {"measure": measure, "unit": unit, "whose": whose, "n": len(x)}
+                larger = power_law(*_floats(x[x > x.min()], y[x > x.min()])).exponent
+                law = asdict(power_law(*_floats(x, y)))
+                rows.append(of | law | {"exponent_without_smallest": larger})
     return pd.DataFrame(rows)
+
+
+def _floats(*columns: pd.Series) -> list[np.ndarray]:
+    return [column.to_numpy(float) for column in columns]
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
@@ -168,6 +175,7 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     laws = tables["scaling_fits"]
     lines = [
         f"{law.whose}: {law.measure.replace('_', ' ')} ({law.unit}) = {_formula(law)}, n = {law.n}"
+        f"; without the smallest size N^{law.exponent_without_smallest:.2f}"
         for law in laws.itertuples()
     ]
     ends = tables["scaling"]

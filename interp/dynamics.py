@@ -82,14 +82,16 @@ def knowledge_start(
     *,
     margin: float = 0.05,
 ) -> float:
-    """First checkpoint from which the loss on held-out people exceeds that on known ones, for good,
-    by ``margin`` of the baseline; NaN if it never does.
+    """First checkpoint from which, for good, the loss on known people is no more than ``margin`` of
+    the baseline above it, and that on held-out people exceeds it by more than as much; NaN if there
+    is none.
 
     A model may know something of people while its loss is above the baseline, if it is worse than
     the baseline on people it can't know: then this comes before ``plateau_end``.
     """
-    gap = np.asarray(held_out_loss) - np.asarray(attribute_loss)
-    return _for_good(step, gap > margin * no_knowledge_baseline)
+    loss, least = np.asarray(attribute_loss), margin * no_knowledge_baseline
+    near = loss < no_knowledge_baseline + least
+    return _for_good(step, near & (np.asarray(held_out_loss) - loss > least))
 
 
 def rises_from(

@@ -178,7 +178,7 @@ def test_an_outcome_is_read_off_the_people_trained_on(hand_made):
     assert known.plateau_end_biographies_a_person == 15
     assert (known.loss, known.n_steps) == (1.0, 30)
     assert known.plateau_crossing == pytest.approx(20.1)
-    assert known.knowledge_start == 0 and known.held_out_loss == 2.0
+    assert known.knowledge_start == 10 and known.held_out_loss == 2.0
     assert np.isnan(known.held_out_rises_from)  # it falls to the end, as made up here
     assert np.isnan([stuck.plateau_end, stuck.resolution]).all()
 
@@ -215,13 +215,14 @@ def test_a_gain_is_positive_where_the_warm_up_is_better():
 
 def test_a_size_of_which_a_run_has_not_ended_is_no_point_of_the_power_law():
     ends = pd.DataFrame({
-        "n_people": [10, 20, 40, 80, 80], "seed": [0, 0, 0, 0, 1],
-        "plateau_end": [100.0, 200.0, 400.0, 500.0, np.nan],
+        "n_people": [5, 10, 20, 40, 80, 80], "seed": [0, 0, 0, 0, 0, 1],
+        "plateau_end": [50.0, 100.0, 200.0, 400.0, 500.0, np.nan],
     })  # fmt: skip
     ends = ends.assign(**{name: ends.plateau_end for name in scaling.MEASURES})
     laws = scaling.fits(ends).set_index(["measure", "whose"])
     ours = laws.loc[("plateau_end", "here")]
-    assert (ours.exponent, ours.factor, ours.n) == pytest.approx((1, 10, 3))
+    assert (ours.exponent, ours.factor, ours.n) == pytest.approx((1, 10, 4))
+    assert ours.exponent_without_smallest == pytest.approx(1)
     assert laws.loc[("plateau_end", "paper")].n == 7
 
 
