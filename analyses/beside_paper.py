@@ -1,5 +1,7 @@
 """Figures with our curves on the left and the paper's on the right, each in its own units."""
 
+from textwrap import wrap
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -46,7 +48,8 @@ def beside_paper(
             too share its colours.
         baselines: no-knowledge baselines, dotted.
     """
-    figure = make_subplots(1, 2, subplot_titles=[here, there])
+    titles = ["<br>".join(wrap(text, 48)) for text in (here, there)]
+    figure = make_subplots(1, 2, subplot_titles=titles)
     figure.update_xaxes(domain=[0, 0.33], col=1)
     figure.update_xaxes(domain=[0.53, 0.86], col=2)
     for annotation, at in zip(figure.layout.annotations, (0, 0.53)):

@@ -38,7 +38,7 @@ BASES: dict[Size, TrainConfig] = {
         d_mlp=32,
         n_steps=12,
         batch_size=4,
-        dense_every=2,
+        dense_every=4,
         dense_until=12,
         checkpoint_every=12,
     ),

@@ -93,11 +93,12 @@ def fits(ends: pd.DataFrame) -> pd.DataFrame:
         if measure in theirs:
             pairs["paper"] = points.x, theirs[measure]
         for whose, (x, y) in pairs.items():
-            if x.nunique() > 3 or len(x) > x.nunique() > 2:
+            larger = x > x.min()
+            if x.nunique() > 2 and larger.sum() > 2:
                 of = {"measure": measure, "unit": unit, "whose": whose, "n": len(x)}
-                larger = power_law(*_floats(x[x > x.min()], y[x > x.min()])).exponent
+                rest = power_law(*_floats(x[larger], y[larger])).exponent
                 law = asdict(power_law(*_floats(x, y)))
-                rows.append(of | law | {"exponent_without_smallest": larger})
+                rows.append(of | law | {"exponent_without_smallest": rest})
     return pd.DataFrame(rows)
 
 

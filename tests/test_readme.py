@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORTER = {
     "interp-train --preset tiny --out runs/tiny": "--n-steps 20 --dense-until 10",
     "interp-analyse localization --ckpt checkpoints/demo": "--facts 12 --people 40 --workers 1",
-}
+} | {f"interp-analyse {name}": "--preset smoke --workers 1" for name in analyses.cli.STUDIES}
 
 
 def blocks(kind):

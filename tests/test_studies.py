@@ -97,7 +97,7 @@ def test_studies_of_a_size_share_the_base_run_whichever_comes_first(tmp_path):
     runs = variants(config.base, [{}, {"seed": 1}, {"n_people": 12}])
     folders = trained(config, runs)
     kept = {name: len(list(folder.glob("step-*"))) for name, folder in folders.items()}
-    assert kept == {"base": 7, "seed-1": 7, "n_people-12": 1}
+    assert kept == {"base": 4, "seed-1": 4, "n_people-12": 1}
     trained(config, runs, keep_all=False)
     with pytest.raises(ValueError, match="n_people-12 has ended but lacks the checkpoint"):
         trained(config, runs, keep_all=True)
