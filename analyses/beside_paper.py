@@ -46,6 +46,7 @@ def beside_paper(
         legend: what the series are.
         names: of our series, where they are not to be shown as they are; those that the paper has
             too share its colours.
+        log_y: else a share, from 0 to 1.
         baselines: no-knowledge baselines, dotted.
     """
     titles = ["<br>".join(wrap(text, 48)) for text in (here, there)]
@@ -68,13 +69,11 @@ def beside_paper(
     figure.update_xaxes(type="log" if log_x else "linear")
     figure.update_yaxes(type="log" if log_y else "linear", title_text=y, col=1)
     figure.update_yaxes(type="log" if log_y else "linear", col=2)
-    if log_y:
-        figure.update_yaxes(
-            exponentformat="power", dtick="D1" if _decades(ours) < 1.5 else 1, col=1
-        )
-        figure.update_yaxes(
-            exponentformat="power", dtick="D1" if _decades(paper) < 1.5 else 1, col=2
-        )
+    if not log_y:
+        figure.update_yaxes(range=[-0.02, 1.02])
+    for column, table in enumerate((ours, paper) if log_y else (), 1):
+        ticks = "D1" if _decades(table) < 2 else 1
+        figure.update_yaxes(exponentformat="power", dtick=ticks, col=column)
     figure.update_layout(
         title={"text": title, "x": 0.02, "y": 0.97},
         template="simple_white",

@@ -1,5 +1,6 @@
 """``interp-analyse NAME``: each analysis is a command."""
 
+import sys
 from functools import partial
 from importlib import import_module
 from inspect import cleandoc
@@ -118,8 +119,14 @@ def _emergence(arguments: list[str]) -> None:
         write_bytes(Path(config.out), table.to_csv(index=False).encode())
 
 
-def _study(name: str, kind: type[StudyConfig], about: str, arguments: list[str]) -> None:
-    description = f"""{about}
+def _study(name: str, arguments: list[str]) -> None:
+    kind, about, takes, examples = STUDIES[name]
+    listed = "\n\n".join(f"    interp-analyse {example}" for example in examples)
+    description = f"""{about} With --preset laptop: {takes} on two cores.
+
+    Examples:
+
+{listed}
 
     Trains runs into OUT/runs, which all studies of a size share: what is there is used, what was
     interrupted goes on. Writes tables (CSV) and a page of figures, beside the paper's
@@ -134,55 +141,68 @@ def _study(name: str, kind: type[StudyConfig], about: str, arguments: list[str])
     command = command_line("interp-analyse", [name, *arguments])
     taken: dict[str, tuple[int, int]] = {}
     with progress() as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("preparing", total=None)
 
         def on_step(run: str, step: int, n_steps: int) -> None:
             taken[run] = step, n_steps
             done, total = (sum(x) for x in zip(*taken.values()))
             ended = sum(a == b for a, b in taken.values())
-            said = f"{ended} of {len(taken)} runs; steps"
+            said = f"{ended} of {len(taken)} runs; steps of all"
+            if bar.disable and said != bar.tasks[task].description:  # a log file
+                print(f"interp-analyse: {said}: {done} of {total}", file=sys.stderr)
             bar.update(task, completed=done, total=total, description=said)
 
         found = study(config, command=command, on_step=on_step)
     target = save(found, name, Path(config.folder), command)
+    if config.preset == "smoke":
+        print("smoke: too small to show anything but that it works")
     print(f"{found.said}\ntables: {config.folder}\nreport: {target}  (open it in a browser)")
 
 
-_EXAMPLES = "\n\n    Examples:\n\n    interp-analyse "
 STUDIES = {
     "phases": (
         PhasesConfig,
         "When the plateau begins and ends, where attention goes, and since when held-out people "
-        f"are hallucinated about.{_EXAMPLES}phases\n\n"
-        "    interp-analyse phases --ckpt checkpoints/demo",
+        "are hallucinated about.",
+        "3 runs, 10 minutes",
+        ("phases", "phases --ckpt checkpoints/demo"),
     ),
     "scaling": (
         StudyConfig,
         "How the plateau grows with the number of people, as a power law with intervals, and what "
-        f"batch size, width and learning rate change.{_EXAMPLES}scaling --workers 2",
+        "batch size, width and learning rate change.",
+        "21 runs, 50 minutes",
+        ("scaling", "scaling --preset paper --workers 1"),
     ),
     "distributions": (
         StudyConfig,
         "What it changes if people are met by an inverse power law, or some are celebrities: "
-        f"plateau, final loss, accuracy by frequency.{_EXAMPLES}distributions",
+        "plateau, final loss, accuracy by frequency.",
+        "14 runs, 30 minutes",
+        ("distributions",),
     ),
     "curriculum": (
         CurriculumConfig,
         "Which warm-up on few people pays within a budget of steps, with the gain over uniform "
-        f"sampling on fresh seeds.{_EXAMPLES}curriculum\n\n"
-        "    interp-analyse curriculum --people 1000 --steps 1500",
+        "sampling on fresh seeds.",
+        "13 runs, 30 minutes",
+        ("curriculum", "curriculum --people 1000 --steps 1500"),
     ),
     "attention-patching": (
         StudyConfig,
         "What a model learns by the attention patterns of another checkpoint, by that one's step: "
-        f"from the start, frozen, or learnt on few people.{_EXAMPLES}attention-patching",
+        "from the start, frozen, or learnt on few people.",
+        "15 runs, 40 minutes",
+        ("attention-patching",),
     ),
     "templates": (
         StudyConfig,
-        "In how many sentences a fact must be told, and whether their order must change."
-        f"{_EXAMPLES}templates",
+        "In how many sentences a fact must be told, and whether their order must change.",
+        "6 runs, 15 minutes",
+        ("templates",),
     ),
 }
+"""By name: what it can be told, what it asks, what it takes on two cores, examples."""
 ANALYSES = {"localization": _localization, "emergence": _emergence} | {
-    name: partial(_study, name, *about) for name, about in STUDIES.items()
+    name: partial(_study, name) for name in STUDIES
 }

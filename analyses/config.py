@@ -125,7 +125,8 @@ class PhasesConfig(StudyConfig):
     """Which runs' phases are read off: new ones of a size, or those there are."""
 
     ckpt: tuple[str, ...] = ()
-    """Run folders to read, which may differ in the seed only; then nothing is trained."""
+    """Run folders to read, which may differ in the seed only; then nothing is trained, and
+    preset and workers are of no use."""
 
     @property
     def folder(self) -> str:

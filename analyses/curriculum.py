@@ -62,17 +62,20 @@ def study(config: CurriculumConfig, *, command: str = "", on_step: OnStep) -> St
 
 def gain(fresh: pd.DataFrame) -> pd.DataFrame:
     """Warm-up beside uniform sampling with the same seeds: one row a measure; ``gain`` is positive
-    where the warm-up is better, ``gain_margin`` half its 95 % interval over seeds.
+    where the warm-up is better, ``gain_margin`` half its 95 % interval over seeds; ``n_without``
+    seeds have no such measure one way or the other, and are left out of both.
     """
     wide = fresh.assign(way=np.where(fresh.warmup_people > 0, "warm-up", "uniform"))
     rows = []
     for measure, sign in (("loss", -1), ("accuracy", 1), ("plateau_end", -1)):
         table = wide.pivot(index="seed", columns="way", values=measure)
-        gains = sign * (table["warm-up"] - table["uniform"]).to_numpy()
+        pairs = table.dropna()
+        gains = sign * (pairs["warm-up"] - pairs["uniform"]).to_numpy()
         rows.append({
             "measure": measure,
-            "uniform": table["uniform"].mean(), "warm_up": table["warm-up"].mean(),
-            "gain": gains.mean(), "gain_margin": float(margin(gains)), "n_seeds": len(gains),
+            "uniform": pairs["uniform"].mean(), "warm_up": pairs["warm-up"].mean(),
+            "gain": gains.mean() if len(gains) else np.nan, "gain_margin": float(margin(gains)),
+            "n_seeds": len(gains), "n_without": len(table) - len(gains),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -140,11 +143,11 @@ def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
     chosen = fresh[fresh.warmup_people > 0].iloc[0]
     loss, accuracy = won.loc["loss"], won.loc["accuracy"]
     sure = abs(loss.gain) > loss.gain_margin
-    verdict = "take it" if sure and loss.gain > 0 else "don't" if sure else "not shown to pay"
+    verdict = "warm up" if sure and loss.gain > 0 else "no warm-up was shown to pay; best was"
     return (
-        f"for {base.n_people} people and {base.n_steps} steps of {base.batch_size}: warm up on "
-        f"{chosen.warmup_people:.0f} people for {chosen.warmup_steps:.0f} steps ({verdict}): "
-        f"final loss {loss.warm_up:.2f} instead of {loss.uniform:.2f} nats a value, gain "
+        f"for {base.n_people} people and {base.n_steps} steps of {base.batch_size}: {verdict} on "
+        f"{chosen.warmup_people:.0f} people for {chosen.warmup_steps:.0f} steps: final "
+        f"loss {loss.warm_up:.2f} instead of {loss.uniform:.2f} nats a value, gain "
         f"{loss.gain:.2f} ± {loss.gain_margin:.2f}; accuracy {accuracy.warm_up:.3f} instead of "
         f"{accuracy.uniform:.3f}, gain {accuracy.gain:.3f} ± {accuracy.gain_margin:.3f} "
         f"(95 %, {loss.n_seeds:.0f} fresh seeds){_edge(tables['curriculum'], chosen)}"

@@ -32,6 +32,11 @@ def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Phases, attention and hallucination over training."""
     if config.ckpt:
         folders = {path: Path(path) for path in config.ckpt}
+        for path in config.ckpt:
+            if not (Path(path) / "run.json").is_file():
+                raise ValueError(
+                    f"no run.json in {path}; give run folders, such as checkpoints/demo"
+                )
         runs = {path: load_suite(path).config for path in config.ckpt}
         _check_alike(runs)
     else:
@@ -136,7 +141,7 @@ def figures(tables: dict[str, pd.DataFrame], config: TrainConfig) -> dict[str, g
             there="paper, figure M, 64k people, one seed", y="probability", log_y=False, **shared,
         ),
         "Attention": beside_paper(
-            _attention_lines(tables["phases_attention"]), paper.panel("3", "right"),
+            _attention_lines(tables["phases_attention"]), _in_our_words(paper.panel("3", "right")),
             title="Where attention goes in whole biographies (a score, not a cause)",
             there="paper, figure 3, 64k people, one run", y="total attention (share)", log_y=False,
             **shared | {"legend": "from → to", "names": None},
@@ -169,6 +174,13 @@ def _attention_lines(attention: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def _in_our_words(table: pd.DataFrame) -> pd.DataFrame:
+    words = {"name->name": "last name → names,", "attr->": "value → ", " layer": "<br>layer"}
+    for theirs, ours in words.items():
+        table["series"] = table.series.str.replace(theirs, ours)
+    return table
+
+
 def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
     lines = []
@@ -177,11 +189,15 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
             lines.append(f"{row.run}: the plateau had not ended by step {row.n_steps}")
             continue
         lines.append(
-            f"{row.run}: plateau from step {row.plateau_start:.0f} to {row.plateau_end:.0f} "
-            f"[{row.plateau_end_low:.0f}, {row.plateau_end_high:.0f}], checkpoints "
+            f"{row.run}: plateau from step {_step(row.plateau_start)} to {row.plateau_end:.0f} "
+            f"[{_step(row.plateau_end_low)}, {_step(row.plateau_end_high)}], checkpoints "
             f"{row.resolution:.0f} apart, {row.plateau_end_biographies_a_person:.1f} biographies a "
-            f"person; known people told from held-out ones from step {row.knowledge_start:.0f}, "
-            f"held-out loss rising from {row.held_out_rises_from:.0f} on; at the end accuracy "
+            f"person; known people told from held-out ones from step {_step(row.knowledge_start)}, "
+            f"held-out loss rising from {_step(row.held_out_rises_from)} on; at the end accuracy "
             f"{row.accuracy:.3f}, of held-out people {row.held_out_accuracy:.3f}"
         )
     return "\n".join(lines)
+
+
+def _step(step: float) -> str:
+    return "unknown" if np.isnan(step) else f"{step:.0f}"

@@ -3,7 +3,6 @@ workers, and read as tidy tables.
 """
 
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -152,18 +151,20 @@ def save(study: Study, name: str, folder: Path, command: str) -> Path:
     ]
     made = made_by(study, folder, command)
     write_json(folder / f"{name}.json", made)
-    rows = "".join(f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in made.items())
+    shown = {k: ", ".join(f"{a} {b}" for a, b in v.items()) if isinstance(v, dict) else v
+             for k, v in made.items()}  # fmt: skip
+    rows = "".join(f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in shown.items())
     links = ", ".join(f"<a href='{x}.csv'>{x}.csv</a>" for x in study.tables)
     sections.append(("Made by", f"<table>{rows}</table><p>Tables: {links}.</p>"))
     target = folder / f"{name}.html"
     lead = f"<ul class='lead'>{said}</ul>"
-    write_bytes(target, page(name.replace("-", " "), lead, sections).encode())
+    write_bytes(target, page(name.replace("-", " ").capitalize(), lead, sections).encode())
     return target
 
 
 def made_by(study: Study, folder: Path, command: str) -> dict:
-    """Command, date, versions; how many runs the study reads, and the minutes they took to train,
-    each from its beginning to its last checkpoint, side by side or not.
+    """Command, date, versions; how many runs the study reads, and the minutes from the beginning
+    of each to its last checkpoint, added up, side by side or not.
     """
     names = set().union(*(table.run for table in study.tables.values() if "run" in table))
     minutes = 0.0
@@ -171,12 +172,8 @@ def made_by(study: Study, folder: Path, command: str) -> dict:
         if run.is_dir():
             began, ended = ((run / x).stat().st_mtime for x in ("run.json", "metrics.parquet"))
             minutes += (ended - began) / 60
-    made = provenance()
-    return {
-        "command": command, "date": str(date.today()), "runs": len(names),
-        "minutes of training": round(minutes, 1), "versions": made["versions"],
-        "hardware": made["hardware"], "git commit": made["git_commit"],
-    }  # fmt: skip
+    made = {"command": command, "runs": len(names)} | provenance()
+    return made | ({"minutes of runs": round(minutes, 1)} if minutes else {})
 
 
 def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:

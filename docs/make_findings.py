@@ -20,10 +20,10 @@ RESULTS = Path(__file__).parents[1] / "analyses" / "results" / "laptop"
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for folder in sys.argv[1:]:
-        for path in Path(folder).glob("*.csv"):
+        for path in (*Path(folder).glob("*.csv"), *Path(folder).glob("*.json")):
             shutil.copy(path, RESULTS)
     with browser_page() as page:
-        for name, (kind, _) in STUDIES.items():
+        for name, (kind, *_) in STUDIES.items():
             stem = name.replace("-", "_")
             found = RESULTS.glob(f"{stem}*.csv")
             tables = {path.stem: pd.read_csv(path) for path in sorted(found)}

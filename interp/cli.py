@@ -285,7 +285,7 @@ def _default_config(arguments: list[str]) -> TrainConfig:
     if name is not None and name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     if name is None and "--resume" in arguments and "--out" in given:
-        from interp.training.loop import read_config
+        from interp.training.run_folder import read_config
 
         return read_config(Path(given["--out"]))
     return PRESETS[name or "paper"]
@@ -302,7 +302,7 @@ def _metrics(run: Path):
 def _write_report(results, other, run: Path, metrics, target: Path, command: str = "") -> None:
     from interp.files import write_bytes
     from interp.report import build_report
-    from interp.training.loop import read_record
+    from interp.training.run_folder import read_record
 
     page = build_report(
         results,

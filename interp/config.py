@@ -95,7 +95,7 @@ class TrainConfig(PoolSizes):
     """A run whose attention patterns are used in training (attention patching) instead of the
     model's own; it must have the same tokenizer and shape."""
     reference_step: int = 0
-    """Which of its checkpoints."""
+    """Which of its checkpoints; 0 is untrained."""
     start_step: int = 0
     """Step from which they are used; the optimizer begins anew there."""
 
@@ -215,6 +215,18 @@ class TrainConfig(PoolSizes):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, more than n_people, {self.n_people}; ask "
                     "for fewer"
+                )
+        for name, partner, missing in (
+            ("celebrities", "celebrity_weight", 1.0),
+            ("warmup_people", "warmup_steps", 0),
+            ("warmup_steps", "warmup_people", 0),
+            ("reference_step", "reference", ""),
+            ("start_step", "reference", ""),
+        ):
+            if getattr(self, name) and getattr(self, partner) == missing:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which does nothing without {partner}; give "
+                    "both"
                 )
         for _, weights in self.stages:
             if len(weights) > self.n_people:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from interp.checkpoints import checkpoint_sha256
+from interp.files import only_process
 from interp.suite import load_suite
 from interp.training import runs
 from interp.training.loop import train
@@ -63,6 +64,16 @@ def test_a_run_of_another_configuration_is_refused_but_another_machine_is_not(sh
         train_all({"a": replace(short, learning_rate=1e-3)}, tmp_path)
 
 
+def test_a_second_process_is_refused_at_once_unless_nothing_is_left_to_train(short, tmp_path):
+    with only_process(tmp_path, "training runs in"):
+        with pytest.raises(ValueError, match=f"another process is training runs in {tmp_path}"):
+            train_all({"a": short}, tmp_path)
+        assert not (tmp_path / "a").exists()
+    train_all({"a": short}, tmp_path)
+    with only_process(tmp_path, "training runs in"):
+        train_all({"a": short}, tmp_path)
+
+
 def test_a_run_whose_last_metrics_are_missing_is_not_done(short, tmp_path):
     train_all({"a": short}, tmp_path)
     path = tmp_path / "a" / "metrics.parquet"
@@ -91,7 +102,7 @@ def test_a_run_that_fails_does_not_stop_the_others(short, tmp_path, workers):
     configs = {"a": replace(short, reference=str(tmp_path / "none")), "b": short}
     with (
         local_workers(workers) as executor,
-        pytest.raises(ValueError, match=r"1 of 2 runs failed; a: .*none.*; the others are done"),
+        pytest.raises(ValueError, match=r"1 of 2 runs failed; a: .*none.*; run the same again"),
     ):
         train_all(configs, tmp_path, executor=executor)
     assert is_done(tmp_path / "b", short)

@@ -18,7 +18,6 @@ from interp.bios.batches import training_batch
 from interp.config import preset
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
-from interp.training.runs import train_all
 
 SMOKE = BASES["smoke"]
 
@@ -26,6 +25,10 @@ SMOKE = BASES["smoke"]
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     return tmp_path_factory.mktemp("study")
+
+
+def smoke(out):
+    return StudyConfig(preset="smoke", out=str(out), workers=1)
 
 
 def ask(monkeypatch, *words):
@@ -93,7 +96,7 @@ def test_the_interval_of_an_end_is_that_of_the_losses_of_the_checkpoints_near_it
 
 
 def test_studies_of_a_size_share_the_base_run_whichever_comes_first(tmp_path):
-    config = StudyConfig(preset="smoke", out=str(tmp_path), workers=1)
+    config = smoke(tmp_path)
     runs = variants(config.base, [{}, {"seed": 1}, {"n_people": 12}])
     folders = trained(config, runs)
     kept = {name: len(list(folder.glob("step-*"))) for name, folder in folders.items()}
@@ -106,7 +109,7 @@ def test_studies_of_a_size_share_the_base_run_whichever_comes_first(tmp_path):
 def test_bad_input_is_said_in_one_line(tmp_path, capsys, monkeypatch):
     for words, said in {
         ("scaling", "--workers", "0"): "workers is 0; it must be at least 1",
-        ("phases", "--ckpt", tmp_path): f"no run.json in {tmp_path}",
+        ("phases", "--ckpt", tmp_path): f"no run.json in {tmp_path}; give run folders",
         ("curriculum", "--people", "1"): "people is 1; warm-ups need at least 32",
     }.items():
         with pytest.raises(SystemExit) as end:
@@ -185,7 +188,7 @@ def test_an_outcome_is_read_off_the_people_trained_on(hand_made):
 
 def test_curves_say_what_varies(out):
     runs = variants(SMOKE, [{}, {"seed": 1}, {"n_train_templates": 1}])
-    folders = train_all(runs, out / "runs")
+    folders = trained(smoke(out), runs)
     found = curves(folders, runs)
     assert {"n_people", "seed", "n_train_templates"} < set(found.columns)
     assert not {"batch_size", "n_steps", "schedule"} & set(found.columns)
@@ -231,7 +234,7 @@ def test_a_size_of_which_a_run_has_not_ended_is_no_point_of_the_power_law():
 )
 def test_accuracy_by_frequency_covers_everybody_and_says_how_often_they_were_met(out, change):
     runs = variants(SMOKE, [change])
-    (config,), (folder,) = runs.values(), train_all(runs, out / "runs").values()
+    (config,), (folder,) = runs.values(), trained(smoke(out), runs).values()
     found = distributions.by_frequency(folder, config)
     assert found.n.sum() == config.n_people
     assert (found.biographies_a_person.diff().dropna() < 0).all()

@@ -8,7 +8,7 @@ machine, or a cluster's.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from interp.config import TrainConfig
-from interp.files import read_table
+from interp.files import only_process, read_table
 from interp.process import tune_process
 from interp.training.loop import train
 from interp.training.run_folder import read_config
@@ -47,24 +47,25 @@ def train_all(
             here, else as its checkpoints appear.
 
     Raises:
-        ValueError: a folder holds a run of another configuration; or runs failed, and then only
-            after all others have ended.
+        ValueError: a folder holds a run of another configuration; another process trains in
+            ``out``; or runs failed, and then only after all others have ended.
     """
     folders = {name: Path(out) / name for name in runs}
     left = {n: config for n, config in runs.items() if not is_done(folders[n], config)}
     for name, config in runs.items():
         on_step(name, newest_step(folders[name]), config.n_steps)
     failed: dict[str, BaseException] = {}
-    for name, error in _trained(left, folders, executor, command, on_step):
-        if error is None:
-            on_step(name, runs[name].n_steps, runs[name].n_steps)
-        else:
-            failed[name] = error
+    with only_process(Path(out), "training runs in") if left else nullcontext():
+        for name, error in _trained(left, folders, executor, command, on_step):
+            if error is None:
+                on_step(name, runs[name].n_steps, runs[name].n_steps)
+            else:
+                failed[name] = error
     if failed:
         name, error = next(iter(failed.items()))
         raise ValueError(
-            f"{len(failed)} of {len(runs)} runs failed; {name}: {_in_words(error)}; the others are "
-            "done, run the same again to try these"
+            f"{len(failed)} of {len(runs)} runs failed; {name}: {_in_words(error)}; run the same "
+            "again to try these, what is done stays done"
         ) from error
     return folders
 
