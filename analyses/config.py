@@ -128,6 +128,14 @@ class PhasesConfig(StudyConfig):
     """Run folders to read, which may differ in the seed only; then nothing is trained, and
     preset and workers are of no use."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for path in self.ckpt:
+            if not (Path(path) / "run.json").is_file():
+                raise ValueError(
+                    f"no run.json in {path}; give run folders, such as checkpoints/demo"
+                )
+
     @property
     def folder(self) -> str:
         if self.ckpt:

@@ -32,11 +32,6 @@ def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Phases, attention and hallucination over training."""
     if config.ckpt:
         folders = {path: Path(path) for path in config.ckpt}
-        for path in config.ckpt:
-            if not (Path(path) / "run.json").is_file():
-                raise ValueError(
-                    f"no run.json in {path}; give run folders, such as checkpoints/demo"
-                )
         runs = {path: load_suite(path).config for path in config.ckpt}
         _check_alike(runs)
     else:

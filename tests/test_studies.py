@@ -106,7 +106,8 @@ def test_studies_of_a_size_share_the_base_run_whichever_comes_first(tmp_path):
         trained(config, runs, keep_all=True)
 
 
-def test_bad_input_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+def test_bad_input_is_said_in_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for words, said in {
         ("scaling", "--workers", "0"): "workers is 0; it must be at least 1",
         ("phases", "--ckpt", tmp_path): f"no run.json in {tmp_path}; give run folders",
@@ -118,6 +119,7 @@ def test_bad_input_is_said_in_one_line(tmp_path, capsys, monkeypatch):
         message = capsys.readouterr().err
         assert message.startswith("interp-analyse: error: ") and said in message
         assert len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_are_named_after_what_they_vary_and_not_after_the_machine():
