@@ -49,12 +49,12 @@ def beside_paper(
         log_y: else a share, from 0 to 1.
         baselines: no-knowledge baselines, dotted.
     """
-    titles = ["<br>".join(wrap(text, 48)) for text in (here, there)]
+    titles = [_lines(text, 48) for text in (here, there)]
     figure = make_subplots(1, 2, subplot_titles=titles)
     figure.update_xaxes(domain=[0, 0.33], col=1)
     figure.update_xaxes(domain=[0.53, 0.86], col=2)
     for annotation, at in zip(figure.layout.annotations, (0, 0.53)):
-        annotation.update(x=at, xanchor="left", font_size=14)
+        annotation.update(x=at, xanchor="left", align="left", font_size=14)
     for column, table in enumerate((ours, paper), 1):
         order = list(dict.fromkeys(table.series))
         colors = _colors(len(order))
@@ -81,7 +81,7 @@ def beside_paper(
         width=1100,
         height=470,
         margin={"t": 100},
-        legend={"x": 0.34, "title": legend, "bgcolor": "rgba(0,0,0,0)"},
+        legend={"x": 0.34, "title": _lines(legend, 16), "bgcolor": "rgba(0,0,0,0)"},
         legend2={"x": 0.87, "title": "paper", "bgcolor": "rgba(0,0,0,0)"},
     )
     return figure
@@ -130,6 +130,10 @@ def _add(
         1,
         column,
     )
+
+
+def _lines(text: str, width: int) -> str:
+    return "<br>".join(wrap(text, width, break_on_hyphens=False))
 
 
 def _colors(n: int) -> list[str]:

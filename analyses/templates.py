@@ -38,7 +38,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     return {
         "Templates": beside_paper(
             across_seeds(lines, series="series", x="step", y="loss"),
-            paper.panel("A", "right"),
+            _in_our_words(paper.panel("A", "right")),
             title="Loss on new sentences in random order, by how facts were told",
             here=f"here, {base.n_people} people, n = 1 seed",
             there="paper, figure A, 64k people, one seed",
@@ -48,6 +48,11 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             baselines=(known.baseline.mean(), paper.NO_KNOWLEDGE),
         )
     }
+
+
+def _in_our_words(table: pd.DataFrame) -> pd.DataFrame:
+    table["series"] = table.series.str.replace(" templates per individual", "")
+    return table.sort_values("series", key=lambda x: x.str.contains("fixed"), kind="stable")
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
