@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 from plotly.subplots import make_subplots
 
+from interp.figures.curves import band
 from interp.figures.labels import FONT
 from interp.statistics import margin
 
@@ -33,7 +34,6 @@ def beside_paper(
     y: str,
     legend: str,
     names: dict | None = None,
-    log_x: bool = False,
     log_y: bool = True,
     baselines: tuple[float | None, float | None] = (None, None),
     markers: bool = False,
@@ -44,8 +44,7 @@ def beside_paper(
         here, there: what the panels show, sizes and n included.
         x: titles of the two x axes.
         legend: what the series are.
-        names: of our series, where they are not to be shown as they are; those that the paper has
-            too share its colours.
+        names: of our series, where they are not to be shown as they are.
         log_y: else a share, from 0 to 1.
         baselines: no-knowledge baselines, dotted.
     """
@@ -66,7 +65,6 @@ def beside_paper(
             ends = pd.DataFrame({"x": [table.x.min(), table.x.max()], "y": baseline})
             _add(figure, ends, column, "no knowledge", "#777", log_y, "lines", dash="dot")
         figure.update_xaxes(title_text=x[column - 1], row=1, col=column)
-    figure.update_xaxes(type="log" if log_x else "linear")
     figure.update_yaxes(type="log" if log_y else "linear", title_text=y, col=1)
     figure.update_yaxes(type="log" if log_y else "linear", col=2)
     if not log_y:
@@ -102,21 +100,8 @@ def _add(
     if "margin" in line and line.margin.notna().any():
         low, high = line.y - line.margin.fillna(0), line.y + line.margin.fillna(0)
         low = np.maximum(low, line.y / 10) if log_y else low  # a log axis has no 0
-        figure.add_trace(
-            go.Scatter(
-                x=np.concatenate((line.x, line.x[::-1])),
-                y=np.concatenate((high, low[::-1])),
-                fill="toself",
-                fillcolor=color,
-                opacity=0.18,
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=group,
-            ),
-            1,
-            column,
-        )
+        x, low, high = (values.to_numpy() for values in (line.x, low, high))
+        figure.add_trace(band(x, low, high, color, group=group), 1, column)
     figure.add_trace(
         go.Scatter(
             x=line.x,

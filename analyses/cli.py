@@ -140,6 +140,7 @@ def _study(name: str, arguments: list[str]) -> None:
     check_writable(Path(config.folder))
     command = command_line("interp-analyse", [name, *arguments])
     taken: dict[str, tuple[int, int]] = {}
+    told: set[str] = set()
     with progress() as bar:
         task = bar.add_task("preparing", total=None)
 
@@ -148,8 +149,9 @@ def _study(name: str, arguments: list[str]) -> None:
             done, total = (sum(x) for x in zip(*taken.values()))
             ended = sum(a == b for a, b in taken.values())
             said = f"{ended} of {len(taken)} runs; steps of all"
-            if bar.disable and said != bar.tasks[task].description:  # a log file
-                print(f"interp-analyse: {said}: {done} of {total}", file=sys.stderr)
+            if bar.disable and run not in told and step == n_steps:  # a log file
+                told.add(run)
+                print(f"interp-analyse: {run} is done; {said}: {done} of {total}", file=sys.stderr)
             bar.update(task, completed=done, total=total, description=said)
 
         found = study(config, command=command, on_step=on_step)

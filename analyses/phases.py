@@ -112,7 +112,7 @@ def figures(tables: dict[str, pd.DataFrame], config: TrainConfig) -> dict[str, g
     """By heading."""
     found = tables["phases_curves"]
     n = found.run.nunique()
-    here = f"here, {found.n_people.iloc[0]} people, n = {n} run{'s' * (n > 1)}, 95 %"
+    here = f"here, {config.n_people} people, n = {n} run{'s' * (n > 1)}, 95 %"
     lines = {
         y: across_seeds(found, series="split", x="step", y=y)
         for y in ("loss", "accuracy", "max_probability")

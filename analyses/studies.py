@@ -15,11 +15,12 @@ from analyses.config import StudyConfig
 from interp.config import TrainConfig
 from interp.dynamics import knowledge_start, phases, plateau_crossing, rises_from
 from interp.files import read_table, write_bytes, write_json
+from interp.process import local_workers
 from interp.provenance import provenance
 from interp.report import anchor, figure_html, page
 from interp.training.evaluation import AVERAGE
 from interp.training.run_folder import read_record
-from interp.training.runs import OnStep, local_workers, train_all
+from interp.training.runs import OnStep, train_all
 
 _NOT_NAMED = ("device", "precision", "compile", "n_evaluated", "checkpoint_every", "dense_every",
               "dense_until", "keep")  # fmt: skip
@@ -67,7 +68,7 @@ def trained(
         keep_all: checkpoints stay on disk; of runs that differ from the base in the seed only they
             always do, since several studies want them.
     """
-    kept = {"base", *(f"seed-{config.seed}" for config in runs.values())}
+    kept = {"base", *(f"seed-{run.seed}" for run in runs.values())}
     runs = {
         name: run if keep_all or name in kept else replace(run, keep="last")
         for name, run in runs.items()
@@ -173,7 +174,9 @@ def made_by(study: Study, folder: Path, command: str) -> dict:
             began, ended = ((run / x).stat().st_mtime for x in ("run.json", "metrics.parquet"))
             minutes += (ended - began) / 60
     made = {"command": command, "runs": len(names)} | provenance()
-    return made | ({"minutes of runs": round(minutes, 1)} if minutes else {})
+    if minutes:
+        made["minutes of the runs"] = round(minutes, 1)
+    return made
 
 
 def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:

@@ -1,12 +1,11 @@
 """Patching over training: the same facts and sites at every checkpoint, finished ones reused."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
-from multiprocessing import get_context
 from os.path import relpath
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from interp.facts import FactSet
 from interp.files import only_process
 from interp.patching.intervention import Intervention, check_sites, intervention
 from interp.patching.patch import patch_sites
+from interp.process import local_workers
 from interp.provenance import provenance
 from interp.results import join_steps, read_result, write_result
 from interp.suite import Suite
@@ -184,17 +184,11 @@ def _computed(
             yield step, compute(suite, step, names)
             on_step(n_done)
         return
-    threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(
-        min(workers, len(work)), get_context("spawn"), torch.set_num_threads, (threads,)
-    ) as pool:
+    with local_workers(min(workers, len(work))) as pool:
         futures = {pool.submit(compute, suite, step, names): step for step, names in work}
-        try:
-            for n_done, future in enumerate(as_completed(futures), 1):
-                yield futures[future], future.result()
-                on_step(n_done)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for n_done, future in enumerate(as_completed(futures), 1):
+            yield futures[future], future.result()
+            on_step(n_done)
 
 
 def _patch_one(

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
 
 from interp.checkpoints import checkpoint_sha256
 from interp.files import only_process
+from interp.process import local_workers
 from interp.suite import load_suite
 from interp.training import runs
 from interp.training.loop import train
-from interp.training.runs import is_done, local_workers, newest_step, train_all
+from interp.training.runs import is_done, newest_step, train_all
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +150,3 @@ def test_an_error_of_the_machine_does_not_stop_the_others_either(short, tmp_path
     with pytest.raises(ValueError, match="1 of 2 runs failed; a: RuntimeError: out of memory"):
         train_all({"a": replace(short, seed=1), "b": short}, tmp_path)
     assert is_done(tmp_path / "b", short)
-
-
-def test_one_worker_is_this_process_and_more_share_its_cores():
-    with local_workers(1) as executor:
-        assert executor is None
-    with local_workers(2) as executor:
-        threads = executor.submit(torch.get_num_threads).result()
-    assert threads == max(1, torch.get_num_threads() // 2)

@@ -32,22 +32,7 @@ def effect_over_training(
         color = qualitative.Dark24[i % 24]
         shown = line.dropna("step", subset=["estimate"])
         steps = shown.step.values
-        band = {
-            "x": np.concatenate((steps, steps[::-1])),
-            "y": np.concatenate((shown.high, shown.low[::-1])),
-        }
-        figure.add_trace(
-            go.Scatter(
-                **band,
-                fill="toself",
-                fillcolor=color,
-                opacity=0.15,
-                line={"width": 0},
-                hoverinfo="skip",
-                legendgroup=label,
-                showlegend=False,
-            )
-        )
+        figure.add_trace(band(steps, shown.low, shown.high, color, group=label))
         figure.add_trace(
             go.Scatter(
                 x=steps,
@@ -159,6 +144,23 @@ def _strongest(
             label = cell_label(site, place)
             found.append((float(later[i]), label, cells.isel(cell=i)))
     return [(label, line) for _, label, line in sorted(found, key=lambda item: -item[0])[:n_cells]]
+
+
+def band(
+    x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str, *, group: str | None = None
+) -> go.Scatter:
+    """The area between two lines, shown and hidden with its legend group."""
+    return go.Scatter(
+        x=np.concatenate((x, x[::-1])),
+        y=np.concatenate((high, low[::-1])),
+        fill="toself",
+        fillcolor=color,
+        opacity=0.15,
+        line={"width": 0},
+        hoverinfo="skip",
+        legendgroup=group,
+        showlegend=False,
+    )
 
 
 def shade_plateau(figure: go.Figure, phases: Phases | None) -> None:

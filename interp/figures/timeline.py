@@ -7,7 +7,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from interp.dynamics import Phases
-from interp.figures.curves import shade_plateau
+from interp.figures.curves import band, shade_plateau
 from interp.figures.labels import FONT
 from interp.statistics import margin
 
@@ -94,20 +94,7 @@ def _add_curve(
     curve = curve.isel(step=np.flatnonzero(curve.notnull().any("fact")))
     steps, mean, error = curve.step.values, curve.mean("fact").values, margin(curve.values)
     color = COLORS[job]
-    figure.add_trace(
-        go.Scatter(
-            x=np.concatenate((steps, steps[::-1])),
-            y=np.concatenate((mean + error, (mean - error)[::-1])),
-            fill="toself",
-            fillcolor=color,
-            opacity=0.12,
-            line={"width": 0},
-            hoverinfo="skip",
-            showlegend=False,
-        ),
-        row,
-        1,
-    )
+    figure.add_trace(band(steps, mean - error, mean + error, color), row, 1)
     figure.add_trace(
         go.Scatter(
             x=steps,

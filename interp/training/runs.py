@@ -7,18 +7,16 @@ machine, or a cluster's.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from interp.config import TrainConfig
 from interp.files import only_process, read_table
-from interp.process import tune_process
 from interp.training.loop import train
 from interp.training.run_folder import read_config
 
@@ -97,20 +95,6 @@ def is_done(folder: Path, config: TrainConfig) -> bool:
     return True
 
 
-@contextmanager
-def local_workers(n: int) -> Iterator[Executor | None]:
-    """Processes of this machine that share its cores; None, which trains here, for one."""
-    if n == 1:
-        yield None
-        return
-    threads = max(1, torch.get_num_threads() // n)
-    pool = ProcessPoolExecutor(n, get_context("spawn"), _start_worker, (threads,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _trained(
     runs: dict[str, TrainConfig],
     folders: dict[str, Path],
@@ -165,8 +149,3 @@ def _in_words(error: BaseException) -> str:
     """A user's error as it is, any other with its kind."""
     said = isinstance(error, (ValueError, FileNotFoundError))
     return str(error) if said else f"{type(error).__name__}: {error}"
-
-
-def _start_worker(n_threads: int) -> None:
-    tune_process()
-    torch.set_num_threads(n_threads)
