@@ -142,7 +142,7 @@ def in_words(outcome) -> str:
 
 
 def save(study: Study, name: str, folder: Path, command: str) -> Path:
-    """The page of the study, written to ``folder`` beside its tables."""
+    """The page of the study, written to ``folder`` beside its tables and what made them."""
     for table_name, table in study.tables.items():
         csv = table.to_csv(index=False, float_format="%.6g")
         write_bytes(folder / f"{table_name}.csv", csv.encode())
@@ -150,7 +150,8 @@ def save(study: Study, name: str, folder: Path, command: str) -> Path:
     sections = [
         (heading, figure_html(anchor(heading), figure)) for heading, figure in study.figures.items()
     ]
-    made = made_by(study, folder, command)
+    names = set().union(*(table.run for table in study.tables.values() if "run" in table))
+    made = {"command": command, "runs": len(names)} | provenance()
     write_json(folder / f"{name}.json", made)
     shown = {k: ", ".join(f"{a} {b}" for a, b in v.items()) if isinstance(v, dict) else v
              for k, v in made.items()}  # fmt: skip
@@ -161,22 +162,6 @@ def save(study: Study, name: str, folder: Path, command: str) -> Path:
     lead = f"<ul class='lead'>{said}</ul>"
     write_bytes(target, page(name.replace("-", " ").capitalize(), lead, sections).encode())
     return target
-
-
-def made_by(study: Study, folder: Path, command: str) -> dict:
-    """Command, date, versions; how many runs the study reads, and the minutes from the beginning
-    of each to its last checkpoint, added up, side by side or not.
-    """
-    names = set().union(*(table.run for table in study.tables.values() if "run" in table))
-    minutes = 0.0
-    for run in (folder / "runs" / name for name in names):
-        if run.is_dir():
-            began, ended = ((run / x).stat().st_mtime for x in ("run.json", "metrics.parquet"))
-            minutes += (ended - began) / 60
-    made = {"command": command, "runs": len(names)} | provenance()
-    if minutes:
-        made["minutes of the runs"] = round(minutes, 1)
-    return made
 
 
 def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:
