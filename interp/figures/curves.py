@@ -30,18 +30,18 @@ def effect_over_training(
     figure = go.Figure()
     for i, (label, line) in enumerate(cells):
         color = qualitative.Dark24[i % 24]
-        shown = line.dropna("step", subset=["estimate"])
-        steps = shown.step.values
-        figure.add_trace(band(steps, shown.low, shown.high, color, group=label))
+        known = line.dropna("step", subset=["estimate"])
+        steps, low, high = known.step.values, known.low.values, known.high.values
+        figure.add_trace(band(steps, low, high, color, group=label))
         figure.add_trace(
             go.Scatter(
                 x=steps,
-                y=shown.estimate,
+                y=known.estimate,
                 name=label,
                 legendgroup=label,
                 mode="lines+markers",
                 line={"color": color},
-                customdata=np.stack((shown.low, shown.high), -1),
+                customdata=np.stack((low, high), -1),
                 hovertemplate="step %{x}: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]",
             )
         )
