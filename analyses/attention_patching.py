@@ -13,10 +13,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import paper
-from analyses.beside_paper import beside_paper
+from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, in_words, outcomes, trained, variants
+from analyses.studies import (
+    Study,
+    curves,
+    in_words,
+    outcomes,
+    paired,
+    plus_minus,
+    trained,
+    variants,
+)
 from interp.config import TrainConfig
+from interp.statistics import margin
 from interp.training.runs import OnStep
 
 REFERENCES = {
@@ -27,24 +37,29 @@ REFERENCES = {
 FROZEN = {"smoke": (4,), "laptop": (120, 240, 500), "paper": (500, 1000, 2000, 4000, 8000)}
 FEW = {"smoke": (4,), "laptop": (60, 120, 240), "paper": (1000, 2000, 3000, 5000, 16_000)}
 SHARE_OF_FEW = 4
+SEEDS = {"smoke": 2, "laptop": 3, "paper": 1}
+"""Pairs of a reference and the model trained by it; both begin with the same weights."""
 
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Loss over training and at its end, by the step of the reference."""
     base, size = config.base, config.preset
+    seeds = [{"seed": seed} for seed in range(SEEDS[size])]
     few = {"warmup_people": base.n_people // SHARE_OF_FEW, "warmup_steps": base.n_steps}
-    references = variants(base, [{}, few])
+    references = {
+        "all": variants(base, seeds),
+        "few": variants(base, [few | seed for seed in seeds]),
+    }
     at = {"command": command, "on_step": on_step}
-    whole, of_few = trained(config, references, keep_all=True, **at).values()
+    whole = trained(config, _together(references), keep_all=True, **at)
     kinds = {
-        "from the start": [_patched(whole, step) for step in REFERENCES[size]],
-        "frozen": [_patched(whole, step, start=step) for step in FROZEN[size]],
-        "few people": [_patched(of_few, step) for step in FEW[size]],
+        "from the start": _patched(references["all"], whole, REFERENCES[size]),
+        "frozen": _patched(references["all"], whole, FROZEN[size], freeze=True),
+        "few people": _patched(references["few"], whole, FEW[size]),
     }
     runs = {kind: variants(base, changes) for kind, changes in kinds.items()}
-    folders = trained(config, {k: v for of in runs.values() for k, v in of.items()}, **at)
-    runs["none"] = {"base": references["base"]}
-    folders["base"] = whole
+    folders = whole | trained(config, _together(runs), **at)
+    runs["none"] = references["all"]
     found, ends = [], []
     for kind, of_kind in runs.items():
         lines = curves({name: folders[name] for name in of_kind}, of_kind)
@@ -55,18 +70,63 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
         "attention_patching": pd.concat(ends, ignore_index=True),
         "attention_patching_curves": pd.concat(found, ignore_index=True),
     }
+    tables["attention_patching_differences"] = differences(tables["attention_patching"])
     return Study(tables, figures(tables, base), said(tables))
 
 
-def _patched(reference: Path, step: int, *, start: int = 0) -> dict:
-    return {"reference": str(reference.resolve()), "reference_step": step, "start_step": start}
+def _together(runs: dict[str, dict[str, TrainConfig]]) -> dict[str, TrainConfig]:
+    return {name: run for of_kind in runs.values() for name, run in of_kind.items()}
+
+
+def _patched(
+    references: dict[str, TrainConfig],
+    folders: dict[str, Path],
+    steps: tuple[int, ...],
+    *,
+    freeze: bool = False,
+) -> list[dict]:
+    """What to change in the base run so that each reference at each step is trained by."""
+    return [
+        {
+            "reference": str(folders[name].resolve()),
+            "reference_step": step,
+            "start_step": step if freeze else 0,
+            "seed": run.seed,
+        }
+        for name, run in references.items()
+        for step in steps
+    ]
+
+
+def differences(ends: pd.DataFrame) -> pd.DataFrame:
+    """Final losses of runs of the same seed side by side, one row a pair of ways: the mean of
+    ``one`` less ``other`` over seeds, and half its 95 % interval.
+    """
+    start, of_few = ends[ends.kind == "from the start"], ends[ends.kind == "few people"]
+    untrained = start[start.reference_step == 0]
+    pairs = [
+        (f"reference step {step}", "reference step 0", table, untrained)
+        for step, table in start[start.reference_step > 0].groupby("reference_step")
+    ]
+    pairs += [
+        (f"few people, reference step {step}", "all people", table,
+         start[start.reference_step == step])
+        for step, table in of_few.groupby("reference_step")
+    ]  # fmt: skip
+    rows = []
+    for one, other, ones, others in pairs:
+        gaps = paired(ones, others, "loss").eval("one - other").to_numpy()
+        means = {"difference": gaps.mean(), "margin": float(margin(gaps)), "n_seeds": len(gaps)}
+        rows.append({"one": one, "other": other, "measure": "loss"} | means)
+    return pd.DataFrame(rows)
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
     """By heading."""
     found, ends = tables["attention_patching_curves"], tables["attention_patching"]
     known = found[found.split == "train"].rename(columns={"step": "x", "loss": "y"})
-    shape = f"here, {base.n_people} people, n = 1 seed"
+    n = ends.seed.nunique()
+    shape = f"here, {base.n_people} people, n = {n} seed{'s' * (n > 1)}, 95 %"
     baselines = (found.baseline.mean(), paper.NO_KNOWLEDGE)
     start = known[known.kind.isin(["from the start", "none"])]
     names = start.reference_step.astype(str).where(start.kind != "none", "no patching")
@@ -78,7 +138,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     )
     return {
         "Training by a reference's attention": beside_paper(
-            start.assign(series=names),
+            across_seeds(start.assign(series=names), series="series", x="x", y="y"),
             pd.concat([paper_curves, paper_base]),
             title="Loss of models trained by the attention of a reference",
             here=shape,
@@ -89,7 +149,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             baselines=baselines,
         ),
         "Final loss by reference": beside_paper(
-            finals,
+            across_seeds(finals, series="series", x="x", y="y"),
             _papers_finals(),
             title="What is known at the end, by the step of the reference",
             here=shape,
@@ -115,10 +175,15 @@ def _papers_finals() -> pd.DataFrame:
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
-    ends = tables["attention_patching"]
     lines = []
-    for row in ends.itertuples():
-        how = f"{row.kind}, reference step {row.reference_step}"
-        how = "no patching" if row.kind == "none" else how
-        lines.append(f"{how}: {in_words(row)}")
+    for (kind, step), table in tables["attention_patching"].groupby(
+        ["kind", "reference_step"], sort=False
+    ):
+        how = "no patching" if kind == "none" else f"{kind}, reference step {step}"
+        lines.append(f"{how}: {in_words(table)}")
+    for row in tables["attention_patching_differences"].itertuples():
+        lines.append(
+            f"final loss by {row.one} less that by {row.other}, same seeds: {row.difference:+.2f}"
+            f"{plus_minus(row.margin, 2)}"
+        )
     return "\n".join(lines)

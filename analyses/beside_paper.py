@@ -20,7 +20,7 @@ def across_seeds(table: pd.DataFrame, *, series: str, x: str, y: str) -> pd.Data
         values = group.to_numpy()
         rows.append({"series": of, "x": at, "y": values.mean(), "n": len(values)})
         rows[-1]["margin"] = float(margin(values))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["series", "x", "y", "n", "margin"])
 
 
 def beside_paper(

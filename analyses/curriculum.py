@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import CurriculumConfig
-from analyses.studies import Study, curves, outcomes, trained, variants
+from analyses.studies import Study, curves, outcomes, paired, trained, variants
 from interp.config import TrainConfig
 from interp.statistics import margin
 from interp.training.runs import OnStep
@@ -65,15 +65,14 @@ def gain(fresh: pd.DataFrame) -> pd.DataFrame:
     where the warm-up is better, ``gain_margin`` half its 95 % interval over seeds; ``n_without``
     seeds have no such measure one way or the other, and are left out of both.
     """
-    wide = fresh.assign(way=np.where(fresh.warmup_people > 0, "warm-up", "uniform"))
+    warm = fresh.warmup_people > 0
     rows = []
     for measure, sign in (("loss", -1), ("accuracy", 1), ("plateau_end", -1)):
-        table = wide.pivot(index="seed", columns="way", values=measure)
+        table = paired(fresh[warm], fresh[~warm], measure)
         pairs = table.dropna()
-        gains = sign * (pairs["warm-up"] - pairs["uniform"]).to_numpy()
+        gains = sign * (pairs.one - pairs.other).to_numpy()
         rows.append({
-            "measure": measure,
-            "uniform": pairs["uniform"].mean(), "warm_up": pairs["warm-up"].mean(),
+            "measure": measure, "uniform": pairs.other.mean(), "warm_up": pairs.one.mean(),
             "gain": gains.mean() if len(gains) else np.nan, "gain_margin": float(margin(gains)),
             "n_seeds": len(gains), "n_without": len(table) - len(gains),
         })  # fmt: skip

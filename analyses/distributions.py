@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, in_words, outcomes, trained, variants
+from analyses.studies import Study, curves, in_words, outcomes, paired, spread, trained, variants
 from interp.bios.batches import evaluation_set, sampling_weights
 from interp.config import TrainConfig
 from interp.figures.labels import FONT
@@ -27,28 +27,37 @@ ALPHAS = {
     "laptop": (0.0, 0.4, 0.8, 1.0),
     "paper": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
 }
-SIZES = {
-    "smoke": (24,),
-    "laptop": (320, 640, 1280),
-    "paper": (16_000, 32_000, 64_000, 128_000, 256_000),
-}
+BUDGETS = {
+    "smoke": ((24, 0.5), (24, 1.0)),
+    "laptop": ((320, 1.0), (640, 0.5), (640, 1.0), (1280, 1.0)),
+    "paper": (
+        (16_000, 1.0), (32_000, 1.0), (64_000, 0.5), (64_000, 1.0), (128_000, 1.0), (256_000, 1.0)
+    ),
+}  # fmt: skip
+"""People, and the share of the preset's steps."""
 CELEBRITIES = {"smoke": ((4, 4),), "laptop": ((40, 4), (40, 8)), "paper": (
     (4000, 2), (4000, 4), (4000, 8), (4000, 16), (16_000, 8))}  # fmt: skip
 CELEBRITIES_OF = {"smoke": 24, "laptop": 640, "paper": 64_000}
+SEEDS = {"smoke": 2, "laptop": 3, "paper": 1}
 N_BINS = 5
-WHO = ("n_people", "power_law", "celebrities", "celebrity_weight")
+WHO = ("n_people", "n_steps", "power_law", "celebrities", "celebrity_weight", "seed")
 """Fields that say who is met how often."""
 
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Plateau and final loss by exponent, population and celebrities; accuracy by frequency."""
     size, n = config.preset, CELEBRITIES_OF[config.preset]
-    laws = [{"n_people": n, "power_law": alpha} for n in SIZES[size] for alpha in ALPHAS[size]]
+    laws = [
+        {"n_people": people, "n_steps": round(share * config.base.n_steps), "power_law": alpha}
+        for people, share in BUDGETS[size]
+        for alpha in ALPHAS[size]
+    ]
     famous = [
         {"n_people": n, "celebrities": k, "celebrity_weight": float(weight)}
         for k, weight in CELEBRITIES[size]
     ]
-    runs = variants(config.base, [*laws, {"n_people": n}, *famous])
+    ways, seeds = [*laws, {"n_people": n}, *famous], range(SEEDS[size])
+    runs = variants(config.base, [way | {"seed": seed} for way in ways for seed in seeds])
     folders = trained(config, runs, command=command, on_step=on_step)
     found, frequencies = curves(folders, runs), []
     for name, run in runs.items():
@@ -84,27 +93,32 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     """By heading."""
     every, curve = tables["distributions"], tables["distributions_curves"]
     found = every[every.celebrities == 0]
-    ends = found.rename(columns={"n_people": "series", "power_law": "x", "plateau_end": "y"})
+    found = found.assign(series=_budget(found), x=found.power_law)
+    alike = found.groupby(["series", "x"])
+    ended = found[alike.plateau_end.transform("count") == alike.seed.transform("size")]
     theirs = paper.panel("4", "left")
     theirs["series"] = theirs.series.str.replace(" individuals", "")
-    middle = sorted(set(found.n_people))[len(set(found.n_people)) // 2]
-    lines = curve[(curve.n_people == middle) & (curve.celebrities == 0)]
-    famous = _famous(curve)
-    finals = found.rename(columns={"n_people": "series", "power_law": "x", "loss": "y"})
+    whole = curve[curve.n_steps == base.n_steps]
+    middle = sorted(set(whole.n_people))[len(set(whole.n_people)) // 2]
+    lines = whole[(whole.n_people == middle) & (whole.celebrities == 0)]
+    famous = _famous(whole)
     best = paper.panel("G", "power law, 64k individuals, 8k steps")
     last = best[best.x == best.groupby("series").x.transform("max")]
     last = pd.DataFrame({
         "series": "64000, 8k steps", "x": last.series.str.split().str[1].astype(float), "y": last.y
     })  # fmt: skip
-    shape = f"n = 1 seed, {base.n_steps} steps of {base.batch_size}"
+    n = every.seed.nunique()
+    shape = f"n = {n} seed{'s' * (n > 1)}, 95 %, {base.n_steps} steps of {base.batch_size}"
     return {
         "Plateau and skew": beside_paper(
-            ends, theirs, title="When the plateau ends, by skew", here=f"here, {shape}",
+            across_seeds(ended, series="series", x="x", y="plateau_end"), theirs,
+            title="When the plateau ends, by skew", here=f"here, {shape} unless stated",
             there="paper, figure 4, one seed, 16k steps of 128", x=("exponent α",) * 2,
             y="end of the plateau (step)", legend="people", markers=True,
         ),
         "Final loss and skew": beside_paper(
-            finals, last, title="What is known at the end, by skew", here=f"here, {shape}",
+            across_seeds(found, series="series", x="x", y="loss"), last,
+            title="What is known at the end, by skew", here=f"here, {shape} unless stated",
             there="paper, figure G, one seed", x=("exponent α",) * 2,
             y="final attribute loss (nats a value)", legend="people", markers=True,
         ),
@@ -129,6 +143,12 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     }  # fmt: skip
 
 
+def _budget(table: pd.DataFrame) -> pd.Series:
+    """People; and steps, where they are not the most."""
+    people, fewer = table.n_people.astype(str), table.n_steps < table.n_steps.max()
+    return people.where(~fewer, people + ", " + table.n_steps.astype(str) + " steps")
+
+
 def _famous(curve: pd.DataFrame) -> pd.DataFrame:
     """Curves of the population that has celebrities, with as many as the most runs have."""
     n = curve[curve.celebrities > 0].n_people.iloc[0]
@@ -143,9 +163,11 @@ def _without_prefix(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
-    shown = table[(table.n_people == n_people) & (table.celebrities == 0)]
+    whole = table.n_steps == table.n_steps.max()
+    shown = table[(table.n_people == n_people) & (table.celebrities == 0) & whole]
+    lines = shown.groupby(["power_law", "bin"]).mean(numeric_only=True).reset_index()
     figure = go.Figure()
-    for alpha, line in shown.groupby("power_law"):
+    for alpha, line in lines.groupby("power_law"):
         figure.add_trace(
             go.Scatter(
                 x=line.biographies_a_person,
@@ -159,8 +181,8 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
     figure.update_layout(
         title={
             "text": "What is known of people, by how often they were met<br><sup>"
-            f"{n_people} people in bins of equal width, n = 1 seed; uniform sampling: all alike"
-            "</sup>",
+            f"{n_people} people in bins of equal width, mean over n = {shown.seed.nunique()}; "
+            "uniform sampling: all alike</sup>",
             "x": 0.02,
         },
         xaxis={"title": "biographies a person, expected, whole training", "type": "log"},
@@ -176,26 +198,22 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
-    lines = []
-    every = tables["distributions"]
-    for n, table in every[every.celebrities == 0].groupby("n_people"):
-        best = table.loc[table.loss.idxmin()]
+    lines, every = [], tables["distributions"]
+    laws = every[every.celebrities == 0]
+    for (n, n_steps), table in laws.groupby(["n_people", "n_steps"]):
+        for alpha, alike in table.groupby("power_law"):
+            lines.append(f"{n} people, {n_steps} steps, α = {alpha:g}: {in_words(alike)}")
+        best = table.loc[table.groupby("seed").loss.idxmin()].power_law
         lines.append(
-            f"{n} people, one seed: plateau shortest at α = {_shortest(table)}; final loss lowest "
-            f"at α = {best.power_law:g} ({best.loss:.2f})"
+            f"{n} people, {n_steps} steps: final loss lowest at α = "
+            f"{', '.join(f'{alpha:g}' for alpha in best)} by seed"
         )
-    for row in every[every.celebrities > 0].itertuples():
-        who = f"{row.celebrities} of {row.n_people} people with weight {row.celebrity_weight:g}"
-        lines.append(f"{who}: {in_words(row)}")
+    whole = laws[(laws.power_law == 0) & (laws.n_steps == laws.n_steps.max())]
+    famous = every[every.celebrities > 0]
+    for (n, k, weight), table in famous.groupby(["n_people", "celebrities", "celebrity_weight"]):
+        gaps = paired(table, whole[whole.n_people == n], "loss").eval("one - other")
+        lines.append(
+            f"{k} of {n} people with weight {weight:g}: {in_words(table)}; final loss less that of "
+            f"uniform sampling, same seeds: {spread(gaps, 2)}"
+        )
     return "\n".join(lines)
-
-
-def _shortest(table: pd.DataFrame) -> str:
-    """The exponents whose plateaus end first, or within a checkpoint of it."""
-    ended = table.dropna(subset=["plateau_end"])
-    if ended.empty:
-        return "none, no plateau ended"
-    first = ended.loc[ended.plateau_end.idxmin()]
-    alike = ended[ended.plateau_end - ended.resolution < first.plateau_end]
-    alphas = ", ".join(f"{alpha:g}" for alpha in sorted(alike.power_law))
-    return f"{alphas} ({first.plateau_end:.0f} steps, checkpoints {first.resolution:.0f} apart)"

@@ -186,8 +186,8 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
         apart = f"checkpoints {table.resolution.max():.0f} apart"
         left = f"{len(table) - len(ended)} of {len(table)} not left"
         lines.append(f"{n} people: plateau {f'ends at {at}, {apart}; ' if at else ''}{left}")
-    for row in tables["scaling_settings"].itertuples():
-        lines.append(f"{row.run}, one seed: {in_words(row)}")
+    for run, table in tables["scaling_settings"].groupby("run", sort=False):
+        lines.append(f"{run}, one seed: {in_words(table)}")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from interp.files import read_table, write_bytes, write_json
 from interp.process import local_workers
 from interp.provenance import provenance
 from interp.report import anchor, figure_html, page
+from interp.statistics import margin
 from interp.training.evaluation import AVERAGE
 from interp.training.run_folder import read_record
 from interp.training.runs import OnStep, train_all
@@ -134,11 +135,29 @@ def outcomes(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def in_words(outcome) -> str:
-    """A row of ``outcomes``: the plateau's end, final loss and accuracy."""
-    end = outcome.plateau_end
-    end = "plateau not left" if np.isnan(end) else f"plateau ends at {end:.0f}"
-    return f"{end}, final loss {outcome.loss:.2f}, accuracy {outcome.accuracy:.3f}"
+def in_words(outcomes: pd.DataFrame) -> str:
+    """Runs that differ in the seed only: their plateaus' ends, mean final loss and accuracy with
+    95 % intervals over seeds.
+    """
+    ends = ", ".join("not left" if np.isnan(x) else f"until {x:.0f}" for x in outcomes.plateau_end)
+    loss, accuracy = spread(outcomes.loss, 2), spread(outcomes.accuracy, 3)
+    return f"plateau {ends}; final loss {loss}, accuracy {accuracy}"
+
+
+def spread(values: pd.Series, digits: int) -> str:
+    """Mean ± half of its 95 % interval over seeds, or the only value."""
+    return f"{values.mean():.{digits}f}{plus_minus(float(margin(values.to_numpy())), digits)}"
+
+
+def plus_minus(half: float, digits: int) -> str:
+    """Half an interval, for after its middle; nothing where there is none."""
+    return "" if np.isnan(half) else f" ± {half:.{digits}f}"
+
+
+def paired(ones: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """``measure`` of two ways, in the columns one and other, by seed; of all seeds of both."""
+    one, other = (table.set_index("seed")[measure] for table in (ones, others))
+    return pd.DataFrame({"one": one, "other": other})
 
 
 def save(study: Study, name: str, folder: Path, command: str) -> Path:

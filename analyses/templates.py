@@ -58,7 +58,9 @@ def _in_our_words(table: pd.DataFrame) -> pd.DataFrame:
 def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
     return "\n".join(
-        f"{row.n_train_templates} templates, {'shuffled' if row.shuffled else 'fixed order'}: "
-        f"{in_words(row)}, on new sentences in random order"
-        for row in tables["templates"].itertuples()
+        f"{n} templates, {'shuffled' if shuffled else 'fixed order'}: {in_words(table)}, on new "
+        "sentences in random order"
+        for (n, shuffled), table in tables["templates"].groupby(
+            ["n_train_templates", "shuffled"], sort=False
+        )
     )

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import cli, curriculum, distributions, phases, scaling
+from analyses import attention_patching, cli, curriculum, distributions, phases, scaling
 from analyses.attention_patching import FEW, FROZEN, REFERENCES
 from analyses.beside_paper import across_seeds
 from analyses.config import BASES, CurriculumConfig, PhasesConfig, StudyConfig
 from analyses.paper import panel
-from analyses.studies import curves, name_of, outcomes, save, trained, variants
+from analyses.studies import curves, in_words, name_of, outcomes, save, trained, variants
 from interp.bios.batches import training_batch
 from interp.config import preset
 from interp.suite import Suite, load_suite
@@ -43,7 +43,7 @@ def ask(monkeypatch, *words):
         ("scaling", 4),
         ("distributions", 3),
         ("curriculum", 4),
-        ("attention-patching", 2),
+        ("attention-patching", 3),
         ("templates", 2),
     ],
 )
@@ -216,6 +216,44 @@ def test_a_gain_is_positive_where_the_warm_up_is_better():
     assert won.gain.to_dict() == pytest.approx({"loss": 1.5, "accuracy": 0.2, "plateau_end": -30})
     assert won.gain_margin["loss"] == pytest.approx(12.7062 * 0.5, rel=1e-4)
     assert won.uniform["loss"] == 3.5 and won.warm_up["loss"] == 2.0
+
+
+def test_differences_are_between_runs_of_the_same_seed():
+    """Seeds lie 2 nats apart; the difference between references is 0.5 in one, 0.7 in the other."""
+    losses = {("from the start", 0): [1.0, 3.0], ("from the start", 4): [3.7, 1.5],
+              ("few people", 4): [1.0, 3.0]}  # fmt: skip
+    ends = pd.DataFrame([
+        {"kind": kind, "reference_step": step, "seed": seed, "loss": loss}
+        for (kind, step), both in losses.items()
+        for seed, loss in zip((1, 0) if both[0] > both[1] else (0, 1), both)
+    ])  # fmt: skip
+    found = attention_patching.differences(ends).set_index("one")
+    assert found.other.tolist() == ["reference step 0", "all people"]
+    assert found.difference.tolist() == pytest.approx([0.6, -0.6])
+    assert found.margin.tolist() == pytest.approx([12.7062 * 0.1] * 2, rel=1e-4)
+    assert (found.n_seeds == 2).all()
+
+
+def test_outcomes_in_words_tell_seeds_apart():
+    runs = pd.DataFrame({
+        "plateau_end": [380.0, np.nan], "loss": [1.0, 1.2], "accuracy": [0.5, 0.7]
+    })  # fmt: skip
+    assert in_words(runs) == (
+        "plateau until 380, not left; final loss 1.10 ± 1.27, accuracy 0.600 ± 1.271"
+    )
+    assert in_words(runs[:1]) == "plateau until 380; final loss 1.00, accuracy 0.500"
+
+
+def test_a_skew_whose_plateau_not_all_seeds_left_is_no_point_of_the_figure(out):
+    config = smoke(out)
+    tables = distributions.study(config, on_step=lambda *_: None).tables
+    ends = tables["distributions"].assign(plateau_end=8.0)
+    ends.loc[(ends.power_law == 1) & (ends.seed == 1) & (ends.n_steps == 12), "plateau_end"] = None
+    figure = distributions.figures(tables | {"distributions": ends}, config.base)
+    lines = {line.name: line for line in figure["Plateau and skew"].data if line.name}
+    assert {name: list(lines[name].x) for name in ("24", "24, 6 steps")} == {
+        "24": [0.0], "24, 6 steps": [0.0, 1.0]
+    }  # fmt: skip
 
 
 def test_a_size_of_which_a_run_has_not_ended_is_no_point_of_the_power_law():
