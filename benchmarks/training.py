@@ -32,7 +32,8 @@ from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
 from interp.config import PRESETS, TrainConfig
 from interp.model import has_bf16
 from interp.process import tune_process
-from interp.training.loop import make_step, make_trainee
+from interp.training.loop import make_step
+from interp.training.trainee import make_trainee
 
 BLOCKS, STEPS = 5, 12
 PAPER_BATCH = 4

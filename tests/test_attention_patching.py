@@ -12,8 +12,9 @@ from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.training.attention_patching import patched_hidden
 from interp.training.evaluation import evaluate
 from interp.training.layout import next_tokens, to_ragged
-from interp.training.loop import make_step, make_trainee, train
+from interp.training.loop import make_step, train
 from interp.training.run_folder import read_config
+from interp.training.trainee import make_trainee
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import torch
 from interp.bios.batches import training_batch
 from interp.checkpoints import checkpoint_sha256
 from interp.training import loop
-from interp.training.loop import learning_rate, make_step, make_trainee, train
+from interp.training.loop import learning_rate, make_step, train
 from interp.training.run_folder import read_config
+from interp.training.trainee import make_trainee
 
 
 class Stop(Exception):
@@ -141,7 +142,8 @@ from dataclasses import replace
 from interp.bios.batches import training_batch
 from interp.config import TrainConfig
 from interp.suite import load_suite
-from interp.training.loop import make_step, make_trainee
+from interp.training.loop import make_step
+from interp.training.trainee import make_trainee
 
 suite = load_suite(sys.argv[1])
 for compiled in (False, True):

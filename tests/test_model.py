@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 from interp.bios.batches import training_batch
 from interp.checkpoints import write_checkpoint
 from interp.model import DecoderConfig, HookedDecoder, initialise, rotation
-from interp.training.loop import make_step, make_trainee
+from interp.training.loop import make_step
+from interp.training.trainee import make_trainee
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ import torch
 from safetensors.torch import load_file
 
 from interp.bios.batches import training_batch
-from interp.training.loop import make_step, make_trainee
+from interp.training.loop import make_step
 from interp.training.resume import read_state, write_state
+from interp.training.trainee import make_trainee
 
 
 def trained(suite, config, n_steps):

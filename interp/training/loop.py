@@ -9,7 +9,7 @@ kill, training goes on from the newest state.
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import cos, pi
 from os import environ
@@ -29,15 +29,15 @@ from interp.bios.tokenizer import read_tokenizer
 from interp.checkpoints import read_checkpoint, write_checkpoint
 from interp.config import TrainConfig
 from interp.files import only_process, read_table, write_bytes
-from interp.model import DecoderConfig, HookedDecoder, device_of, has_bf16, initialise, remove
+from interp.model import HookedDecoder, device_of, has_bf16
 from interp.ragged import Ragged
 from interp.training.attention_patching import patched_hidden
 from interp.training.evaluation import evaluate
 from interp.training.layout import next_tokens, to_ragged
 from interp.training.resume import read_state, write_state
 from interp.training.run_folder import begin, is_begun, read_config
+from interp.training.trainee import Trainee, make_optimizer, make_trainee
 
-LONGEST_BIOGRAPHY = 512
 OnStep = Callable[[int, float], None]
 
 
@@ -86,50 +86,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Cosine from ``learning_rate`` at step 0 to ``final_learning_rate`` at ``n_steps``."""
     share = 0.5 * (1 + cos(pi * step / config.n_steps))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
-
-
-@dataclass
-class Trainee:
-    """A model under training: what a checkpoint must hold to go on from it."""
-
-    model: HookedDecoder
-    optimizer: torch.optim.AdamW
-    step: int = 0
-    tokens_seen: int = 0
-
-
-def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
-    """A freshly initialised model and its optimizer."""
-    device = device_of(config.device)
-    shape = DecoderConfig(
-        config.n_layers,
-        config.n_heads,
-        config.d_model,
-        config.d_mlp,
-        d_vocab,
-        LONGEST_BIOGRAPHY,
-        parallel=config.parallel,
-        device=device,
-    )
-    model = HookedDecoder(shape)
-    initialise(model, std=config.init_std, seed=config.seed)
-    for component in config.removed:
-        remove(model, component)
-    model.to(device)
-    return Trainee(model, make_optimizer(config, model))
-
-
-def make_optimizer(config: TrainConfig, model: HookedDecoder) -> torch.optim.AdamW:
-    """A fresh one; weight decay on matrices only."""
-    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
-    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
-    )
 
 
 def make_step(

@@ -3,21 +3,18 @@ stands; no pickle.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from interp.files import write_bytes
-
-if TYPE_CHECKING:
-    from interp.training.loop import Trainee
+from interp.training.trainee import Trainee
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def write_state(trainee: "Trainee", folder: Path) -> None:
+def write_state(trainee: Trainee, folder: Path) -> None:
     """Replaces the state in ``folder``."""
     folder.mkdir(exist_ok=True)
     tensors = {}
@@ -40,7 +37,7 @@ def write_state(trainee: "Trainee", folder: Path) -> None:
     )
 
 
-def read_state(trainee: "Trainee", folder: Path) -> None:
+def read_state(trainee: Trainee, folder: Path) -> None:
     """Puts ``trainee`` where the state was written.
 
     Raises:
