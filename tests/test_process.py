@@ -26,10 +26,10 @@ if __name__ == "__main__":
 def test_one_worker_is_this_process_and_more_share_its_threads(monkeypatch):
     with local_workers(1) as executor:
         assert executor is None
-    ask = torch.get_num_threads
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     with local_workers(2) as executor:
-        assert executor.submit(ask).result() == 3
+        monkeypatch.undo()
+        assert executor.submit(torch.get_num_threads).result() == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
