@@ -60,7 +60,7 @@ def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T
             )
     except SystemExit as end:
         if end.code == 0:
-            print(said.getvalue().replace(" (default: )", ""))
+            print(_without_none(said.getvalue()))
             raise
         lines = [line.strip("│╭╮╰╯─- ") for line in said.getvalue().splitlines()]
         text = " ".join(
@@ -69,6 +69,12 @@ def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T
             if line and not line.startswith(("Parsing error", "For full", f"{name} "))
         )
         raise ValueError(re.sub(r"^Error parsing \w+: ", "", text)) from None
+
+
+def _without_none(said: str) -> str:
+    """A help text without the names that tyro has for what need not be given."""
+    said = re.sub(r"\{None\}\|(\S+)", lambda m: m[1].ljust(len(m[0])), said)
+    return re.sub(r"\s*\(default:\s+(None)?\)", "", said.replace("{None,", "{"))
 
 
 def command_line(name: str, arguments: list[str]) -> str:

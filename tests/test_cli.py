@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from analyses.cli import STUDIES
 from interp import cli
 
 BIN = Path(sys.executable).parent
@@ -41,11 +42,12 @@ def copy(suite, tmp_path):
     return shutil.copytree(suite.path, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
+@pytest.mark.parametrize("name", [*ENTRY_POINTS, *(f"interp-analyse {name}" for name in STUDIES)])
 def test_help_has_an_example_and_names_every_flag(name):
     code, said, _ = run(*name.split(), "--help")
-    assert code == 0 and f"{name} --" in said.split("options")[0]
+    assert code == 0 and f"\n{name}" in said.split("options")[0]
     assert "--out" in said
+    assert "{None" not in said and "default: None" not in " ".join(said.split())
 
 
 def test_a_run_is_trained_patched_and_reported(tmp_path):
