@@ -104,8 +104,7 @@ def rises_from(
     if it never does.
     """
     loss = np.asarray(loss)
-    after = np.arange(len(loss)) > loss.argmin()
-    return _for_good(step, after & (loss > (1 + margin) * loss.min()))
+    return _for_good(step, loss > (1 + margin) * loss.min())
 
 
 def phases(
