@@ -12,6 +12,8 @@ from interp.figures.curves import band
 from interp.figures.labels import FONT
 from interp.statistics import margin
 
+_LEGEND = {"bgcolor": "rgba(0,0,0,0)", "tracegroupgap": 0}
+
 
 def across_seeds(table: pd.DataFrame, *, series: str, x: str, y: str) -> pd.DataFrame:
     """One row a (series, x): mean ``y`` over seeds, its 95 % interval (NaN for one seed), n."""
@@ -70,7 +72,7 @@ def beside_paper(
     if not log_y:
         figure.update_yaxes(range=[-0.02, 1.02])
     for column, table in enumerate((ours, paper) if log_y else (), 1):
-        ticks = "D1" if _decades(table) < 2 else 1
+        ticks = "D1" if _decades(table) < 1 else "D2" if _decades(table) < 3 else 1
         figure.update_yaxes(exponentformat="power", dtick=ticks, col=column)
     figure.update_layout(
         title={"text": title, "x": 0.02, "y": 0.97},
@@ -79,8 +81,8 @@ def beside_paper(
         width=1100,
         height=470,
         margin={"t": 100},
-        legend={"x": 0.34, "title": _lines(legend, 16), "bgcolor": "rgba(0,0,0,0)"},
-        legend2={"x": 0.87, "title": "paper", "bgcolor": "rgba(0,0,0,0)"},
+        legend={"x": 0.34, "title": _lines(legend, 16), **_LEGEND},
+        legend2={"x": 0.87, "title": "paper", **_LEGEND},
     )
     return figure
 

@@ -139,9 +139,10 @@ def in_words(outcomes: pd.DataFrame) -> str:
     """Runs that differ in the seed only: their plateaus' ends, mean final loss and accuracy with
     95 % intervals over seeds.
     """
-    ends = ", ".join("not left" if np.isnan(x) else f"until {x:.0f}" for x in outcomes.plateau_end)
+    ends = ", ".join("not left" if np.isnan(x) else f"{x:.0f}" for x in outcomes.plateau_end)
+    until = "" if outcomes.plateau_end.isna().all() else "until "
     loss, accuracy = spread(outcomes.loss, 2), spread(outcomes.accuracy, 3)
-    return f"plateau {ends}; final loss {loss}, accuracy {accuracy}"
+    return f"plateau {until}{ends}; final loss {loss}, accuracy {accuracy}"
 
 
 def spread(values: pd.Series, digits: int) -> str:

@@ -242,6 +242,7 @@ def test_outcomes_in_words_tell_seeds_apart():
         "plateau until 380, not left; final loss 1.10 ± 1.27, accuracy 0.600 ± 1.271"
     )
     assert in_words(runs[:1]) == "plateau until 380; final loss 1.00, accuracy 0.500"
+    assert in_words(runs[1:]) == "plateau not left; final loss 1.20, accuracy 0.700"
 
 
 def test_a_skew_whose_plateau_not_all_seeds_left_is_no_point_of_the_figure(out):

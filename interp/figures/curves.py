@@ -153,6 +153,7 @@ def band(
     return go.Scatter(
         x=np.concatenate((x, x[::-1])),
         y=np.concatenate((high, low[::-1])),
+        mode="lines",
         fill="toself",
         fillcolor=color,
         opacity=0.15,
