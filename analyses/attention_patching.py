@@ -18,27 +18,29 @@ from analyses.config import StudyConfig
 from analyses.studies import (
     Study,
     curves,
+    difference,
+    difference_in_words,
     in_words,
     outcomes,
     paired,
-    plus_minus,
+    sample_in_words,
     trained,
     variants,
 )
 from interp.config import TrainConfig
-from interp.statistics import margin
+from interp.statistics import holm
 from interp.training.runs import OnStep
 
 REFERENCES = {
     "smoke": (0, 4, 12),
     "laptop": (0, 60, 120, 240, 500, 1000, 2000),
-    "paper": (0, 500, 1000, 2000, 4000, 8000, 16_000),
+    "paper": (0, 500, 1000, 2000, 3000, 4000, 5000, 8000, 16_000),
 }
 FROZEN = {"smoke": (4,), "laptop": (120, 240, 500), "paper": (500, 1000, 2000, 4000, 8000)}
 FEW = {"smoke": (4,), "laptop": (60, 120, 240), "paper": (1000, 2000, 3000, 5000, 16_000)}
 SHARE_OF_FEW = 4
 SEEDS = {"smoke": 2, "laptop": 3, "paper": 1}
-"""Pairs of a reference and the model trained by it; both begin with the same weights."""
+"""A reference and what is trained by it begin with the same weights and see the same batches."""
 
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
@@ -51,15 +53,15 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
         "few": variants(base, [few | seed for seed in seeds]),
     }
     at = {"command": command, "on_step": on_step}
-    whole = trained(config, _together(references), keep_all=True, **at)
+    of_references = trained(config, _together(references), keep_all=True, **at)
     kinds = {
-        "from the start": _patched(references["all"], whole, REFERENCES[size]),
-        "frozen": _patched(references["all"], whole, FROZEN[size], freeze=True),
-        "few people": _patched(references["few"], whole, FEW[size]),
+        "from the start": _patched(references["all"], of_references, REFERENCES[size]),
+        "frozen": _patched(references["all"], of_references, FROZEN[size], freeze=True),
+        "few people": _patched(references["few"], of_references, FEW[size]),
     }
     runs = {kind: variants(base, changes) for kind, changes in kinds.items()}
-    folders = whole | trained(config, _together(runs), **at)
-    runs["none"] = references["all"]
+    folders = of_references | trained(config, _together(runs), **at)
+    runs |= {"none": references["all"], "none, few people": references["few"]}
     found, ends = [], []
     for kind, of_kind in runs.items():
         lines = curves({name: folders[name] for name in of_kind}, of_kind)
@@ -99,41 +101,45 @@ def _patched(
 
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
-    """Final losses of runs of the same seed side by side, one row a pair of ways: the mean of
-    ``one`` less ``other`` over seeds, and half its 95 % interval.
+    """Final losses of runs of the same seed side by side, one row a pair of ways: see
+    ``studies.difference``; ``p_holm`` is p adjusted for the number of rows.
     """
-    start, of_few = ends[ends.kind == "from the start"], ends[ends.kind == "few people"]
-    untrained = start[start.reference_step == 0]
-    pairs = [
-        (f"reference step {step}", "reference step 0", table, untrained)
-        for step, table in start[start.reference_step > 0].groupby("reference_step")
+    ways = dict(list(ends.groupby(["kind", "reference_step"])))
+    pairs = []
+    for kind, step in ways:
+        if kind == "from the start" and step:
+            pairs.append(((kind, step), (kind, 0)))
+        elif kind in ("frozen", "few people"):
+            pairs.append(((kind, step), ("from the start", step)))
+        if kind == "frozen":
+            pairs.append(((kind, step), ("none", 0)))
+    rows = [
+        {"one": _in_words(*one), "other": _in_words(*other)}
+        | difference(paired(ways[one], ways[other], "loss"))
+        for one, other in pairs
     ]
-    pairs += [
-        (f"few people, reference step {step}", "all people", table,
-         start[start.reference_step == step])
-        for step, table in of_few.groupby("reference_step")
-    ]  # fmt: skip
-    rows = []
-    for one, other, ones, others in pairs:
-        gaps = paired(ones, others, "loss").eval("one - other").to_numpy()
-        means = {"difference": gaps.mean(), "margin": float(margin(gaps)), "n_seeds": len(gaps)}
-        rows.append({"one": one, "other": other, "measure": "loss"} | means)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table.p.to_numpy()))
+
+
+def _in_words(kind: str, step: int) -> str:
+    if kind.startswith("none"):
+        return kind.replace("none", "no patching")
+    return f"{kind}, reference step {step}"
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
     """By heading."""
     found, ends = tables["attention_patching_curves"], tables["attention_patching"]
     known = found[found.split == "train"].rename(columns={"step": "x", "loss": "y"})
-    n = ends.seed.nunique()
-    shape = f"here, {base.n_people} people, n = {n} seed{'s' * (n > 1)}, 95 %"
+    shape = f"here, {base.n_people} people, {sample_in_words(ends.seed.nunique())}"
     baselines = (found.baseline.mean(), paper.NO_KNOWLEDGE)
     start = known[known.kind.isin(["from the start", "none"])]
     names = start.reference_step.astype(str).where(start.kind != "none", "no patching")
     paper_curves = paper.panel("3", "middle")
     paper_curves["series"] = paper_curves.series.str.removeprefix("reference step ")
     paper_base = paper.panel("2", "left").assign(series="no patching")
-    finals = ends[ends.kind != "none"].rename(
+    finals = ends[~ends.kind.str.startswith("none")].rename(
         columns={"kind": "series", "reference_step": "x", "loss": "y"}
     )
     return {
@@ -179,11 +185,14 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     for (kind, step), table in tables["attention_patching"].groupby(
         ["kind", "reference_step"], sort=False
     ):
-        how = "no patching" if kind == "none" else f"{kind}, reference step {step}"
-        lines.append(f"{how}: {in_words(table)}")
-    for row in tables["attention_patching_differences"].itertuples():
+        lines.append(f"{_in_words(kind, step)}: {in_words(table)}")
+    found = tables["attention_patching_differences"]
+    if found.n_seeds.max() > 1:
         lines.append(
-            f"final loss by {row.one} less that by {row.other}, same seeds: {row.difference:+.2f}"
-            f"{plus_minus(row.margin, 2)}"
+            "differences in final loss, same seeds; ± are 95 % intervals, each for itself, p is "
+            "adjusted for their number (Holm):"
         )
+        for row in found.itertuples():
+            gap = difference_in_words(row)
+            lines.append(f"({row.one}) − ({row.other}): {gap}, p {row.p_holm:.3f}")
     return "\n".join(lines)

@@ -5,16 +5,14 @@ how long is tried with one seed; the best of it and the uniform run are then tra
 fresh seeds, which alone say what is gained: the best of many is partly luck.
 """
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import CurriculumConfig
-from analyses.studies import Study, curves, outcomes, paired, trained, variants
+from analyses.studies import Study, curves, difference, outcomes, paired, trained, variants
 from interp.config import TrainConfig
-from interp.statistics import margin
 from interp.training.runs import OnStep
 
 PEOPLE = {
@@ -68,13 +66,12 @@ def gain(fresh: pd.DataFrame) -> pd.DataFrame:
     warm = fresh.warmup_people > 0
     rows = []
     for measure, sign in (("loss", -1), ("accuracy", 1), ("plateau_end", -1)):
-        table = paired(fresh[warm], fresh[~warm], measure)
-        pairs = table.dropna()
-        gains = sign * (pairs.one - pairs.other).to_numpy()
+        pairs = paired(fresh[warm], fresh[~warm], measure)
+        whole, less = pairs.dropna(), difference(pairs)
         rows.append({
-            "measure": measure, "uniform": pairs.other.mean(), "warm_up": pairs.one.mean(),
-            "gain": gains.mean() if len(gains) else np.nan, "gain_margin": float(margin(gains)),
-            "n_seeds": len(gains), "n_without": len(table) - len(gains),
+            "measure": measure, "uniform": whole.other.mean(), "warm_up": whole.one.mean(),
+            "gain": sign * less["difference"], "gain_margin": less["margin"],
+            "n_seeds": less["n_seeds"], "n_without": less["n_without"],
         })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -1,7 +1,8 @@
 """What does it change if some people are met more often than others?
 
-The paper's figures 4, G and H: an inverse power law over people, and celebrities. Evaluation is
-uniform over people always; how well people of each frequency are known is a table of its own.
+The paper's figures 4, G and H: an inverse power law over people, by their number and by the budget
+of steps, and celebrities. Evaluation is uniform over people always; how well people of each
+frequency are known is a table of its own.
 """
 
 from dataclasses import replace
@@ -14,7 +15,18 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, in_words, outcomes, paired, spread, trained, variants
+from analyses.studies import (
+    Study,
+    curves,
+    difference,
+    difference_in_words,
+    in_words,
+    outcomes,
+    paired,
+    sample_in_words,
+    trained,
+    variants,
+)
 from interp.bios.batches import evaluation_set, sampling_weights
 from interp.config import TrainConfig
 from interp.figures.labels import FONT
@@ -40,12 +52,14 @@ CELEBRITIES = {"smoke": ((4, 4),), "laptop": ((40, 4), (40, 8)), "paper": (
 CELEBRITIES_OF = {"smoke": 24, "laptop": 640, "paper": 64_000}
 SEEDS = {"smoke": 2, "laptop": 3, "paper": 1}
 N_BINS = 5
-WHO = ("n_people", "n_steps", "power_law", "celebrities", "celebrity_weight", "seed")
-"""Fields that say who is met how often."""
+FIELDS = ("n_people", "n_steps", "power_law", "celebrities", "celebrity_weight", "seed")
+"""Fields that tell the runs apart."""
 
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
-    """Plateau and final loss by exponent, population and celebrities; accuracy by frequency."""
+    """Plateau and final loss by exponent, population, budget and celebrities; accuracy by how often
+    people were met.
+    """
     size, n = config.preset, CELEBRITIES_OF[config.preset]
     laws = [
         {"n_people": people, "n_steps": round(share * config.base.n_steps), "power_law": alpha}
@@ -56,19 +70,36 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
         {"n_people": n, "celebrities": k, "celebrity_weight": float(weight)}
         for k, weight in CELEBRITIES[size]
     ]
-    ways, seeds = [*laws, {"n_people": n}, *famous], range(SEEDS[size])
-    runs = variants(config.base, [way | {"seed": seed} for way in ways for seed in seeds])
+    seeds = range(SEEDS[size])
+    ways = [way | {"seed": seed} for way in (*laws, *famous) for seed in seeds]
+    runs = variants(config.base, ways)
     folders = trained(config, runs, command=command, on_step=on_step)
     found, frequencies = curves(folders, runs), []
     for name, run in runs.items():
-        who = {"run": name} | {field: getattr(run, field) for field in WHO}
+        who = {"run": name} | {field: getattr(run, field) for field in FIELDS}
         frequencies.append(by_frequency(folders[name], run).assign(**who))
+    ends = outcomes(found)
     tables = {
-        "distributions": outcomes(found),
+        "distributions": ends,
+        "distributions_differences": differences(ends),
         "distributions_curves": found[found.split == "train"],
         "distributions_by_frequency": pd.concat(frequencies, ignore_index=True),
     }
     return Study(tables, figures(tables, config.base), said(tables))
+
+
+def differences(ends: pd.DataFrame) -> pd.DataFrame:
+    """Final losses less those of uniform sampling with the same seeds, people and steps, one row a
+    way of sampling: see ``studies.difference``.
+    """
+    rows = []
+    for at, alike in ends.groupby(["n_people", "n_steps"]):
+        ways = dict(list(alike.groupby(["power_law", "celebrities", "celebrity_weight"])))
+        uniform = ways.pop((0.0, 0, 1.0))
+        for way, table in ways.items():
+            of = dict(zip(FIELDS, (*at, *way)))
+            rows.append(of | difference(paired(table, uniform, "loss")))
+    return pd.DataFrame(rows)
 
 
 def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
@@ -98,7 +129,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     ended = found[alike.plateau_end.transform("count") == alike.seed.transform("size")]
     theirs = paper.panel("4", "left")
     theirs["series"] = theirs.series.str.replace(" individuals", "")
-    whole = curve[curve.n_steps == base.n_steps]
+    whole = curve[_has_all_steps(curve)]
     middle = sorted(set(whole.n_people))[len(set(whole.n_people)) // 2]
     lines = whole[(whole.n_people == middle) & (whole.celebrities == 0)]
     famous = _famous(whole)
@@ -107,18 +138,19 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     last = pd.DataFrame({
         "series": "64000, 8k steps", "x": last.series.str.split().str[1].astype(float), "y": last.y
     })  # fmt: skip
-    n = every.seed.nunique()
-    shape = f"n = {n} seed{'s' * (n > 1)}, 95 %, {base.n_steps} steps of {base.batch_size}"
+    shape = f"{base.n_steps} steps of {base.batch_size}, {sample_in_words(every.seed.nunique())}"
+    unless = f"here, {shape}, unless stated"
     return {
         "Plateau and skew": beside_paper(
             across_seeds(ended, series="series", x="x", y="plateau_end"), theirs,
-            title="When the plateau ends, by skew", here=f"here, {shape} unless stated",
+            title="When the plateau ends, by skew",
+            here=f"{unless}; no point where a seed had not left it",
             there="paper, figure 4, one seed, 16k steps of 128", x=("exponent α",) * 2,
             y="end of the plateau (step)", legend="people", markers=True,
         ),
         "Final loss and skew": beside_paper(
             across_seeds(found, series="series", x="x", y="loss"), last,
-            title="What is known at the end, by skew", here=f"here, {shape} unless stated",
+            title="What is known at the end, by skew", here=unless,
             there="paper, figure G, one seed", x=("exponent α",) * 2,
             y="final attribute loss (nats a value)", legend="people", markers=True,
         ),
@@ -145,8 +177,13 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
 
 def _budget(table: pd.DataFrame) -> pd.Series:
     """People; and steps, where they are not the most."""
-    people, fewer = table.n_people.astype(str), table.n_steps < table.n_steps.max()
-    return people.where(~fewer, people + ", " + table.n_steps.astype(str) + " steps")
+    people = table.n_people.astype(str)
+    return people.where(_has_all_steps(table), people + ", " + table.n_steps.astype(str) + " steps")
+
+
+def _has_all_steps(table: pd.DataFrame) -> pd.Series:
+    """Of runs that were given the whole budget."""
+    return table.n_steps == table.n_steps.max()
 
 
 def _famous(curve: pd.DataFrame) -> pd.DataFrame:
@@ -163,8 +200,8 @@ def _without_prefix(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
-    whole = table.n_steps == table.n_steps.max()
-    shown = table[(table.n_people == n_people) & (table.celebrities == 0) & whole]
+    of = (table.n_people == n_people) & (table.celebrities == 0) & _has_all_steps(table)
+    shown = table[of]
     lines = shown.groupby(["power_law", "bin"]).mean(numeric_only=True).reset_index()
     figure = go.Figure()
     for alpha, line in lines.groupby("power_law"):
@@ -181,8 +218,8 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
     figure.update_layout(
         title={
             "text": "What is known of people, by how often they were met<br><sup>"
-            f"{n_people} people in bins of equal width, mean over n = {shown.seed.nunique()}; "
-            "uniform sampling: all alike</sup>",
+            f"{n_people} people in bins of equal width, {shown.n_steps.max()} steps; means over "
+            f"n = {shown.seed.nunique()} (seeds); uniform sampling: all alike</sup>",
             "x": 0.02,
         },
         xaxis={"title": "biographies a person, expected, whole training", "type": "log"},
@@ -198,22 +235,17 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
-    lines, every = [], tables["distributions"]
-    laws = every[every.celebrities == 0]
-    for (n, n_steps), table in laws.groupby(["n_people", "n_steps"]):
-        for alpha, alike in table.groupby("power_law"):
-            lines.append(f"{n} people, {n_steps} steps, α = {alpha:g}: {in_words(alike)}")
+    every, lines = tables["distributions"], []
+    less = tables["distributions_differences"].set_index(list(FIELDS[:-1]))
+    for at, table in every.groupby(list(FIELDS[:-1])):
+        n, n_steps, alpha, k, weight = at
+        who = f"α = {alpha:g}" if not k else f"{k} of them with weight {weight:g}"
+        gap = f"; less uniform {difference_in_words(less.loc[at])}" if at in less.index else ""
+        lines.append(f"{n} people, {n_steps} steps, {who}: {in_words(table)}{gap}")
+    for (n, n_steps), table in every[every.celebrities == 0].groupby(["n_people", "n_steps"]):
         best = table.loc[table.groupby("seed").loss.idxmin()].power_law
         lines.append(
             f"{n} people, {n_steps} steps: final loss lowest at α = "
             f"{', '.join(f'{alpha:g}' for alpha in best)} by seed"
-        )
-    whole = laws[(laws.power_law == 0) & (laws.n_steps == laws.n_steps.max())]
-    famous = every[every.celebrities > 0]
-    for (n, k, weight), table in famous.groupby(["n_people", "celebrities", "celebrity_weight"]):
-        gaps = paired(table, whole[whole.n_people == n], "loss").eval("one - other")
-        lines.append(
-            f"{k} of {n} people with weight {weight:g}: {in_words(table)}; final loss less that of "
-            f"uniform sampling, same seeds: {spread(gaps, 2)}"
         )
     return "\n".join(lines)

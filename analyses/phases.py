@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import PhasesConfig
-from analyses.studies import Study, curves, outcomes, trained, variants
+from analyses.studies import Study, curves, outcomes, sample_in_words, trained, variants
 from interp.bios.batches import evaluation_set
 from interp.config import TrainConfig
 from interp.dynamics import plateau_end_interval
@@ -111,8 +111,7 @@ def attention_over_training(folder: Path, device: str) -> pd.DataFrame:
 def figures(tables: dict[str, pd.DataFrame], config: TrainConfig) -> dict[str, go.Figure]:
     """By heading."""
     found = tables["phases_curves"]
-    n = found.run.nunique()
-    here = f"here, {config.n_people} people, n = {n} run{'s' * (n > 1)}, 95 %"
+    here = f"here, {config.n_people} people, {sample_in_words(found.run.nunique(), 'run')}"
     lines = {
         y: across_seeds(found, series="split", x="step", y=y)
         for y in ("loss", "accuracy", "max_probability")

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
-from analyses.studies import Study, curves, in_words, outcomes, trained, variants
+from analyses.studies import Study, curves, in_words, outcomes, sample_in_words, trained, variants
 from interp.config import TrainConfig
 from interp.dynamics import power_law
 from interp.figures.labels import FONT
@@ -119,7 +119,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             ours,
             theirs,
             title="The larger the population, the longer the plateau",
-            here=f"here, n = {found.seed.nunique()} seeds, batch {base.batch_size}",
+            here=f"here, batch {base.batch_size}, {sample_in_words(found.seed.nunique())}",
             there="paper, figure C, one seed, batch 128",
             x=("optimizer step",) * 2,
             y="attribute loss (nats a value)",

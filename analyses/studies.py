@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from scipy.stats import ttest_1samp
 
 from analyses.config import StudyConfig
 from interp.config import TrainConfig
@@ -135,19 +136,20 @@ def outcomes(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def in_words(outcomes: pd.DataFrame) -> str:
-    """Runs that differ in the seed only: their plateaus' ends, mean final loss and accuracy with
-    95 % intervals over seeds.
+def in_words(alike: pd.DataFrame) -> str:
+    """Outcomes of runs that differ in the seed only: their plateaus' ends by seed, mean final loss
+    and accuracy with 95 % intervals over seeds.
     """
-    ends = ", ".join("not left" if np.isnan(x) else f"{x:.0f}" for x in outcomes.plateau_end)
-    until = "" if outcomes.plateau_end.isna().all() else "until "
-    loss, accuracy = spread(outcomes.loss, 2), spread(outcomes.accuracy, 3)
-    return f"plateau {until}{ends}; final loss {loss}, accuracy {accuracy}"
+    ends = ", ".join("not left" if np.isnan(x) else f"{x:.0f}" for x in alike.plateau_end)
+    at = "" if alike.plateau_end.isna().all() else "ends at "
+    loss = mean_in_words(alike.loss.to_numpy(), 2)
+    accuracy = mean_in_words(alike.accuracy.to_numpy(), 3)
+    return f"plateau {at}{ends}; final loss {loss}, accuracy {accuracy}"
 
 
-def spread(values: pd.Series, digits: int) -> str:
+def mean_in_words(values: np.ndarray, digits: int) -> str:
     """Mean ± half of its 95 % interval over seeds, or the only value."""
-    return f"{values.mean():.{digits}f}{plus_minus(float(margin(values.to_numpy())), digits)}"
+    return f"{values.mean():.{digits}f}{plus_minus(float(margin(values)), digits)}"
 
 
 def plus_minus(half: float, digits: int) -> str:
@@ -155,10 +157,42 @@ def plus_minus(half: float, digits: int) -> str:
     return "" if np.isnan(half) else f" ± {half:.{digits}f}"
 
 
+def sample_in_words(n: int, of: str = "seed") -> str:
+    """For the subtitle of a figure whose lines have bands."""
+    return f"n = 1 {of}" if n == 1 else f"n = {n} {of}s, bands 95 %"
+
+
 def paired(ones: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """``measure`` of two ways, in the columns one and other, by seed; of all seeds of both."""
-    one, other = (table.set_index("seed")[measure] for table in (ones, others))
+    """``measure`` of two ways, in the columns one and other, by seed.
+
+    Raises:
+        ValueError: they were not run with the same seeds, each once.
+    """
+    one, other = (table.set_index("seed")[measure].sort_index() for table in (ones, others))
+    if list(one.index) != list(other.index) or not one.index.is_unique:
+        raise ValueError(
+            f"runs of seeds {list(one.index)} can't be paired with {list(other.index)}"
+        )
     return pd.DataFrame({"one": one, "other": other})
+
+
+def difference(pairs: pd.DataFrame) -> dict:
+    """One less other: mean over seeds, half its 95 % interval (Student's t), p (two-sided), seeds,
+    and how many lack one of the two and are left out.
+    """
+    whole = pairs.dropna()
+    gaps = (whole.one - whole.other).to_numpy()
+    return {
+        "difference": gaps.mean() if len(gaps) else np.nan,
+        "margin": float(margin(gaps)),
+        "p": float(ttest_1samp(gaps, 0).pvalue) if len(gaps) > 1 else np.nan,
+        "n_seeds": len(gaps),
+        "n_without": len(pairs) - len(gaps),
+    }
+
+
+def difference_in_words(row) -> str:
+    return f"{row.difference:+.2f}{plus_minus(row.margin, 2)}"
 
 
 def save(study: Study, name: str, folder: Path, command: str) -> Path:

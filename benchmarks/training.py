@@ -159,7 +159,7 @@ def serve(way: str, end: Connection) -> None:
     """Takes the number of a block's first step; answers, for each of its steps, with the seconds
     it took, the seconds of building the batch, and the batch's tokens.
     """
-    config = PRESETS["demo"]
+    config = replace(PRESETS["demo"], precision=PRECISION)
     texts, d_vocab = texts_of(config)
     if way == WAYS[0]:
         tune_process()
@@ -227,7 +227,7 @@ def hugging_face_step(config: TrainConfig, d_vocab: int) -> Callable[[Biographie
 
     @torch.compile(dynamic=True)
     def loss(tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
+        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16"):
             return model(input_ids=tokens, labels=labels, use_cache=False).loss
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
@@ -250,7 +250,7 @@ def rows(batch: Biographies, pad: int = 0) -> torch.Tensor:
 
 def matrix_throughput() -> float:
     """The most FLOP/s of 20 large matrix products in what training multiplies in here."""
-    dtype = torch.bfloat16 if has_bf16("cpu") else torch.float32
+    dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
     a = torch.randn(2048, 2048, dtype=dtype)
     times = []
     for _ in range(20):

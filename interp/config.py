@@ -130,7 +130,7 @@ class TrainConfig(PoolSizes):
     weight_decay: float = 0.1
     """Of matrices; vectors have none."""
     clip_norm: float | None = None
-    """Largest gradient norm; None does not clip."""
+    """Largest gradient norm; by default there is no clipping."""
 
     checkpoint_every: int = 500
     """Steps between checkpoints, once past the dense part."""

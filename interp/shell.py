@@ -72,9 +72,12 @@ def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T
 
 
 def _without_none(said: str) -> str:
-    """A help text without the names that tyro has for what need not be given."""
+    """A help text without ``{None}|`` before types and ``(default: None)`` after descriptions,
+    tyro's words for what need not be given, and without blanks at the ends of lines.
+    """
     said = re.sub(r"\{None\}\|(\S+)", lambda m: m[1].ljust(len(m[0])), said)
-    return re.sub(r"\s*\(default:\s+(None)?\)", "", said.replace("{None,", "{"))
+    said = re.sub(r"\s*\(default:\s+(None)?\)", "", said.replace("{None,", "{"))
+    return re.sub(r" +$", "", said, flags=re.MULTILINE)
 
 
 def command_line(name: str, arguments: list[str]) -> str:

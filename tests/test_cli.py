@@ -43,11 +43,12 @@ def copy(suite, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*ENTRY_POINTS, *(f"interp-analyse {name}" for name in STUDIES)])
-def test_help_has_an_example_and_names_every_flag(name):
+def test_help_has_an_example_and_no_words_of_pythons(name):
     code, said, _ = run(*name.split(), "--help")
     assert code == 0 and f"\n{name}" in said.split("options")[0]
     assert "--out" in said
     assert "{None" not in said and "default: None" not in " ".join(said.split())
+    assert max(map(len, said.split("options")[1].splitlines())) <= 80
 
 
 def test_a_run_is_trained_patched_and_reported(tmp_path):

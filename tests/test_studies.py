@@ -13,7 +13,7 @@ from analyses.attention_patching import FEW, FROZEN, REFERENCES
 from analyses.beside_paper import across_seeds
 from analyses.config import BASES, CurriculumConfig, PhasesConfig, StudyConfig
 from analyses.paper import panel
-from analyses.studies import curves, in_words, name_of, outcomes, save, trained, variants
+from analyses.studies import curves, in_words, name_of, outcomes, paired, save, trained, variants
 from interp.bios.batches import training_batch
 from interp.config import preset
 from interp.suite import Suite, load_suite
@@ -41,7 +41,7 @@ def ask(monkeypatch, *words):
     [
         ("phases", 3),
         ("scaling", 4),
-        ("distributions", 3),
+        ("distributions", 4),
         ("curriculum", 4),
         ("attention-patching", 3),
         ("templates", 2),
@@ -146,6 +146,9 @@ def test_references_are_checkpoints_of_the_base_run():
     for size, base in BASES.items():
         steps = {*REFERENCES[size], *FROZEN[size], *FEW[size]}
         assert steps <= set(base.checkpoint_steps), size
+        assert {*FROZEN[size], *FEW[size]} < set(REFERENCES[size]), (
+            size
+        )  # what they are compared to
 
 
 def test_other_batch_sizes_see_as_many_biographies_at_as_many_checkpoints():
@@ -220,18 +223,56 @@ def test_a_gain_is_positive_where_the_warm_up_is_better():
 
 def test_differences_are_between_runs_of_the_same_seed():
     """Seeds lie 2 nats apart; the difference between references is 0.5 in one, 0.7 in the other."""
-    losses = {("from the start", 0): [1.0, 3.0], ("from the start", 4): [3.7, 1.5],
-              ("few people", 4): [1.0, 3.0]}  # fmt: skip
-    ends = pd.DataFrame([
-        {"kind": kind, "reference_step": step, "seed": seed, "loss": loss}
-        for (kind, step), both in losses.items()
-        for seed, loss in zip((1, 0) if both[0] > both[1] else (0, 1), both)
-    ])  # fmt: skip
-    found = attention_patching.differences(ends).set_index("one")
-    assert found.other.tolist() == ["reference step 0", "all people"]
-    assert found.difference.tolist() == pytest.approx([0.6, -0.6])
-    assert found.margin.tolist() == pytest.approx([12.7062 * 0.1] * 2, rel=1e-4)
-    assert (found.n_seeds == 2).all()
+    columns = ["kind", "reference_step", "seed", "loss"]
+    rows = [
+        ("from the start", 0, 0, 1.0), ("from the start", 0, 1, 3.0),
+        ("from the start", 4, 1, 3.7), ("from the start", 4, 0, 1.5),
+        ("few people", 4, 0, 1.0), ("few people", 4, 1, 3.0),
+        ("frozen", 4, 1, 3.9), ("frozen", 4, 0, 1.9),
+        ("none", 0, 0, 1.0), ("none", 0, 1, 2.6),
+    ]  # fmt: skip
+    found = attention_patching.differences(pd.DataFrame(rows, columns=columns))
+    pairs = dict(zip(zip(found.one, found.other), found.difference))
+    assert pairs == pytest.approx({
+        ("from the start, reference step 4", "from the start, reference step 0"): 0.6,
+        ("few people, reference step 4", "from the start, reference step 4"): -0.6,
+        ("frozen, reference step 4", "from the start, reference step 4"): 0.3,
+        ("frozen, reference step 4", "no patching"): 1.1,
+    })  # fmt: skip
+    first = found.iloc[found.one.str.startswith("from").argmax()]
+    assert first.margin == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t of one degree of freedom
+    assert first.p == pytest.approx(2 / np.pi * np.arctan(1 / 6), rel=1e-6)  # Cauchy, t = 6
+    assert (found.p_holm >= found.p).all() and (found.p_holm > found.p).any()
+
+
+def test_runs_of_other_seeds_are_no_pairs():
+    ones = pd.DataFrame({"seed": [0, 1], "loss": [1.0, 2.0]})
+    assert paired(ones, ones[::-1], "loss").eval("one - other").tolist() == [0, 0]
+    for others in (ones.assign(seed=[1, 2]), ones[:1], pd.concat([ones, ones])):
+        with pytest.raises(ValueError, match="can't be paired"):
+            paired(ones, others, "loss")
+
+
+def test_skew_is_compared_with_uniform_sampling_of_as_many_people_and_steps():
+    columns = [
+        "n_people",
+        "n_steps",
+        "power_law",
+        "celebrities",
+        "celebrity_weight",
+        "seed",
+        "loss",
+    ]
+    rows = [
+        (8, 9, 0.0, 0, 1.0, 0, 3.0), (8, 9, 0.0, 0, 1.0, 1, 5.0),
+        (8, 9, 1.0, 0, 1.0, 0, 2.5), (8, 9, 1.0, 0, 1.0, 1, 4.0),
+        (8, 9, 0.0, 2, 4.0, 0, 3.5), (8, 9, 0.0, 2, 4.0, 1, 5.0),
+        (8, 4, 0.0, 0, 1.0, 0, 7.0), (8, 4, 0.0, 0, 1.0, 1, 7.0),
+        (8, 4, 1.0, 0, 1.0, 0, 8.5), (8, 4, 1.0, 0, 1.0, 1, 7.5),
+    ]  # fmt: skip
+    found = distributions.differences(pd.DataFrame(rows, columns=columns))
+    at = found.set_index(["n_steps", "power_law", "celebrities"]).difference
+    assert at.to_dict() == {(4, 1.0, 0): 1.0, (9, 0.0, 2): 0.25, (9, 1.0, 0): -0.75}
 
 
 def test_outcomes_in_words_tell_seeds_apart():
@@ -239,9 +280,9 @@ def test_outcomes_in_words_tell_seeds_apart():
         "plateau_end": [380.0, np.nan], "loss": [1.0, 1.2], "accuracy": [0.5, 0.7]
     })  # fmt: skip
     assert in_words(runs) == (
-        "plateau until 380, not left; final loss 1.10 ± 1.27, accuracy 0.600 ± 1.271"
+        "plateau ends at 380, not left; final loss 1.10 ± 1.27, accuracy 0.600 ± 1.271"
     )
-    assert in_words(runs[:1]) == "plateau until 380; final loss 1.00, accuracy 0.500"
+    assert in_words(runs[:1]) == "plateau ends at 380; final loss 1.00, accuracy 0.500"
     assert in_words(runs[1:]) == "plateau not left; final loss 1.20, accuracy 0.700"
 
 
