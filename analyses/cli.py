@@ -180,7 +180,7 @@ STUDIES = {
         StudyConfig,
         "What it changes if people are met by an inverse power law, or some are celebrities: "
         "plateau, final loss, accuracy by frequency.",
-        "14 runs, 30 minutes",
+        "54 runs, 80 minutes",
         ("distributions",),
     ),
     "curriculum": (
@@ -194,7 +194,7 @@ STUDIES = {
         StudyConfig,
         "What a model learns by the attention patterns of another checkpoint, by that one's step: "
         "from the start, frozen, or learnt on few people.",
-        "15 runs, 40 minutes",
+        "45 runs, 80 minutes",
         ("attention-patching",),
     ),
     "templates": (

@@ -96,8 +96,8 @@ class StudyConfig:
     """How large a study of training runs is, and where they are kept."""
 
     preset: Size = "laptop"
-    """smoke takes seconds and shows nothing but that all works; laptop minutes to an hour; paper is
-    the paper's own size, for a GPU."""
+    """smoke takes seconds and shows nothing but that all works; laptop takes up to an hour and a
+    half; paper is the paper's own size, for a GPU."""
     out: str | None = None
     """Folder of tables and figures; by default studies/PRESET, or one named after what else was
     given. Runs are kept in its folder runs, where all studies of the same size share them."""

@@ -89,8 +89,8 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
-    """Final losses less those of uniform sampling with the same seeds, people and steps, one row a
-    way of sampling: see ``studies.difference``.
+    """Final loss and accuracy less those of uniform sampling with the same seeds, people and steps,
+    one row a measure and way of sampling: see ``studies.difference``.
     """
     rows = []
     for at, alike in ends.groupby(["n_people", "n_steps"]):
@@ -98,7 +98,9 @@ def differences(ends: pd.DataFrame) -> pd.DataFrame:
         uniform = ways.pop((0.0, 0, 1.0))
         for way, table in ways.items():
             of = dict(zip(FIELDS, (*at, *way)))
-            rows.append(of | difference(paired(table, uniform, "loss")))
+            for measure in ("loss", "accuracy"):
+                less = difference(paired(table, uniform, measure))
+                rows.append({"measure": measure} | of | less)
     return pd.DataFrame(rows)
 
 
@@ -236,12 +238,17 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
 def said(tables: dict[str, pd.DataFrame]) -> str:
     """What was found, for reading."""
     every, lines = tables["distributions"], []
-    less = tables["distributions_differences"].set_index(list(FIELDS[:-1]))
+    gaps = {at: table.set_index("measure") for at, table in
+            tables["distributions_differences"].groupby(list(FIELDS[:-1]))}  # fmt: skip
     for at, table in every.groupby(list(FIELDS[:-1])):
         n, n_steps, alpha, k, weight = at
         who = f"α = {alpha:g}" if not k else f"{k} of them with weight {weight:g}"
-        gap = f"; less uniform {difference_in_words(less.loc[at])}" if at in less.index else ""
-        lines.append(f"{n} people, {n_steps} steps, {who}: {in_words(table)}{gap}")
+        line = f"{n} people, {n_steps} steps, {who}: {in_words(table)}"
+        if at in gaps:
+            loss, accuracy = (gaps[at].loc[measure] for measure in ("loss", "accuracy"))
+            line += f"; less uniform sampling, same seeds: loss {difference_in_words(loss)}, "
+            line += f"accuracy {difference_in_words(accuracy, 3)}"
+        lines.append(line)
     for (n, n_steps), table in every[every.celebrities == 0].groupby(["n_people", "n_steps"]):
         best = table.loc[table.groupby("seed").loss.idxmin()].power_law
         lines.append(

@@ -140,11 +140,13 @@ def in_words(alike: pd.DataFrame) -> str:
     """Outcomes of runs that differ in the seed only: their plateaus' ends by seed, mean final loss
     and accuracy with 95 % intervals over seeds.
     """
-    ends = ", ".join("not left" if np.isnan(x) else f"{x:.0f}" for x in alike.plateau_end)
-    at = "" if alike.plateau_end.isna().all() else "ends at "
+    ended = [f"{end:.0f}" for end in alike.plateau_end.dropna()]
+    stuck = f"{len(alike) - len(ended)} of {len(alike)}"
+    plateau = f"plateau ends at {', '.join(ended)}" if ended else "plateau not left"
+    plateau += f" (not left by {stuck})" if 0 < len(ended) < len(alike) else ""
     loss = mean_in_words(alike.loss.to_numpy(), 2)
     accuracy = mean_in_words(alike.accuracy.to_numpy(), 3)
-    return f"plateau {at}{ends}; final loss {loss}, accuracy {accuracy}"
+    return f"{plateau}; final loss {loss}, accuracy {accuracy}"
 
 
 def mean_in_words(values: np.ndarray, digits: int) -> str:
@@ -191,8 +193,8 @@ def difference(pairs: pd.DataFrame) -> dict:
     }
 
 
-def difference_in_words(row) -> str:
-    return f"{row.difference:+.2f}{plus_minus(row.margin, 2)}"
+def difference_in_words(row, digits: int = 2) -> str:
+    return f"{row.difference:+.{digits}f}{plus_minus(row.margin, digits)}"
 
 
 def save(study: Study, name: str, folder: Path, command: str) -> Path:

@@ -1,8 +1,11 @@
 """Studies of training runs: names, tables, and each of them run at its smallest size."""
 
+import json
 import shutil
 import sys
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from analyses.paper import panel
 from analyses.studies import curves, in_words, name_of, outcomes, paired, save, trained, variants
 from interp.bios.batches import training_batch
 from interp.config import preset
+from interp.report import anchor
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
 
@@ -270,9 +274,11 @@ def test_skew_is_compared_with_uniform_sampling_of_as_many_people_and_steps():
         (8, 4, 0.0, 0, 1.0, 0, 7.0), (8, 4, 0.0, 0, 1.0, 1, 7.0),
         (8, 4, 1.0, 0, 1.0, 0, 8.5), (8, 4, 1.0, 0, 1.0, 1, 7.5),
     ]  # fmt: skip
-    found = distributions.differences(pd.DataFrame(rows, columns=columns))
-    at = found.set_index(["n_steps", "power_law", "celebrities"]).difference
-    assert at.to_dict() == {(4, 1.0, 0): 1.0, (9, 0.0, 2): 0.25, (9, 1.0, 0): -0.75}
+    ends = pd.DataFrame(rows, columns=columns)
+    found = distributions.differences(ends.assign(accuracy=1 - ends.loss / 10))
+    at = found.set_index(["measure", "n_steps", "power_law", "celebrities"]).difference
+    assert at["accuracy"].to_dict() == pytest.approx((-at["loss"] / 10).to_dict())
+    assert at["loss"].to_dict() == {(4, 1.0, 0): 1.0, (9, 0.0, 2): 0.25, (9, 1.0, 0): -0.75}
 
 
 def test_outcomes_in_words_tell_seeds_apart():
@@ -280,7 +286,7 @@ def test_outcomes_in_words_tell_seeds_apart():
         "plateau_end": [380.0, np.nan], "loss": [1.0, 1.2], "accuracy": [0.5, 0.7]
     })  # fmt: skip
     assert in_words(runs) == (
-        "plateau ends at 380, not left; final loss 1.10 ± 1.27, accuracy 0.600 ± 1.271"
+        "plateau ends at 380 (not left by 1 of 2); final loss 1.10 ± 1.27, accuracy 0.600 ± 1.271"
     )
     assert in_words(runs[:1]) == "plateau ends at 380; final loss 1.00, accuracy 0.500"
     assert in_words(runs[1:]) == "plateau not left; final loss 1.20, accuracy 0.700"
@@ -342,6 +348,21 @@ def test_the_page_escapes_what_it_is_told(tmp_path):
 
     page = save(Study({}, {}, "<b>bold</b>"), "x", tmp_path, "a <script>").read_text()
     assert "&lt;b&gt;bold" in page and "a &lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("name", cli.STUDIES)
+def test_the_kept_results_are_drawn_by_this_code_and_shown_in_the_findings(name):
+    folder = Path(__file__).parents[1] / "analyses/results/laptop"
+    stem = name.replace("-", "_")
+    tables = {path.stem: pd.read_csv(path) for path in folder.glob(f"{stem}*.csv")}
+    base = cli.STUDIES[name][0](preset="laptop").base
+    drawn = import_module(f"analyses.{stem}").figures(tables, base)
+    findings = (folder.parents[2] / "docs/findings.md").read_text()
+    for heading, figure in drawn.items():
+        picture = f"{name}-{anchor(heading)}.png"
+        assert len(figure.data) and (folder / picture).is_file()
+        assert f"results/laptop/{picture}" in findings
+    assert json.loads((folder / f"{name}.json").read_text())["command"] == f"interp-analyse {name}"
 
 
 def test_the_papers_points_can_be_had_by_panel():
