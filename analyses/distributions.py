@@ -140,8 +140,8 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     last = pd.DataFrame({
         "series": "64000, 8k steps", "x": last.series.str.split().str[1].astype(float), "y": last.y
     })  # fmt: skip
-    shape = f"{base.n_steps} steps of {base.batch_size}, {sample_in_words(every.seed.nunique())}"
-    unless = f"here, {shape}, unless stated"
+    steps, n = f"{base.n_steps} steps of {base.batch_size}", sample_in_words(every.seed.nunique())
+    shape, unless = f"{steps}, {n}", f"here, {steps} unless stated, {n}"
     return {
         "Plateau and skew": beside_paper(
             across_seeds(ended, series="series", x="x", y="plateau_end"), theirs,
