@@ -22,6 +22,7 @@ from interp.config import preset
 from interp.report import anchor
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
+from interp.training.run_folder import read_config
 
 SMOKE = BASES["smoke"]
 
@@ -155,6 +156,15 @@ def test_references_are_checkpoints_of_the_base_run():
         )  # what they are compared to
 
 
+def test_what_is_frozen_is_the_references_attention_from_its_step_on(out):
+    attention_patching.study(smoke(out), on_step=lambda *_: None)
+    patched = [read_config(folder) for folder in (out / "runs").glob("reference-*")]
+    assert {(run.reference_step, run.start_step) for run in patched} == {
+        *((step, 0) for step in REFERENCES["smoke"]), *((step, step) for step in FROZEN["smoke"])
+    }  # fmt: skip
+    assert all(read_config(Path(run.reference)).seed == run.seed for run in patched)
+
+
 def test_other_batch_sizes_see_as_many_biographies_at_as_many_checkpoints():
     base = BASES["laptop"]
     for change in scaling.other_settings(base)[:2]:
@@ -252,9 +262,10 @@ def test_differences_are_between_runs_of_the_same_seed():
 def test_runs_of_other_seeds_are_no_pairs():
     ones = pd.DataFrame({"seed": [0, 1], "loss": [1.0, 2.0]})
     assert paired(ones, ones[::-1], "loss").eval("one - other").tolist() == [0, 0]
-    for others in (ones.assign(seed=[1, 2]), ones[:1], pd.concat([ones, ones])):
+    twice = pd.concat([ones, ones])
+    for one, other in ((ones, ones.assign(seed=[1, 2])), (ones, ones[:1]), (twice, twice)):
         with pytest.raises(ValueError, match="can't be paired"):
-            paired(ones, others, "loss")
+            paired(one, other, "loss")
 
 
 def test_skew_is_compared_with_uniform_sampling_of_as_many_people_and_steps():
