@@ -160,3 +160,19 @@ def test_sentences_are_in_one_order_where_they_are_not_shuffled(suite, config):
         rows = [batch.attributes[a : a + n] for a, n in zip(first, batch.lengths)]
         orders[shuffled] = {tuple(dict.fromkeys(row[row >= 0].tolist())) for row in rows}
     assert orders[False] == {(0, 1, 2, 3, 4, 5)} and len(orders[True]) > 10
+
+
+@pytest.mark.parametrize(
+    ("flag", "partner"),
+    [
+        ({"celebrities": 4}, "celebrity_weight"),
+        ({"warmup_people": 4}, "warmup_steps"),
+        ({"warmup_steps": 4}, "warmup_people"),
+        ({"reference_step": 4}, "reference"),
+        ({"start_step": 4}, "reference"),
+    ],
+)
+def test_a_flag_that_does_nothing_alone_is_refused(config, flag, partner):
+    (name,) = flag
+    with pytest.raises(ValueError, match=f"{name} is 4, which does nothing without {partner}; "):
+        replace(config, **flag)

@@ -151,9 +151,7 @@ def test_references_are_checkpoints_of_the_base_run():
     for size, base in BASES.items():
         steps = {*REFERENCES[size], *FROZEN[size], *FEW[size]}
         assert steps <= set(base.checkpoint_steps), size
-        assert {*FROZEN[size], *FEW[size]} < set(REFERENCES[size]), (
-            size
-        )  # what they are compared to
+        assert {*FROZEN[size], *FEW[size]} < set(REFERENCES[size]), size  # so can be compared
 
 
 def test_what_is_frozen_is_the_references_attention_from_its_step_on(out):
@@ -269,15 +267,7 @@ def test_runs_of_other_seeds_are_no_pairs():
 
 
 def test_skew_is_compared_with_uniform_sampling_of_as_many_people_and_steps():
-    columns = [
-        "n_people",
-        "n_steps",
-        "power_law",
-        "celebrities",
-        "celebrity_weight",
-        "seed",
-        "loss",
-    ]
+    columns = [*distributions.FIELDS, "loss"]
     rows = [
         (8, 9, 0.0, 0, 1.0, 0, 3.0), (8, 9, 0.0, 0, 1.0, 1, 5.0),
         (8, 9, 1.0, 0, 1.0, 0, 2.5), (8, 9, 1.0, 0, 1.0, 1, 4.0),
