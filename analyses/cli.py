@@ -1,5 +1,6 @@
 """``interp-analyse NAME``: each analysis is a command."""
 
+import os
 import sys
 from functools import partial
 from importlib import import_module
@@ -87,7 +88,14 @@ def _localization(arguments: list[str]) -> None:
     suite = load_suite(config.ckpt)
     total = len(select_steps(suite, config.steps))
     target = Path(config.report or suite.path / "localization.html")
-    check_writable(Path(config.out or suite.path / "results" / "localization")), check_file(target)
+    results = Path(config.out or suite.path / "results" / "localization")
+    check_writable(results), check_file(target)
+    for folder in (suite.path.resolve(), results.resolve()):
+        if target.resolve().is_relative_to(folder) and target.resolve().suffix != ".html":
+            raise ValueError(
+                f"report is {target}, in {folder}, whose files are read; name an .html file, such "
+                f"as {target.name}.html"
+            )
     command = command_line("interp-analyse", ["localization", *arguments])
     with progress() as bar:
         task = bar.add_task("localizing, checkpoint", total=total + 1)
@@ -111,12 +119,18 @@ def _emergence(arguments: list[str]) -> None:
 
     if config.out:
         check_file(Path(config.out))
+        if os.path.exists(config.curves) and _is_same(config.out, config.curves):
+            raise ValueError(f"out is {config.out}, the file of the curves; choose another --out")
     from analyses.emergence import run, said
 
     table, order = run(config)
     print(said(table, order))
     if config.out:
         write_bytes(Path(config.out), table.to_csv(index=False).encode())
+
+
+def _is_same(one: str, other: str) -> bool:
+    return os.path.exists(one) and os.path.samefile(one, other)
 
 
 def _study(name: str, arguments: list[str]) -> None:

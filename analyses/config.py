@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from interp.config import ATTRIBUTES, PRESETS, Device, TrainConfig
+from interp.config import ATTRIBUTES, MOST_WORKERS, PRESETS, Device, TrainConfig
+from interp.fields import LARGEST_SEED, check_fields, number, path
 
 Size = Literal["smoke", "laptop", "paper"]
 _LAPTOP = replace(
@@ -54,36 +55,31 @@ by 8, the batch by 8; so a person is met 100 times instead of 32, by a far small
 class LocalizationConfig:
     """Which run to localize, and how thoroughly."""
 
-    ckpt: str
+    ckpt: str = path()
     """A run folder."""
     steps: str = "all"
     """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
-    facts: int = 128
+    facts: int = number(128, least=2)
     """People asked for each attribute."""
-    people: int = 640
+    people: int = number(640, least=2)
     """People that a probe is fitted on, for each attribute; all, where there are fewer."""
-    out: str | None = None
+    out: str | None = path(None)
     """Folder of the results; by default results/localization in the run folder."""
-    report: str | None = None
+    report: str | None = path(None)
     """The HTML report; by default localization.html in the run folder."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
-    seed: int = 0
+    seed: int = number(0, least=0, most=LARGEST_SEED)
     """Of the choice of facts, and of shuffled controls."""
-    workers: int = 2
+    workers: int = number(2, least=1, most=MOST_WORKERS)
     """Checkpoints worked on side by side, each in a process of its own."""
-    max_memory: float = 0.75
+    max_memory: float = number(0.75, above=0)
     """Gigabytes that the activations of a worker may take."""
 
     def __post_init__(self) -> None:
-        least = {"facts": 2, "people": 2, "workers": 1, "seed": 0}
-        for name, smallest in least.items():
-            if not getattr(self, name) >= smallest:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {smallest}")
-        if not self.max_memory > 0:
-            raise ValueError(f"max_memory is {self.max_memory}; it must be positive")
+        check_fields(self)
         if not self.attributes or len(set(self.attributes)) < len(self.attributes):
             raise ValueError(
                 f"attributes is {' '.join(self.attributes) or 'empty'}; name some of "
@@ -98,17 +94,16 @@ class StudyConfig:
     preset: Size = "laptop"
     """smoke takes seconds and shows nothing but that all works; laptop takes up to an hour and a
     half; paper is the paper's own size, for a GPU."""
-    out: str | None = None
+    out: str | None = path(None)
     """Folder of tables and figures; by default studies/PRESET, or one named after what else was
     given. Runs are kept in its folder runs, where all studies of the same size share them."""
-    workers: int = 2
+    workers: int = number(2, least=1, most=MOST_WORKERS)
     """Runs trained side by side, each in a process of its own."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; it must be at least 1")
+        check_fields(self)
 
     @property
     def base(self) -> TrainConfig:
@@ -124,16 +119,16 @@ class StudyConfig:
 class PhasesConfig(StudyConfig):
     """Which runs' phases are read off: new ones of a size, or those there are."""
 
-    ckpt: tuple[str, ...] = ()
+    ckpt: tuple[str, ...] | None = path(None)
     """Run folders to read, which may differ in the seed only; then nothing is trained, and
     preset and workers are of no use."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for path in self.ckpt:
-            if not (Path(path) / "run.json").is_file():
+        for folder in self.ckpt or ():
+            if not (Path(folder) / "run.json").is_file():
                 raise ValueError(
-                    f"no run.json in {path}; give run folders, such as checkpoints/demo"
+                    f"no run.json in {folder}; give run folders, such as checkpoints/demo"
                 )
 
     @property
@@ -190,16 +185,15 @@ class CurriculumConfig(StudyConfig):
 class EmergenceConfig:
     """Whose rise is to be timed."""
 
-    curves: str
+    curves: str = path()
     """A CSV with the columns step and value and, if wanted, curve (a label) and fact (the sample:
     intervals are over facts). Curves must rise: negate one that falls."""
-    out: str | None = None
+    out: str | None = path(None)
     """A CSV to write the times to."""
-    confidence: float = 0.95
+    confidence: float = number(0.95, above=0, below=1)
     """Of the intervals."""
-    seed: int = 0
+    seed: int = number(0, least=0, most=LARGEST_SEED)
     """Of the bootstrap."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it can't be negative")
+        check_fields(self)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.config import EmergenceConfig
+from interp.dynamics import format_step
 from interp.emergence import MARKS, Order, emergence, order, read_curves
 
 
@@ -36,12 +37,7 @@ def said(table: pd.DataFrame, found: Order | None) -> str:
         if not row.emerged:
             lines.append(f"{row.curve}: no step, {row.reason}")
             continue
-        marks = (
-            f"{mark} {getattr(row, mark):.0f}{_between(row, mark)}, checkpoints "
-            f"{getattr(row, f'resolution_{mark}'):.0f} apart"
-            for mark in MARKS
-        )
-        lines.append(f"{row.curve}: {'; '.join(marks)}")
+        lines.append(f"{row.curve}: {'; '.join(_in_words(row, mark) for mark in MARKS)}")
     if found is not None:
         share = "" if np.isnan(found.share) else f", so in {found.share:.0%} of bootstrap samples"
         sure = "significant" if found.significant else "not significant"
@@ -50,6 +46,10 @@ def said(table: pd.DataFrame, found: Order | None) -> str:
     return "\n".join(lines)
 
 
-def _between(row, mark: str) -> str:
-    low, high = (getattr(row, f"{mark}_{end}") for end in ("low", "high"))
-    return "" if np.isnan(low) else f" [{low:.0f}, {high:.0f}]"
+def _in_words(row, mark: str) -> str:
+    spacing = getattr(row, f"resolution_{mark}")
+    at, low, high = (
+        format_step(getattr(row, f"{mark}{end}"), spacing) for end in ("", "_low", "_high")
+    )
+    between = "" if np.isnan(getattr(row, f"{mark}_low")) else f" [{low}, {high}]"
+    return f"{mark} {at}{between}, checkpoints {format_step(spacing, spacing)} apart"

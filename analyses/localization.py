@@ -16,6 +16,7 @@ import xarray as xr
 
 from analyses import localization_depth as in_depth
 from analyses.config import LocalizationConfig
+from analyses.studies import average_metrics
 from interp.dynamics import Phases, phases
 from interp.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
 from interp.localization.checkpoint import QUESTIONS, localize
@@ -24,7 +25,6 @@ from interp.model import device_of
 from interp.results import join_steps
 from interp.suite import load_suite, select_steps
 from interp.sweep import digest_of, over_checkpoints
-from interp.training.evaluation import AVERAGE
 
 KINDS = {"needed": ROLES, "in place": tuple(role for role in ROLES if role != "memory")}
 """Which curves' midpoints are put in order: causes of all jobs; and attention, of heads alone."""
@@ -114,8 +114,8 @@ def plateau(suite) -> Phases:
     """Of the loss on the people trained on; NaN where the run has no metrics."""
     if not (suite.path / "metrics.parquet").is_file():
         return Phases(np.nan, np.nan)
-    rows = (suite.metrics.split == "train") & (suite.metrics.attribute == AVERAGE)
-    steps, loss = (suite.metrics[rows][x].to_numpy() for x in ("step", "loss"))
+    metrics = average_metrics(suite.path)
+    steps, loss = (metrics[metrics.split == "train"][x].to_numpy() for x in ("step", "loss"))
     return phases(steps, loss, suite.no_knowledge_baseline)
 
 

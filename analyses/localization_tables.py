@@ -7,6 +7,8 @@ import pandas as pd
 import xarray as xr
 
 from analyses.localization import Localization, leaders, place_of
+from interp.dynamics import format_step
+from interp.emergence import MARKS
 from interp.localization.jobs import MIN_SHARE, ROLES
 from interp.localization.neurons import effective_number, gini, sharing
 from interp.statistics import margin
@@ -59,12 +61,8 @@ def times(found: Localization) -> str:
     for label in found.formed.curve.values:
         x = found.formed.sel(curve=label)
         if bool(x.emerged):
-            cells = "".join(
-                f"<td>{float(x[name]):.0f} [{float(x[f'{name}_low']):.0f}, "
-                f"{float(x[f'{name}_high']):.0f}] ± {float(x[f'resolution_{name}']):.0f}</td>"
-                for name in ("onset", "midpoint", "completion")
-            )
-            cells += _lag(found.lags, label)
+            cells = "".join(f"<td>{_mark(x, name)}</td>" for name in MARKS)
+            cells += _lag(found.lags, label, float(x.resolution_midpoint))
         else:
             cells = f"<td colspan='4'>no step: {escape(str(x.reason.item()))}</td>"
         name = "logit difference, clean − corrupted" if label == "gap" else escape(str(label))
@@ -77,13 +75,24 @@ def times(found: Localization) -> str:
     )
 
 
-def _lag(lags: xr.Dataset | None, label: str) -> str:
+def _mark(formed: xr.Dataset, mark: str) -> str:
+    spacing = float(formed[f"resolution_{mark}"])
+    at, low, high, apart = (
+        format_step(float(formed[name]), spacing)
+        for name in (mark, f"{mark}_low", f"{mark}_high", f"resolution_{mark}")
+    )
+    return f"{at} [{low}, {high}] ± {apart}"
+
+
+def _lag(lags: xr.Dataset | None, label: str, spacing: float) -> str:
     if lags is None:
         return "<td>no plateau end</td>"
     x = lags.sel(curve=label)
     near = "" if bool(x.resolved) else ", between the same checkpoints"
-    lag, low, high = (float(x[name]) for name in ("lag", "lag_low", "lag_high"))
-    return f"<td>{lag:+.0f} [{low:+.0f}, {high:+.0f}]{near}</td>"
+    lag, low, high = (
+        format_step(float(x[name]), spacing, sign="+") for name in ("lag", "lag_low", "lag_high")
+    )
+    return f"<td>{lag} [{low}, {high}]{near}</td>"
 
 
 def of_role(found: Localization, role: str) -> str:

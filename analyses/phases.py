@@ -4,6 +4,7 @@ The paper's figures 2, 3 (right) and M: loss and accuracy on people trained on a
 attention statistics, over the checkpoints of runs that differ in the seed; or of any runs given.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from analyses.config import PhasesConfig
 from analyses.studies import Study, curves, outcomes, sample_in_words, trained, variants
 from interp.bios.batches import evaluation_set
 from interp.config import TrainConfig
-from interp.dynamics import plateau_end_interval
+from interp.dynamics import format_step, plateau_end_interval
 from interp.localization.attention_statistics import STATISTICS, attention_statistics
 from interp.suite import load_suite
 from interp.training.evaluation import by_person
@@ -33,11 +34,12 @@ def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
     if config.ckpt:
         folders = {path: Path(path) for path in config.ckpt}
         runs = {path: load_suite(path).config for path in config.ckpt}
-        _check_alike(runs)
+        _check_alike(config.ckpt, runs)
     else:
         runs = variants(config.base, [{"seed": seed} for seed in range(SEEDS[config.preset])])
         folders = trained(config, runs, command=command, on_step=on_step)
     found = curves(folders, runs)
+    _check_steps(found)
     ends = outcomes(found).merge(hallucination(found), on="run")
     intervals, attention = [], []
     for name, folder in folders.items():
@@ -53,8 +55,10 @@ def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
     return Study(tables, figures(tables, next(iter(runs.values()))), said(tables))
 
 
-def _check_alike(runs: dict[str, TrainConfig]) -> None:
-    """Raises: the runs differ in more than the seed, so that means over them mean nothing."""
+def _check_alike(paths: Sequence[str], runs: dict[str, TrainConfig]) -> None:
+    """Raises: a run is there twice, or they differ in more than the seed, so that means over them
+    mean nothing.
+    """
     (first, one), *others = runs.items()
     for path, other in others:
         for field in fields(TrainConfig):
@@ -64,6 +68,27 @@ def _check_alike(runs: dict[str, TrainConfig]) -> None:
                     f"{path} has {field.name} {theirs}, {first} {ours}; give runs that differ in "
                     "the seed only, or one at a time"
                 )
+    seeds: dict[int, str] = {}
+    for path in paths:
+        if (first := seeds.setdefault(runs[path].seed, path)) != path or paths.count(path) > 1:
+            raise ValueError(
+                f"{first} and {path} are runs of seed {runs[path].seed}; give runs that differ in "
+                "the seed, each once"
+            )
+
+
+def _check_steps(found: pd.DataFrame) -> None:
+    """Raises: the runs were not evaluated at the same steps, so that means are of other runs at
+    each.
+    """
+    (first, one), *others = ((run, sorted(set(x.step))) for run, x in found.groupby("run"))
+    for run, steps in others:
+        for step in sorted({*one} ^ {*steps})[:1]:
+            has, lacks = (first, run) if step in one else (run, first)
+            raise ValueError(
+                f"{has} has metrics at step {step}, {lacks} has not; train it to its end, or give "
+                "one at a time"
+            )
 
 
 def hallucination(found: pd.DataFrame) -> pd.DataFrame:
@@ -183,10 +208,11 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
             lines.append(f"{row.run}: the plateau had not ended by step {row.n_steps}")
             continue
         lines.append(
-            f"{row.run}: plateau from step {_step(row.plateau_start)} to {row.plateau_end:.0f} "
-            f"[{_step(row.plateau_end_low)}, {_step(row.plateau_end_high)}], checkpoints "
-            f"{row.resolution:.0f} apart, {row.plateau_end_biographies_a_person:.1f} biographies a "
-            f"person; known people told from held-out ones from step {_step(row.knowledge_start)}, "
+            f"{row.run}: plateau from step {_step(row.plateau_start)} to {_step(row.plateau_end)} "
+            f"[{_step(row.plateau_end_low)}, {_step(row.plateau_end_high)}], "
+            f"checkpoints {_step(row.resolution)} apart, "
+            f"{row.plateau_end_biographies_a_person:.1f} biographies a person; "
+            f"known people told from held-out ones from step {_step(row.knowledge_start)}, "
             f"held-out loss rising from {_step(row.held_out_rises_from)} on; at the end accuracy "
             f"{row.accuracy:.3f}, of held-out people {row.held_out_accuracy:.3f}"
         )
@@ -194,4 +220,4 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def _step(step: float) -> str:
-    return "unknown" if np.isnan(step) else f"{step:.0f}"
+    return "unknown" if np.isnan(step) else format_step(step)

@@ -15,7 +15,7 @@ from analyses.beside_paper import across_seeds, beside_paper
 from analyses.config import StudyConfig
 from analyses.studies import Study, curves, in_words, outcomes, sample_in_words, trained, variants
 from interp.config import TrainConfig
-from interp.dynamics import power_law
+from interp.dynamics import format_step, power_law
 from interp.figures.labels import FONT
 from interp.training.runs import OnStep
 
@@ -182,8 +182,8 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     ends = tables["scaling"]
     for n, table in ends.groupby("n_people"):
         ended = table.plateau_end.dropna()
-        at = ", ".join(f"{x:.0f}" for x in ended)
-        apart = f"checkpoints {table.resolution.max():.0f} apart"
+        at = ", ".join(map(format_step, ended))
+        apart = f"checkpoints {format_step(table.resolution.max())} apart"
         left = f"{len(table) - len(ended)} of {len(table)} not left"
         lines.append(f"{n} people: plateau {f'ends at {at}, {apart}; ' if at else ''}{left}")
     for run, table in tables["scaling_settings"].groupby("run", sort=False):

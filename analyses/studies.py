@@ -14,13 +14,14 @@ from scipy.stats import ttest_1samp
 
 from analyses.config import StudyConfig
 from interp.config import TrainConfig
-from interp.dynamics import knowledge_start, phases, plateau_crossing, rises_from
-from interp.files import read_table, write_bytes, write_json
+from interp.dynamics import format_step, knowledge_start, phases, plateau_crossing, rises_from
+from interp.files import write_bytes, write_json
 from interp.process import local_workers
 from interp.provenance import provenance
 from interp.report import anchor, figure_html, page
 from interp.statistics import margin
 from interp.training.evaluation import AVERAGE
+from interp.training.metrics import SPLITS, read_metrics
 from interp.training.run_folder import read_record
 from interp.training.runs import OnStep, train_all
 
@@ -92,8 +93,7 @@ def curves(folders: dict[str, Path], runs: dict[str, TrainConfig]) -> pd.DataFra
     fields = varied(runs)
     tables = []
     for name, folder in folders.items():
-        table = read_table(folder / "metrics.parquet")
-        table = table[table.attribute == AVERAGE]
+        table = average_metrics(folder)
         baseline = np.mean(list(read_record(folder)["no_knowledge_baseline"].values()))
         seen = table.step * runs[name].batch_size / runs[name].n_people
         known = {"run": name, "baseline": baseline, "biographies_a_person": seen} | fields[name]
@@ -101,6 +101,34 @@ def curves(folders: dict[str, Path], runs: dict[str, TrainConfig]) -> pd.DataFra
     measures = ["loss", "accuracy", "max_probability", "entropy", "training_loss", "baseline"]
     at = ["step", "split", "biographies_a_person"]
     return pd.concat(tables, ignore_index=True)[["run", *fields[name], *at, *measures]]
+
+
+def average_metrics(folder: Path) -> pd.DataFrame:
+    """Rows of a run's metrics.parquet that are means over attributes, by step; one a (step, split).
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing or damaged; a row is missing, or there twice;
+            the run diverged.
+    """
+    path = folder / "metrics.parquet"
+    table = read_metrics(path)
+    table = table[table.attribute == AVERAGE].sort_values("step", kind="stable")
+    for row in table[table.duplicated(["step", "split"])].itertuples():
+        raise ValueError(f"{path} has step {row.step}, {row.split}, twice; copy it again")
+    for split in table.split[~table.split.isin(SPLITS)]:
+        raise ValueError(f"{path} has the split {split!r}; there are {' and '.join(SPLITS)}")
+    steps = {split: set(table.step[table.split == split]) for split in SPLITS}
+    if not all(steps.values()) or steps["train"] != steps["held-out"]:
+        counts = " and ".join(f"{len(at)} of {split} people" for split, at in steps.items())
+        raise ValueError(f"{path} has rows at {counts}; it needs both at each step, copy it again")
+    measured = ["loss", "accuracy", "max_probability", "entropy"]
+    for row in table[~np.isfinite(table[measured]).all(axis=1)].itertuples():
+        raise ValueError(
+            f"{folder} diverged: its loss on {row.split} people is {row.loss} at step {row.step}, "
+            "and no table is made of such runs; delete that folder and train it with a smaller "
+            "learning rate, or leave it out"
+        )
+    return table
 
 
 def outcomes(found: pd.DataFrame) -> pd.DataFrame:
@@ -140,7 +168,7 @@ def in_words(alike: pd.DataFrame) -> str:
     """Outcomes of runs that differ in the seed only: their plateaus' ends by seed, mean final loss
     and accuracy with 95 % intervals over seeds.
     """
-    ended = [f"{end:.0f}" for end in alike.plateau_end.dropna()]
+    ended = [format_step(end) for end in alike.plateau_end.dropna()]
     stuck = f"{len(alike) - len(ended)} of {len(alike)}"
     plateau = f"plateau ends at {', '.join(ended)}" if ended else "plateau not left"
     plateau += f" (not left by {stuck})" if 0 < len(ended) < len(alike) else ""

@@ -6,9 +6,11 @@ folders load as well.
 """
 
 import hashlib
-import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,9 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from interp.boundary.hf_config import neox_config, read_decoder_config
+from interp.boundary.step_folders import check_files
 from interp.files import write_bytes, write_json
 from interp.model import DecoderConfig, HookedDecoder
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _RENAMES = (  # ours, GPT-NeoX's
     ("blocks.", "gpt_neox.layers."),
     ("ln1.", "input_layernorm."),
@@ -45,7 +50,7 @@ def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) 
             for name, weight in model.state_dict().items()
         }
         write_bytes(temporary / "model.safetensors", save(weights, metadata={"format": "pt"}))
-        write_json(temporary / "config.json", _neox_config(model.cfg))
+        write_json(temporary / "config.json", neox_config(model.cfg))
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -59,46 +64,78 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: the weights are damaged, incomplete, of other shapes than the configuration
-            says, or not finite.
+        ValueError: the config or the weights are damaged, incomplete, not supported, or don't
+            belong together; a weight is not finite.
     """
-    cfg = read_shape(folder, device)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no model.safetensors in {folder}; copy the checkpoint again, or train it again"
-        )
+    cfg = check_checkpoint(folder, device=device)
     with torch.device("meta"):
         model = HookedDecoder(cfg)
-    expected = {
-        _neox_name(name): (name, weight.shape) for name, weight in model.state_dict().items()
+    stored = _stored_shapes(cfg)
+    weights = {
+        name: torch.zeros(weight.shape, device=device)
+        for name, weight in model.state_dict().items()
+        if name not in stored
     }
-    weights = {}
-    for name, tensor in _tensors(path).items():
-        name = name.replace("lm_head.", "embed_out.")
-        if name not in expected and name.endswith(
-            (".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")
-        ):
-            continue  # buffers of older GPT-NeoX files
-        if name not in expected or tensor.shape != expected[name][1]:
-            wanted = f"shape {tuple(expected[name][1])}" if name in expected else "no such weight"
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, config.json implies {wanted}; "
-                "they don't belong together"
-            )
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"{path}: {name} holds NaN or infinite numbers; use another step, or train this "
-                "one again"
-            )
-        weights[expected[name][0]] = tensor.to(device, torch.float32)
-    if missing := expected.keys() - {_neox_name(name) for name in weights}:
-        raise ValueError(
-            f"{path} is incomplete: {len(missing)} weights are missing, {min(missing)} first; "
-            "copy it again"
-        )
+    path = folder / "model.safetensors"
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118, not a dict
+            if _is_old_buffer(name):
+                continue
+            weights[_our_name(name)] = _finite(path, name, file.get_tensor(name)).to(device)
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def check_checkpoint(folder: Path, *, device: str = "cpu") -> DecoderConfig:
+    """The config of a step folder whose files, keys, names, shapes and types of weights are as they
+    should be; reads no weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_checkpoint``, but for values of weights.
+    """
+    check_files(folder)
+    cfg = read_decoder_config(folder / "config.json", device=device)
+    path = folder / "model.safetensors"
+    with _opened(path) as file:
+        names = [name for name in file.keys() if not _is_old_buffer(name)]  # noqa: SIM118, not a dict
+        slices = {name: file.get_slice(name) for name in names}
+        stored = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
+    _check_tensors(path, stored, cfg)
+    return cfg
+
+
+def _check_tensors(
+    path: Path, stored: dict[str, tuple[tuple[int, ...], str]], cfg: DecoderConfig
+) -> None:
+    """Raises a ValueError unless shapes and types of a file's tensors are those of ``cfg``."""
+    n_layers = len({_layer_of(name) for name in stored} - {None})
+    if n_layers != cfg.n_layers:  # before anything is made of that size
+        raise ValueError(
+            f"{path} has the weights of {n_layers} layers, config.json says {cfg.n_layers}; they "
+            "don't belong together"
+        )
+    shapes, found = _stored_shapes(cfg), [_our_name(name) for name in stored]
+    for ours, (name, (shape, dtype)) in zip(found, stored.items()):
+        if shape != shapes.get(ours):
+            implied = f"shape {shapes[ours]}" if ours in shapes else "no such weight"
+            raise ValueError(
+                f"{path}: {name} has shape {shape}, config.json implies {implied}; they don't "
+                "belong together"
+            )
+        if dtype not in _FLOATS:
+            raise ValueError(
+                f"{path}: {name} is of type {dtype}; only {', '.join(_FLOATS)} can be loaded"
+            )
+    if missing := shapes.keys() - set(found):
+        raise ValueError(
+            f"{path} is incomplete: {len(missing)} weights are missing, "
+            f"{_neox_name(min(missing))} first; copy it again"
+        )
+    if len(found) > len(shapes):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise ValueError(
+            f"{path} has {_neox_name(twice)} twice, under two names; delete one of them"
+        )
 
 
 def checkpoint_sha256(folder: Path) -> str:
@@ -114,14 +151,74 @@ def checkpoint_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensor_digests(folder: Path) -> dict[str, str]:
+    """Shape, type and digest of every tensor in a step folder, such as 489x64:float32:1b2c…, by its
+    name in the file.
+
+    Raises:
+        ValueError: the file is damaged, or a weight is not finite.
+    """
+    digests, path = {}, folder / "model.safetensors"
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118, not a dict
+            tensor = file.get_tensor(name).contiguous()
+            if not _is_old_buffer(name):
+                _finite(path, name, tensor)
+            raw = tensor.flatten().view(torch.uint8).numpy()
+            digest = hashlib.blake2b(raw, digest_size=8).hexdigest()
+            shape = "x".join(map(str, tensor.shape))
+            digests[name] = f"{shape}:{str(tensor.dtype).removeprefix('torch.')}:{digest}"
+    return digests
+
+
+def _stored_shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that a file of this config holds, by our names."""
+    with torch.device("meta"):
+        weights = HookedDecoder(cfg).state_dict()
+    return {
+        name: tuple(weight.shape)
+        for name, weight in weights.items()
+        if cfg.attention_bias or not name.endswith(("attn.qkv.bias", "attn.out.bias"))
+    }
+
+
+def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """``tensor`` in fp32."""
+    weight = tensor.to(torch.float32)
+    if not weight.isfinite().all():
+        raise ValueError(
+            f"{path}: {name} holds NaN or numbers that fp32 can't hold; use another step, or train "
+            "this one again"
+        )
+    return weight
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            yield file
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged ({error}); copy it again, or train this step again"
         ) from None
+
+
+def _is_old_buffer(name: str) -> bool:
+    """Buffers of older GPT-NeoX files, which follow from the config."""
+    return name.endswith((".attention.bias", ".masked_bias", ".rotary_emb.inv_freq"))
+
+
+def _layer_of(name: str) -> str | None:
+    found = re.match(r"gpt_neox\.layers\.([0-9]+)\.", name)
+    return found[1] if found else None
+
+
+def _our_name(name: str) -> str:
+    name = name.replace("lm_head.", "embed_out.").replace("gpt_neox.embed_in.", "embed.")
+    for ours, theirs in _RENAMES:
+        name = name.replace(theirs, ours)
+    return name
 
 
 def _neox_name(name: str) -> str:
@@ -130,65 +227,3 @@ def _neox_name(name: str) -> str:
     for ours, theirs in _RENAMES:
         name = name.replace(ours, theirs)
     return name
-
-
-def _neox_config(cfg: DecoderConfig) -> dict:
-    return {
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "dtype": "float32",  # to compute in; the file may hold bfloat16
-        "vocab_size": cfg.d_vocab,
-        "hidden_size": cfg.d_model,
-        "num_hidden_layers": cfg.n_layers,
-        "num_attention_heads": cfg.n_heads,
-        "intermediate_size": cfg.d_mlp,
-        "max_position_embeddings": cfg.n_ctx,
-        "hidden_act": "gelu",
-        "layer_norm_eps": cfg.ln_eps,
-        "rotary_pct": cfg.n_rotary / cfg.d_head,
-        "rotary_emb_base": cfg.rotary_base,
-        "use_parallel_residual": cfg.parallel,
-        "attention_bias": True,
-        "tie_word_embeddings": False,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-    }
-
-
-def read_shape(folder: Path, device: str = "cpu") -> DecoderConfig:
-    """Shape of the model in a step folder, without its weights."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no config.json in {folder}; give a step folder of a run, or a GPT-NeoX folder"
-        )
-    try:
-        neox = json.loads(path.read_text())
-        if (neox["model_type"], neox["hidden_act"], neox.get("tie_word_embeddings", False)) != (
-            "gpt_neox",
-            "gelu",
-            False,
-        ):
-            raise ValueError(
-                f"{path}: only gpt_neox with hidden_act gelu and an untied head can be loaded"
-            )
-        rope = neox.get("rope_parameters") or {}
-        d_head = neox["hidden_size"] // neox["num_attention_heads"]
-        share = rope.get("partial_rotary_factor", neox.get("rotary_pct", 0.25))
-        n_rotary = int(d_head * share)
-        return DecoderConfig(
-            n_layers=neox["num_hidden_layers"],
-            n_heads=neox["num_attention_heads"],
-            d_model=neox["hidden_size"],
-            d_mlp=neox["intermediate_size"],
-            d_vocab=neox["vocab_size"],
-            n_ctx=neox["max_position_embeddings"],
-            parallel=neox.get("use_parallel_residual", True),
-            rotary_dim=n_rotary if n_rotary < d_head else None,
-            rotary_base=rope.get("rope_theta", neox.get("rotary_emb_base", 10_000)),
-            ln_eps=neox["layer_norm_eps"],
-            device=device,
-        )
-    except (KeyError, TypeError, ZeroDivisionError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged or incomplete ({error}); copy it again") from None

@@ -4,6 +4,7 @@
 
 import json
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,6 +50,8 @@ def _train(arguments: list[str]) -> None:
         raise ValueError(
             f"no preset was given; choose one with --preset, from {', '.join(PRESETS)}"
         )
+    if not given.out:
+        raise ValueError("out is empty; name a folder")
     from interp.files import check_writable
     from interp.training.loop import train
 
@@ -118,14 +121,16 @@ def _patch(arguments: list[str]) -> None:
     from interp.files import check_file, check_writable
     from interp.results import read_other_direction
     from interp.suite import load_suite, select_steps
+    from interp.sweep import checked_tensors
 
     suite = load_suite(config.ckpt)
     # What is asked last, the report shows first.
     directions = ("noising", "denoising") if config.direction == "both" else (config.direction,)
-    sites = _checked_sites(suite, config, directions)
     steps = select_steps(suite, config.steps)
     facts = _facts(suite, config)
+    sites = _checked_sites(suite, facts, steps, config, directions)
     if config.plan:
+        checked_tensors(suite, steps)
         _say_plan(suite, facts, sites, len(steps), config, sorted(directions))
         return
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
@@ -138,13 +143,16 @@ def _patch(arguments: list[str]) -> None:
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
 
 
-def _checked_sites(suite, config: PatchConfig, directions: Sequence[str]) -> list[str]:
+def _checked_sites(
+    suite, facts, steps: list[int], config: PatchConfig, directions: Sequence[str]
+) -> list[str]:
     """Raises a ValueError where a direction can't be patched as asked."""
-    from interp.patching.intervention import Intervention, check_fit, check_sites
+    from interp.patching.intervention import Intervention
+    from interp.sweep import check_sweep
 
     for direction in directions:
-        sites = check_sites(config.sites, parallel=suite.config.parallel, direction=direction)
-        check_fit(suite.shape, sites, Intervention(direction=direction, **_options(config)))
+        how = Intervention(direction=direction, **_options(config))
+        sites = check_sweep(suite, facts, steps, config.sites, how)
     return sites
 
 
@@ -223,11 +231,11 @@ def _say_plan(
     from interp.patching.intervention import Intervention
     from interp.patching.plan import plan
 
-    tera = 0.0
+    shape, tera = suite.shape(suite.steps[0]), 0.0
     for direction in directions:
         how = {"direction": direction, **_options(config)}
         print(Intervention(**how))
-        for p in plan(suite.shape, facts, sites=sites, max_memory=config.max_memory, **how):
+        for p in plan(shape, facts, sites=sites, max_memory=config.max_memory, **how):
             print(f"  {p}")
             tera += p.flops / 1e12 * n_steps
     at = "1 checkpoint" if n_steps == 1 else f"{n_steps} checkpoints"
@@ -236,6 +244,9 @@ def _say_plan(
 
 def _report(arguments: list[str]) -> None:
     """Make the HTML report of a folder of results again.
+
+    The training curves are those of the run folder that the results were made from, if it still has
+    their checkpoints.
 
     Example:
 
@@ -254,7 +265,8 @@ def _report(arguments: list[str]) -> None:
     made_by = json.loads(next(iter(results.values())).attrs["made_by"])
     run = folder / made_by.get("run", "../..")
     other = read_other_direction(folder, results)
-    _write_report(results, other, run, _metrics(run), Path(config.out))
+    metrics = _metrics(run) if _are_of(results, run) else None
+    _write_report(results, other, run, metrics, Path(config.out))
     print(f"report: {config.out}")
 
 
@@ -289,6 +301,23 @@ def _default_config(arguments: list[str]) -> TrainConfig:
 
         return read_config(Path(given["--out"]))
     return PRESETS[name or "paper"]
+
+
+def _are_of(results, run: Path) -> bool:
+    """Whether the last checkpoint of ``results`` is the one that the run folder has."""
+    from interp.suite import load_suite
+
+    if not (run / "run.json").is_file():
+        return False
+    suite, checkpoints = load_suite(run), next(iter(results.values())).attrs["checkpoints"]
+    step, digest = max((int(step), digest) for step, digest in json.loads(checkpoints).items())
+    same = step in suite.steps and suite.sha256(step) == digest
+    if not same:
+        warnings.warn(
+            f"the results are not of the checkpoints in {run}, so its training curves are left out",
+            stacklevel=2,
+        )
+    return same
 
 
 def _metrics(run: Path):

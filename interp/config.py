@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
+from interp.fields import LARGEST_SEED, LARGEST_STEP, check_fields, checked, number, path, shortened
+
 ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "location")
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
 CONTROL = "control_logit_diff"
@@ -32,6 +34,18 @@ SITES = (
 )
 HEAD_SITES = ("z", "q", "k", "v", "pattern", "edge", "head_knockout")
 N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-9, 1e9
+"""Of a person among others. Multiplied by the steepest power law over all full names there are,
+about 1e-89, a weight is still far from the smallest double, 1e-308, and the sum far from the
+largest.
+"""
+MOST_CHECKPOINTS, MOST_LAYERS, MOST_WORKERS = 100_000, 1000, 256
+MOST_NOISE, MOST_DRAWS = 1e6, 10_000
+_NOT_IN_OLDER_RUNS = (
+    *("celebrities", "celebrity_weight", "schedule", "shuffled", "removed", "keep"),
+    *("reference", "reference_step", "start_step"),
+)
+"""Fields that run.json did not record before they existed; then the default counts."""
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -50,41 +64,49 @@ def check_choice(name: str, got: str, choices: object) -> None:
 
 @dataclass(frozen=True)
 class PoolSizes:
-    """How many names and values there are to draw from; the defaults are the paper's."""
+    """How many names and values there are to draw from; the defaults are the paper's.
 
-    n_first_names: int = 900
+    With one value there would be nothing to recall, and with one name no twin of another.
+    """
+
+    n_first_names: int = number(900, least=2)
     """Size of the pool; the same for the other names and values."""
-    n_middle_names: int = 900
-    n_last_names: int = 1000
-    n_cities: int = 800
+    n_middle_names: int = number(900, least=2)
+    n_last_names: int = number(1000, least=2)
+    n_cities: int = number(800, least=2)
     """Shared by birth place and location."""
-    n_universities: int = 200
-    n_majors: int = 100
-    n_companies: int = 500
-    n_birth_years: int = 200
-    """A birth date is one of 31 days, 12 months and this many years."""
+    n_universities: int = number(200, least=2)
+    n_majors: int = number(100, least=2)
+    n_companies: int = number(500, least=2)
+    n_birth_years: int = number(200, least=1, most=8100)
+    """A birth date is one of 31 days, 12 months and this many years, from 1900 to at most 9999."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class TrainConfig(PoolSizes):
     """Everything that determines a training run; the defaults are the paper's."""
 
-    n_people: int = 64_000
+    n_people: int = number(64_000, least=2)
     """People to learn about."""
-    n_held_out: int = 16_000
+    n_held_out: int = number(16_000, least=1)
     """People from the same pools, never trained on."""
-    n_train_templates: int = 20
+    n_train_templates: int = number(20, least=1)
     """Of a person's 25 templates an attribute; 5 others are for evaluation."""
-    power_law: float = 0.0
-    """Person i of n is drawn with weight (i + 1)^-power_law; 0 is uniform."""
-    warmup_people: int = 0
+    power_law: float = number(0.0, least=-10, most=10)
+    """Person i of n is drawn with weight (i + 1)^-power_law; 0 is uniform. At 10 the first person
+    has 99.9 % of the draws; beyond, weights of the last would become 0."""
+    warmup_people: int = number(0, least=0)
     """Draw from the first so many people only, until warmup_steps; 0 is off."""
-    warmup_steps: int = 0
+    warmup_steps: int = number(0, least=0)
     """Steps of the warm-up."""
-    celebrities: int = 0
+    celebrities: int = number(0, least=0)
     """The first so many people are drawn more often; 0 is nobody."""
-    celebrity_weight: float = 1.0
-    """How many times as often as each of the others."""
+    celebrity_weight: float = number(1.0, least=SMALLEST_WEIGHT, most=LARGEST_WEIGHT)
+    """How many times as often as each of the others, from 1e-9 to 1e9: beyond, weights become 0 or
+    infinite."""
     schedule: tuple[str, ...] = ()
     """Stages that come before all else, each STEPS:WEIGHTS, with a weight for each of as many equal
     groups of people: 500:1,0 draws from the first half for 500 steps. With a weight a person any
@@ -94,58 +116,58 @@ class TrainConfig(PoolSizes):
     reference: str = ""
     """A run whose attention patterns are used in training (attention patching) instead of the
     model's own; it must have the same tokenizer and shape."""
-    reference_step: int = 0
+    reference_step: int = number(0, least=0)
     """Which of its checkpoints; 0 is untrained."""
-    start_step: int = 0
+    start_step: int = number(0, least=0)
     """Step from which they are used; the optimizer begins anew there."""
 
-    n_layers: int = 8
+    n_layers: int = number(8, least=1)
     """Transformer blocks."""
-    n_heads: int = 8
+    n_heads: int = number(8, least=1)
     """Attention heads a block."""
-    d_model: int = 512
+    d_model: int = number(512, least=1)
     """Width of the residual stream."""
-    d_mlp: int = 2048
+    d_mlp: int = number(2048, least=1)
     """Neurons an MLP."""
     parallel: bool = False
     """Attention and MLP read the same residual stream."""
-    init_std: float = 0.02
+    init_std: float = number(0.02, above=0)
     """Standard deviation of the initial weights."""
     removed: tuple[str, ...] = ()
     """Heads and MLPs that the model does without, from the start and for good, such as L0H2 and
     L1-MLP: who does a job where only some can?"""
 
-    n_steps: int = 16_000
+    n_steps: int = number(16_000, least=1, most=LARGEST_STEP)
     """Optimizer steps."""
-    batch_size: int = 128
+    batch_size: int = number(128, least=1)
     """Biographies a step."""
-    learning_rate: float = 4e-4
+    learning_rate: float = number(4e-4, above=0)
     """Peak, at step 0; falls to final_learning_rate along a cosine."""
-    final_learning_rate: float = 1e-7
+    final_learning_rate: float = number(1e-7, least=0)
     """At the last step."""
-    beta1: float = 0.9
+    beta1: float = number(0.9, least=0, below=1)
     """AdamW's decay of the gradient's mean."""
-    beta2: float = 0.95
+    beta2: float = number(0.95, least=0, below=1)
     """AdamW's decay of the gradient's square."""
-    weight_decay: float = 0.1
+    weight_decay: float = number(0.1, least=0)
     """Of matrices; vectors have none."""
-    clip_norm: float | None = None
+    clip_norm: float | None = number(None, above=0)
     """Largest gradient norm; by default there is no clipping."""
 
-    checkpoint_every: int = 500
+    checkpoint_every: int = number(500, least=1)
     """Steps between checkpoints, once past the dense part."""
-    dense_every: int = 125
+    dense_every: int = number(125, least=1)
     """Steps between checkpoints while the step is at most dense_until."""
-    dense_until: int = 2000
+    dense_until: int = number(2000, least=0)
     checkpoint_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights on disk. Metrics are those of the weights as saved."""
     keep: Literal["all", "last"] = "all"
     """Checkpoints that stay on disk; metrics are of all. With last, a finished run has no state to
     go on from."""
-    n_evaluated: int = 16_000
+    n_evaluated: int = number(16_000, least=1)
     """Training people, and held-out people, in each evaluation."""
 
-    seed: int = 0
+    seed: int = number(0, least=0, most=LARGEST_SEED)
     """Of people, batches and initial weights."""
     precision: Precision | Literal["auto"] = "auto"
     """bf16 multiplies matrices in bfloat16 and keeps weights and optimizer in fp32. auto is bf16
@@ -157,40 +179,7 @@ class TrainConfig(PoolSizes):
     """Compile the step, which takes its time once and makes every step quicker."""
 
     def __post_init__(self) -> None:
-        positive = [
-            "n_people",
-            "n_held_out",
-            "n_train_templates",
-            "n_layers",
-            "n_heads",
-            "d_model",
-            "d_mlp",
-            "init_std",
-            "n_steps",
-            "batch_size",
-            "learning_rate",
-            "checkpoint_every",
-            "dense_every",
-            "n_evaluated",
-            "celebrity_weight",
-        ]
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in (
-            "warmup_people",
-            "warmup_steps",
-            "celebrities",
-            "reference_step",
-            "start_step",
-            "weight_decay",
-            "final_learning_rate",
-            "seed",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it can't be negative")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or None")
+        check_fields(self)
         if self.n_train_templates > N_TEMPLATES - N_EVALUATION_TEMPLATES:
             raise ValueError(
                 f"n_train_templates is {self.n_train_templates}; at most "
@@ -233,13 +222,19 @@ class TrainConfig(PoolSizes):
                 raise ValueError(
                     f"schedule has {len(weights)} groups for {self.n_people} people; name fewer"
                 )
+        if self._n_checkpoints > MOST_CHECKPOINTS:
+            raise ValueError(
+                f"checkpoint_every {self.checkpoint_every} and dense_every {self.dense_every} make "
+                f"{self._n_checkpoints} checkpoints in {self.n_steps} steps; at most "
+                f"{MOST_CHECKPOINTS} can be kept, make them larger"
+            )
 
     @property
     def stages(self) -> list[tuple[int, tuple[float, ...]]]:
         """Steps and weights of ``schedule``.
 
         Raises:
-            ValueError: one can't be read, or has no weight above 0.
+            ValueError: one can't be read, has no weight above 0, or one that is too large or small.
         """
         stages = []
         for text in self.schedule:
@@ -253,6 +248,11 @@ class TrainConfig(PoolSizes):
                     f"schedule has {text!r}; write STEPS:WEIGHTS, such as 500:1,0 for the first of "
                     "two groups"
                 )
+            if not all(w == 0 or SMALLEST_WEIGHT <= w <= LARGEST_WEIGHT for w in stage[1]):
+                raise ValueError(
+                    f"schedule has {text!r}; a weight must be 0, or from {SMALLEST_WEIGHT:g} to "
+                    f"{LARGEST_WEIGHT:g}"
+                )
             stages.append(stage)
         return stages
 
@@ -261,9 +261,21 @@ class TrainConfig(PoolSizes):
         """Steps at which a checkpoint is written: 0, the dense part, the sparse part, the last
         step.
         """
-        dense = range(0, min(self.dense_until, self.n_steps) + 1, self.dense_every)
-        sparse = range(self.checkpoint_every, self.n_steps + 1, self.checkpoint_every)
-        return sorted({0, *dense, *(s for s in sparse if s > self.dense_until), self.n_steps})
+        return sorted({0, *self._dense, *self._sparse, self.n_steps})
+
+    @property
+    def _dense(self) -> range:
+        return range(0, min(self.dense_until, self.n_steps) + 1, self.dense_every)
+
+    @property
+    def _sparse(self) -> range:
+        first = (self.dense_until // self.checkpoint_every + 1) * self.checkpoint_every
+        return range(first, self.n_steps + 1, self.checkpoint_every)
+
+    @property
+    def _n_checkpoints(self) -> int:
+        ends_between = self.n_steps not in self._dense and self.n_steps not in self._sparse
+        return len(self._dense) + len(self._sparse) + ends_between
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -323,7 +335,7 @@ PRESETS: dict[str, TrainConfig] = {
 class PatchConfig:
     """What to patch, on which checkpoints."""
 
-    ckpt: str
+    ckpt: str = path()
     """A run folder, or one of its step folders."""
     steps: str = "all"
     """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
@@ -355,58 +367,70 @@ class PatchConfig:
     by itself."""
     sources: tuple[str, ...] = ()
     """Sources of edge, knockout and head_knockout, said as groups are; by default the same."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] = number((), least=0, most=MOST_LAYERS)
     """Which are changed, one at a time; by default all."""
-    window: int = 1
+    window: int = number(1, least=1, most=MOST_LAYERS)
     """Layers changed together: from layer − window ÷ 2 (rounded down) on."""
     frozen: Frozen | None = None
     """With embed or resid_pre: what stays as in the unpatched run at the changed tokens, in all
     later layers, so that the change acts through the other alone."""
-    n_neurons: int = 16
+    n_neurons: int = number(16, least=1)
     """Neurons a group of mlp_post."""
-    noise_std: float = 3.0
+    noise_std: float = number(3.0, above=0, most=MOST_NOISE)
     """Of the noise, in standard deviations of the embeddings of names."""
-    noise_draws: int = 5
+    noise_draws: int = number(5, least=1, most=MOST_DRAWS)
     """Draws of noise, over which results are averaged."""
-    out: str | None = None
+    out: str | None = path(None)
     """Folder of the results; by default results/patching in the run folder."""
-    report: str | None = None
+    report: str | None = path(None)
     """The HTML report; by default report.html in the run folder."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
     precision: Precision = "fp32"
     """Of the model that is patched."""
-    seed: int = 0
+    seed: int = number(0, least=0, most=LARGEST_SEED)
     """Of the choice of facts."""
-    workers: int = 1
+    workers: int = number(1, least=1, most=MOST_WORKERS)
     """Checkpoints patched side by side, each in a process of its own."""
-    max_memory: float = 2.0
+    max_memory: float = number(2.0, above=0)
     """Gigabytes that the activations of a worker may take."""
     plan: bool = False
     """Say what would be computed, and stop."""
 
     def __post_init__(self) -> None:
-        if not self.max_memory > 0:
-            raise ValueError(f"max_memory is {self.max_memory}; it must be positive")
+        check_fields(self)
         if not self.attributes:
             raise ValueError(f"attributes is empty; name some of {', '.join(ATTRIBUTES)}")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it can't be negative")
 
 
 @dataclass(frozen=True)
 class ReportConfig:
     """Which results to show, and where."""
 
-    results: str
+    results: str = path()
     """Folder of the results, for example checkpoints/demo/results/patching."""
-    out: str
+    out: str = path()
     """The HTML file to write."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
-def train_config(values: dict) -> TrainConfig:
-    """The configuration in a run.json, where tuples became lists."""
-    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+def train_config(values: object) -> TrainConfig:
+    """The configuration in a run.json, where tuples became lists.
+
+    Raises:
+        ValueError: a field is unknown, missing, or has a value that it can't have.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"config is {shortened(values)}; it must be an object")
+    known = [field.name for field in fields(TrainConfig)]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"config has the unknown field {unknown[0]!r}")
+    required = [name for name in known if name not in _NOT_IN_OLDER_RUNS]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"config lacks the field {missing[0]!r}")
+    return TrainConfig(**checked(TrainConfig, values))
 
 
 def preset(name: str, **changes: object) -> TrainConfig:

@@ -1,5 +1,5 @@
-"""Writing so that a kill at any moment leaves the old file or the new one, never a half; and locks
-against a second process.
+"""Files written so that a kill at any moment leaves the old one or the new one, never a half; files
+read so that what is wrong with one is said in a line that names it; locks against a second process.
 """
 
 import json
@@ -28,13 +28,51 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk doesn't name the file
         raise
 
 
 def write_json(path: Path, content: object) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it can't be read, is not JSON, holds something else than one object, or NaN, or
+            a key twice.
+    """
+    try:
+        content = json.loads(
+            path.read_bytes().decode(), parse_constant=_no_number, object_pairs_hook=_each_key_once
+        )
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); see that it can") from None
+    except (ValueError, RecursionError) as error:  # broken JSON and other encodings are ValueErrors
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} is damaged (it holds {str(content)[:40]!r}, not an object); copy it again"
+        )
+    return content
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no number")
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it holds {twice!r} twice")
+    return content
 
 
 def read_table(path: Path) -> "pd.DataFrame":
@@ -51,6 +89,8 @@ def read_table(path: Path) -> "pd.DataFrame":
         )
     try:
         return pd.read_parquet(path)
+    except PermissionError:
+        raise ValueError(f"{path} can't be read (no permission); see that it can") from None
     except (ValueError, OSError):
         raise ValueError(f"{path} is damaged; copy it again, or train again") from None
 
@@ -61,6 +101,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         ValueError: nothing can be written there.
     """
+    if "\0" in str(folder):
+        raise ValueError(f"{str(folder)!r} can't be a folder's name; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

@@ -35,6 +35,8 @@ class DecoderConfig:
     """Rotated dimensions of a head; None rotates all of them."""
     rotary_base: float = 10_000.0
     ln_eps: float = 1e-5
+    attention_bias: bool = True
+    """Without, a checkpoint has no biases of attention; the model holds zeros for them."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:

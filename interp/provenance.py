@@ -1,12 +1,17 @@
-"""What made a result: versions, git commit, hardware."""
+"""What made a result: versions, source code, git commit, hardware."""
 
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+_SHOWS = ("figures", "headline.py", "report.py", "shell.py", "cli.py")
+"""Parts of interp that show results and change no number of theirs."""
 
 
 def provenance() -> dict:
@@ -23,6 +28,18 @@ def provenance() -> dict:
         "hardware": {"machine": platform.machine(), "cpu_cores": os.cpu_count(), "gpu": cuda},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+@cache
+def source_digest(*others: Path) -> str:
+    """Digest of the source code that computes results: interp's own but for what only shows them,
+    and of ``others``.
+    """
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in (*sorted(root.rglob("*.py")), *others):
+        if not path.is_relative_to(root) or path.relative_to(root).parts[0] not in _SHOWS:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _git_commit() -> str | None:

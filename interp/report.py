@@ -22,6 +22,7 @@ from interp.figures import (
     training_curves,
 )
 from interp.headline import headline
+from interp.results import repeats_in
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto;
@@ -30,6 +31,7 @@ h1 { margin-bottom: 0; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 .lead { font-size: 1.1rem; }
 .note { color: #555; }
+.warning { background: #fff3cd; border-left: 4px solid #b58900; padding: .4rem .8rem; }
 code { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem; word-break: break-word; }
 table { border-collapse: collapse; font-size: .92rem; }
 td, th { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #eee;
@@ -105,7 +107,16 @@ def build_report(
         ("The facts", _facts_table(results)),
         ("What was run", _provenance(results, run, command)),
     ]
-    return page(title, headline(results, other), sections)
+    return page(title, headline(results, other) + repeats_note(results), sections)
+
+
+def repeats_note(results: dict[str, xr.Dataset]) -> str:
+    """HTML: which of the checkpoints share weights that should differ; nothing if none do."""
+    repeats = dict.fromkeys(str(x) for result in results.values() for x in repeats_in(result))
+    items = "".join(f"<li>{escape(line)}</li>" for line in repeats)
+    if not items:
+        return ""
+    return f"<div class='warning'><b>Check these checkpoints:</b><ul>{items}</ul></div>"
 
 
 def page(title: str, lead: str, sections: list[tuple[str, str]]) -> str:

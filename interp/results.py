@@ -2,8 +2,9 @@
 and what is read off them.
 
 A file holds in its attribute ``request`` everything that determines its content. A different
-request has another file name, so a changed checkpoint, question, option, version or seed
-recomputes, and nothing else does. The format is netCDF 3, which any netCDF reader opens, and which
+request has another file name, so a changed checkpoint, question, option, version, source or seed
+recomputes, and nothing else does. Its attribute ``checksum`` is of all that the file holds, so that
+a changed byte is noticed. The format is netCDF 3, which any netCDF reader opens, and which
 is read and written about 20 times faster than netCDF 4.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from interp.boundary.repeated_weights import Repeat, repeated_weights
 from interp.config import CONTROL, METRICS
 from interp.files import write_bytes
 
@@ -48,20 +50,49 @@ def write_result(folder: Path, request: dict, result: xr.Dataset, made_by: dict)
     folder.mkdir(parents=True, exist_ok=True)
     attrs = {**result.attrs, "request": _canonical(request), "made_by": json.dumps(made_by)}
     result = result.assign_attrs(attrs)
+    result = result.assign_attrs(checksum=checksum(result))
     write_bytes(file_of(folder, request), bytes(result.to_netcdf(engine="scipy")))
     return result
+
+
+def checksum(result: xr.Dataset) -> str:
+    """Digest of a result's variables, coordinates and attributes but for its own; the same in
+    memory and read back from a file, which holds whole numbers in 32 bits and booleans in 8.
+    """
+    attrs = {name: value for name, value in result.attrs.items() if name != "checksum"}
+    digest = hashlib.sha256(_plain(attrs).encode())
+    for name in sorted(map(str, result.variables)):
+        variable = result.variables[name]
+        digest.update(f"{name} {variable.dims} {variable.shape} {_plain(variable.attrs)}".encode())
+        if variable.dtype.kind == "f":
+            digest.update(np.ascontiguousarray(variable.values).tobytes())
+        else:
+            digest.update(_plain(variable.values).encode())
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=_listed)
+
+
+def _listed(value: object) -> object:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else repr(value)
 
 
 def open_result(path: Path) -> xr.Dataset:
     """A result file in memory.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or was changed since it was written.
     """
     try:
-        return xr.load_dataset(path, engine="scipy")
-    except (OSError, KeyError, IndexError, TypeError, ValueError):
-        raise ValueError(f"{path} is damaged; delete it and run interp-patch again") from None
+        result = xr.load_dataset(path, engine="scipy") if path.is_file() else None
+        whole = result is not None and result.attrs.get("checksum") == checksum(result)
+    except Exception:  # whatever damaged bytes lead the reader to
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged; delete it and run the same again")
+    return result
 
 
 def read_folder(folder: Path) -> dict[str, xr.Dataset]:
@@ -71,11 +102,8 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
         FileNotFoundError: no such folder, or no results in it.
         ValueError: they are not of patching.
     """
-    files = (
-        sorted(folder.glob("step-*.nc"), key=lambda path: path.stat().st_mtime_ns)
-        if folder.is_dir()
-        else []
-    )
+    files = [path for path in folder.glob("step-*.nc") if path.is_file()]
+    files.sort(key=lambda path: path.stat().st_mtime_ns)
     if not files:
         raise FileNotFoundError(f"no results in {folder}; write some with interp-patch --ckpt RUN")
     newest = open_result(files[-1])
@@ -126,6 +154,7 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
     steps = sorted(results)
     made = {step: json.loads(results[step].attrs.get("request", "{}")) for step in steps}
     checkpoints = {step: request["checkpoint"] for step, request in made.items() if request}
+    tensors = {step: json.loads(results[step].attrs.get("tensors", "{}")) for step in steps}
     joined = xr.concat(
         [results[step] for step in steps],
         dim="step",
@@ -138,7 +167,14 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
         .transpose("step", ...)
         .assign_attrs(results[steps[0]].attrs)
         .assign_attrs({"checkpoints": json.dumps(checkpoints)} if checkpoints else {})
+        .assign_attrs({"tensors": json.dumps(tensors)} if any(tensors.values()) else {})
     )
+
+
+def repeats_in(result: xr.Dataset) -> list[Repeat]:
+    """``repeated_weights`` of the checkpoints that a result with ``step`` is of."""
+    tensors = json.loads(result.attrs.get("tensors", "{}"))
+    return repeated_weights({int(step): of for step, of in tensors.items()} if tensors else {})
 
 
 def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
@@ -153,10 +189,25 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     if metric not in known:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(known)}")
     suffix = "" if metric == "logit_diff" else f"_{metric}"
+    if result["clean" + suffix].isnull().all():
+        raise ValueError(
+            f"these facts have no corrupted answers, so no {metric}; use metric='first_logprob'"
+        )
     return xr.Dataset(
         {name: result[name + suffix] for name in ("patched", "clean", "corrupted")},
         attrs=result.attrs,
     )
+
+
+def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
+    """``of_metric`` of facts with twins."""
+    values = of_metric(result, metric)
+    if values.corrupted.isnull().all():
+        raise ValueError(
+            "these facts have no corrupted prompts, so no gap of which there could be a share; use "
+            "interp.effect"
+        )
+    return values
 
 
 def effect(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
@@ -176,7 +227,7 @@ def recovered(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> x
     """Mean (patched − corrupted) ÷ mean (clean − corrupted) over the facts that have the cell: 0 =
     corrupted, 1 = clean, unclipped.
     """
-    values = of_metric(result, metric)
+    values = _with_gap(result, metric)
     gap = (values.clean - values.corrupted).where(values.patched.notnull())
     share = (values.patched - values.corrupted).mean("fact") / gap.mean("fact")
     return share.rename("recovered").assign_attrs(
@@ -198,7 +249,7 @@ def interval(
     The same resampled facts serve every cell and step, so that differences between them can be
     compared.
     """
-    values = of_metric(result, metric)
+    values = _with_gap(result, metric)
     there = values.patched.notnull()
     gained = (values.patched - values.corrupted).fillna(0).transpose(..., "fact")
     gap = (values.clean - values.corrupted).where(there, 0).transpose(*gained.dims)
@@ -222,7 +273,7 @@ def distinguishable(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataAr
     """Whether mean (clean − corrupted) is above 0 by 1.96 standard errors: is there a difference
     of which a share can be recovered? A single fact is taken at its word.
     """
-    values = of_metric(result, metric)
+    values = _with_gap(result, metric)
     gap = values.clean - values.corrupted
     n = result.sizes["fact"]
     error = gap.std("fact") / np.sqrt(max(1, n - 1))

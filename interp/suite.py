@@ -2,17 +2,25 @@
 facts that go with them.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 from tokenizers import Tokenizer
 
+from interp.bios.population import check_population
 from interp.bios.text import Texts, lay_out
-from interp.bios.tokenizer import read_tokenizer
-from interp.checkpoints import checkpoint_sha256, read_checkpoint, read_shape
+from interp.bios.tokenizer import read_tokenizer, vocabulary_digest
+from interp.boundary.step_folders import step_folders, step_of
+from interp.checkpoints import (
+    check_checkpoint,
+    checkpoint_sha256,
+    read_checkpoint,
+    tensor_digests,
+)
 from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
 from interp.drawing import draw_facts
 from interp.facts import FactSet, read_facts
@@ -26,20 +34,33 @@ class Suite:
     """The checkpoints of one run; reads weights only when asked for a step."""
 
     path: Path
-    steps: list[int]
-    """Sorted; optimizer steps taken before each checkpoint was written."""
+    folders: dict[int, Path]
+    """Of each checkpoint, by its step, sorted."""
     config: TrainConfig
     run: dict
     """Everything in run.json."""
 
+    @property
+    def steps(self) -> list[int]:
+        """Sorted; optimizer steps taken before each checkpoint was written."""
+        return list(self.folders)
+
     @cached_property
     def population(self) -> pd.DataFrame:
         """One row a person."""
-        return read_table(self.path / "population.parquet")
+        path = self.path / "population.parquet"
+        people = read_table(path)
+        check_population(people, path)
+        return people
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.path)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Digest of the tokenizer's vocabulary."""
+        return vocabulary_digest(self.tokenizer)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -49,11 +70,6 @@ class Suite:
     @cached_property
     def texts(self) -> Texts:
         return lay_out(self.population, self.tokenizer, seed=self.config.seed)
-
-    @property
-    def shape(self) -> DecoderConfig:
-        """Of the models, without their weights."""
-        return read_shape(self.step_dir(self.steps[0]))
 
     @property
     def no_knowledge_baseline(self) -> float:
@@ -68,22 +84,69 @@ class Suite:
         Raises:
             ValueError: there is none at ``step``; the message names the nearest.
         """
-        if step not in self.steps:
+        if step not in self.folders:
             nearest = sorted(sorted(self.steps, key=lambda other: abs(other - step))[:2])
             raise ValueError(
                 f"no checkpoint at step {step} in {self.path}; "
                 f"{'nearest are' if len(nearest) > 1 else 'there is only'} "
                 f"{' and '.join(map(str, nearest))}"
             )
-        return self.path / f"step-{step:06d}"
+        return self.folders[step]
+
+    def shape(self, step: int) -> DecoderConfig:
+        """Of the model at ``step``; reads no weights.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or is not of the shape that run.json says.
+        """
+        return self._of_this_run(step, check_checkpoint(self.step_dir(step)))
+
+    def _of_this_run(self, step: int, cfg: DecoderConfig) -> DecoderConfig:
+        for name in ("n_layers", "n_heads", "d_model", "d_mlp", "parallel"):
+            ours, theirs = getattr(self.config, name), getattr(cfg, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{self.step_dir(step)} has {name} {theirs}, run.json says {ours}; it is not a "
+                    "checkpoint of this run, move it away"
+                )
+        return cfg
+
+    def check(self, steps: Sequence[int]) -> DecoderConfig:
+        """The shape that the models at ``steps`` share; reads no weights.
+
+        Raises:
+            ValueError: a checkpoint is damaged, differs in shape from the others, or has fewer
+                tokens than the run's tokenizer.
+        """
+        shapes = {step: self.shape(step) for step in steps}
+        first, shape = next(iter(shapes.items()))
+        for step, other in shapes.items():
+            for name, value in asdict(other).items():
+                if value != (wanted := getattr(shape, name)):
+                    raise ValueError(
+                        f"step {step} has {name} {value}, step {first} {wanted}; checkpoints of "
+                        "different models can't be compared, choose among them with --steps"
+                    )
+        if shape.d_vocab < (n := self.tokenizer.get_vocab_size()):
+            raise ValueError(
+                f"the tokenizer in {self.path} has {n} tokens, its models {shape.d_vocab}; they "
+                "don't belong together"
+            )
+        return shape
 
     def load(self, step: int, *, device: str = "cpu") -> HookedDecoder:
         """The model at ``step``, in fp32."""
-        return read_checkpoint(self.step_dir(step), device=device_of(device))
+        model = read_checkpoint(self.step_dir(step), device=device_of(device))
+        self._of_this_run(step, model.cfg)
+        return model
 
     def sha256(self, step: int) -> str:
         """Digest of the weights at ``step``."""
         return checkpoint_sha256(self.step_dir(step))
+
+    def tensor_digests(self, step: int) -> dict[str, str]:
+        """Digest of each of the weights at ``step``, by name."""
+        return tensor_digests(self.step_dir(step))
 
     def facts(
         self,
@@ -98,7 +161,7 @@ class Suite:
     ) -> FactSet:
         """``n`` facts of this run's training people; see ``interp.drawing.draw_facts``."""
         attributes = (attribute,) if isinstance(attribute, str) else tuple(dict.fromkeys(attribute))
-        return draw_facts(
+        facts = draw_facts(
             self.population,
             self.texts,
             n=n,
@@ -109,10 +172,11 @@ class Suite:
             length=length,
             fewer=fewer,
         )
+        return replace(facts, vocabulary=self.vocabulary)
 
     def read_facts(self, path: str | Path) -> FactSet:
         """Facts from a CSV of one's own prompts; see ``interp.facts.read_facts``."""
-        return read_facts(path, self.tokenizer)
+        return replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
 
 
 def load_suite(path: str | Path) -> Suite:
@@ -128,17 +192,15 @@ def load_suite(path: str | Path) -> Suite:
             f"no folder {path}; give a run folder, such as checkpoints/demo, or one of its step "
             "folders"
         )
-    run = path.resolve().parent if _step_of(path.resolve()) is not None else path
+    step = step_of(path.resolve())
+    run = path if step is None else path.resolve().parent
     record = read_record(run)
-    folders = (
-        [path.resolve()] if run != path else [folder for folder in run.iterdir() if folder.is_dir()]
-    )
-    steps = sorted(step for folder in folders if (step := _step_of(folder)) is not None)
-    if not steps:
+    folders = step_folders(run) if step is None else {step: path.resolve()}
+    if not folders:
         raise FileNotFoundError(
             f"no step folder in {run}; wait for its first checkpoint, or train again"
         )
-    return Suite(run, steps, train_config(record["config"]), record)
+    return Suite(run, folders, train_config(record["config"]), record)
 
 
 def select_steps(suite: Suite, wanted: str) -> list[int]:
@@ -151,9 +213,9 @@ def select_steps(suite: Suite, wanted: str) -> list[int]:
     kind, _, number = wanted.partition(":")
     if wanted == "all":
         return suite.steps
-    if kind == "every" and number.isdecimal() and int(number) > 0:
+    if kind == "every" and re.fullmatch("0*[1-9][0-9]{0,9}", number):
         return sorted({*suite.steps[:: int(number)], suite.steps[-1]})
-    if not all(part.strip().isdecimal() for part in wanted.split(",")):
+    if not re.fullmatch(r"\s*[0-9]{1,12}\s*(,\s*[0-9]{1,12}\s*)*", wanted):
         raise ValueError(
             f"steps {wanted!r} can't be read; write all, a list such as 0,200,1000, or every:4"
         )
@@ -161,8 +223,3 @@ def select_steps(suite: Suite, wanted: str) -> list[int]:
     for step in steps:
         suite.step_dir(step)
     return steps
-
-
-def _step_of(folder: Path) -> int | None:
-    name, _, step = folder.name.partition("-")
-    return int(step) if name == "step" and step.isdecimal() else None

@@ -1,24 +1,34 @@
 """Patching over training: the same facts and sites at every checkpoint, finished ones reused."""
 
+import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
+from inspect import getsourcefile, unwrap
 from os.path import relpath
 from pathlib import Path
 
 import torch
 import xarray as xr
 
-from interp.config import Precision, check_choice
-from interp.facts import FactSet
+from interp.boundary.repeated_weights import repeated_weights
+from interp.config import MOST_WORKERS, Precision, check_choice
+from interp.facts import FactSet, check_tokens
 from interp.files import only_process
-from interp.patching.intervention import Intervention, check_sites, intervention
+from interp.patching.intervention import (
+    Intervention,
+    cells_of,
+    check_fit,
+    check_sites,
+    intervention,
+)
 from interp.patching.patch import patch_sites
 from interp.process import local_workers
-from interp.provenance import provenance
+from interp.provenance import provenance, source_digest
 from interp.results import join_steps, read_result, write_result
 from interp.suite import Suite
 
@@ -59,13 +69,13 @@ def patch_suite(
         options: the fields of ``interp.patching.Intervention``.
 
     Raises:
-        ValueError: unknown site, step or worker number; a damaged checkpoint; another process works
-            in ``out``.
+        ValueError: unknown site, step or worker number; a damaged checkpoint, or one of another
+            shape; facts of another vocabulary; another process works in ``out``.
     """
     how = intervention(options)
-    sites = check_sites(sites, parallel=suite.config.parallel, direction=how.direction)
-    steps = suite.steps if steps is None else sorted(steps)
     check_choice("precision", precision, Precision)
+    steps = suite.steps if steps is None else sorted(set(steps))
+    sites = check_sweep(suite, facts, steps, sites, how)
     compute = partial(
         _patch_one,
         facts=facts,
@@ -77,6 +87,7 @@ def patch_suite(
     asked = {
         **asdict(how),
         "precision": precision,
+        "device": torch.device(device).type,
         "facts": digest_of(facts),
         "n_facts": len(facts),
         **(made_from or {}),
@@ -97,6 +108,42 @@ def patch_suite(
     )
 
 
+def check_sweep(
+    suite: Suite, facts: FactSet, steps: Sequence[int], sites: Sequence[str], how: Intervention
+) -> list[str]:
+    """The sites of a sweep over ``steps`` of a suite, all of which can be patched so on ``facts``;
+    reads no weights.
+
+    Raises:
+        ValueError: they can't.
+    """
+    if not steps:
+        raise ValueError(f"no steps to patch; choose some of {_listed(suite.steps)}")
+    shape = suite.check(steps)
+    if facts.vocabulary not in ("", suite.vocabulary):
+        raise ValueError(
+            f"the facts are of another vocabulary than {suite.path}; draw them with its own "
+            "suite.facts"
+        )
+    sites = check_sites(sites, parallel=shape.parallel, direction=how.direction)
+    check_fit(shape, sites, how)
+    cells_of(facts, how)
+    check_tokens(facts, shape.d_vocab, shape.n_ctx)
+    return sites
+
+
+def checked_tensors(suite: Suite, steps: Sequence[int]) -> dict[int, dict[str, str]]:
+    """``Suite.tensor_digests`` by step; weights that steps share but should not are warned of.
+
+    Raises:
+        ValueError: a checkpoint is damaged, or a weight is not finite.
+    """
+    tensors = {step: suite.tensor_digests(step) for step in steps}
+    for repeat in repeated_weights(tensors):
+        warnings.warn(f"{suite.path}: {repeat}", stacklevel=3)
+    return tensors
+
+
 def over_checkpoints(
     suite: Suite,
     steps: Sequence[int],
@@ -114,14 +161,19 @@ def over_checkpoints(
     Args:
         compute: of a suite, a step and the names that are asked for; it is sent to the workers.
         out: folder of result files, one a (step, name), reused and written as in ``patch_suite``.
-        asked: all that the results depend on, beside checkpoint, step, name and versions.
+        asked: all that the results depend on, beside checkpoint, step, name, versions and source
+            code.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise ValueError(f"workers is {workers}; give 1 to {MOST_WORKERS}")
+    tensors = checked_tensors(suite, steps)
     if out is None:
         work = [(step, list(names)) for step in steps]
-        return dict(_computed(suite, work, compute, workers, on_step))
-    versions = {name: version(name) for name in ("interp", "torch")}
+        found = dict(_computed(suite, work, compute, workers, on_step))
+        return {step: _of_weights(results, tensors[step]) for step, results in found.items()}
+    made_of = {name: version(name) for name in ("interp", "torch")}
+    computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
+    made_of |= {"source": source_digest(Path(computes))}
     made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
     with only_process(Path(out), "writing results to"):
         checkpoints = {step: suite.sha256(step) for step in steps}
@@ -130,7 +182,7 @@ def over_checkpoints(
                 "step": step,
                 "site": name,
                 "checkpoint": checkpoints[step],
-                "versions": versions,
+                "versions": made_of,
                 **asked,
             }
             for step in steps
@@ -151,24 +203,31 @@ def over_checkpoints(
         for step, results in _computed(
             suite, missing, compute, workers, lambda n_done: on_step(n_stored + n_done)
         ):
-            for name, result in results.items():
+            for name, result in _of_weights(results, tensors[step]).items():
                 done[step][name] = write_result(Path(out), requests[step, name], result, made_by)
     return done
 
 
+def _of_weights(results: dict[str, xr.Dataset], tensors: dict[str, str]) -> dict[str, xr.Dataset]:
+    text = json.dumps(tensors)
+    return {name: result.assign_attrs(tensors=text) for name, result in results.items()}
+
+
 def digest_of(facts: FactSet) -> str:
-    """Of all that a fact set's prompts and answers are."""
+    """Of all that a fact set is: prompts, answers, roles and texts."""
     digest = sha256()
-    for tensor in (
-        facts.clean,
-        facts.corrupted,
-        facts.lengths,
-        facts.roles,
-        facts.answers,
-        facts.corrupted_answers,
-    ):
-        digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
+    for name, value in vars(facts).items():
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.contiguous().numpy().tobytes())
+        else:
+            text = value.to_json(orient="split") if name == "texts" else json.dumps(value)
+            digest.update(f"{name} {text}".encode())
     return digest.hexdigest()
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
 
 
 def _computed(

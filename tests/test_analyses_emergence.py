@@ -58,6 +58,39 @@ def test_the_command_prints_and_writes_the_table(curves, tmp_path, monkeypatch, 
     assert pd.read_csv(out).curve.tolist() == ["late", "early", "flat"]
 
 
+def test_steps_that_are_not_whole_are_said_to_a_tenth_of_the_checkpoints_distance(tmp_path):
+    epochs = np.arange(12) / 4
+    path = tmp_path / "epochs.csv"
+    table = pd.DataFrame({"step": epochs, "value": (epochs > 0.7) + 0.1 * (epochs > 0.45)})
+    table.to_csv(path, index=False)
+    text = said(*run(EmergenceConfig(str(path))))
+    assert text == (
+        "value: onset 0.5, checkpoints 0.25 apart; midpoint 0.61, checkpoints 0.25 apart; "
+        "completion 0.72, checkpoints 0.25 apart"
+    )
+
+
+@pytest.mark.parametrize("spelling", ["the same", "another", "a symlink", "a hard link"])
+def test_curves_are_not_overwritten_by_their_times(curves, tmp_path, monkeypatch, capsys, spelling):
+    path = tmp_path / "curves.csv"
+    path.write_bytes(curves.read_bytes())
+    (tmp_path / "symlink.csv").symlink_to(path)
+    (tmp_path / "link.csv").hardlink_to(path)
+    other = {"the same": path, "another": f"{tmp_path}/./curves.csv"}
+    links = {"a symlink": tmp_path / "symlink.csv", "a hard link": tmp_path / "link.csv"}
+    out = str((other | links)[spelling])
+    monkeypatch.setattr(
+        sys, "argv", ["interp-analyse", "emergence", "--curves", str(path), "--out", out]
+    )
+    with pytest.raises(SystemExit):
+        cli.analyse()
+    said = capsys.readouterr().err
+    assert said == (
+        f"interp-analyse: error: out is {out}, the file of the curves; choose another --out\n"
+    )
+    assert path.read_bytes() == curves.read_bytes()
+
+
 def test_many_curves_are_set_in_order_whatever_the_confidence(tmp_path):
     """Their pairs need more resamples than the usual 1000 to be significant."""
     rng = np.random.default_rng(0)

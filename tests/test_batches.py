@@ -148,7 +148,7 @@ def test_more_groups_or_celebrities_than_people_are_refused(config):
         replace(config, schedule=("5:" + ",".join(["1"] * 41),))
     with pytest.raises(ValueError, match="celebrities is 41, more than n_people, 40"):
         replace(config, celebrities=41)
-    with pytest.raises(ValueError, match=r"celebrity_weight is 0\.0; it must be positive"):
+    with pytest.raises(ValueError, match=r"celebrity_weight is 0\.0; it must be at least 1e-09"):
         replace(config, celebrities=40, celebrity_weight=0.0)
 
 

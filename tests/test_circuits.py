@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from interp.facts import PROMPT_ROLES, FactSet
+from interp.facts import PROMPT_ROLES, TEXT_COLUMNS, FactSet
 from interp.model import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch
-from interp.patching.patch import FACT_COORDS
 from interp.results import recovered
 
 ROLES = ("bos", "name_first", "name_middle", "name_last", "cue", "final")
@@ -40,7 +39,7 @@ def facts():
         roles=torch.tensor([[PROMPT_ROLES.index(role) for role in ROLES]]),
         answers=torch.tensor([[token("right")]]),
         corrupted_answers=torch.tensor([[token("wrong")]]),
-        texts=pd.DataFrame({name: [""] for name in FACT_COORDS}),
+        texts=pd.DataFrame({name: [""] for name in TEXT_COLUMNS}),
     )
 
 

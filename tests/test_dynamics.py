@@ -1,9 +1,11 @@
+import jaxtyping
 import numpy as np
 import pytest
 
 from analyses import paper
 from interp.dynamics import (
     Phases,
+    format_step,
     knowledge_start,
     phases,
     plateau_crossing,
@@ -77,6 +79,56 @@ def test_a_run_that_never_comes_near_the_baseline_has_no_phases():
     assert np.isnan([found.plateau_start, found.plateau_end]).all()
 
 
+LOSS = np.array([9.0, 2.1, 1.995, 1.98, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("step", "loss", "baseline", "message"),
+    [
+        (STEPS[[0, 2, 1, 3, 4]], LOSS, 2.0, "step 100 comes after step 200; sort them, each once"),
+        (STEPS[[0, 1, 1, 3, 4]], LOSS, 2.0, "step 100 comes after step 100"),
+        (np.array([0, 1, 2, np.nan, 4]), LOSS, 2.0, "give one or more finite ones"),
+        (STEPS[:0], LOSS[:0], 2.0, r"got steps of shape \(0,\)"),
+        (STEPS, LOSS[:4], 2.0, r"attribute_loss has shape \(4,\), the steps \(5,\)"),
+        (STEPS, LOSS, float("nan"), "the baseline is nan, the margin 0.0"),
+    ],
+)
+def test_steps_and_losses_that_do_not_belong_together_are_refused(
+    monkeypatch, step, loss, baseline, message
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as without tests
+    for read in (plateau_end, plateau_crossing, phases):
+        with pytest.raises(ValueError, match=message):
+            read(step, loss, baseline)
+    with pytest.raises(ValueError, match=message):
+        knowledge_start(step, loss, LOSS, baseline)
+    if baseline == 2.0:
+        with pytest.raises(ValueError, match=message.replace("attribute_", "")):
+            rises_from(step, loss)
+
+
+def test_a_loss_that_is_not_finite_is_below_nothing_and_has_no_minimum_and_no_crossing():
+    for wrong in (np.nan, np.inf, -np.inf):
+        loss = np.array([9.0, wrong, 1.9, wrong, 1.5])
+        assert plateau_end(STEPS, loss, 2.0) == 400.0
+        with pytest.raises(ValueError, match="at step 300, so where it crosses is not known"):
+            plateau_crossing(STEPS, loss, 2.0)
+        with pytest.raises(ValueError, match="at step 100, so its minimum is not known"):
+            rises_from(STEPS, loss)
+
+
+@pytest.mark.parametrize(
+    ("step", "spacing", "said"),
+    [
+        (350.0, 100, "350"), (349.73, 100, "350"), (1_234_567.0, 100, "1234567"),
+        (0.85, 1, "0.85"), (0.3, 100, "0"), (-0.3, 100, "0"), (-1e-9, 1, "0"),
+        (0.01234, 0.02, "0.012"), (12.34, 10, "12.3"), (4.0, 0.5, "4"), (100.0, 1, "100"),
+    ],
+)  # fmt: skip
+def test_a_step_is_said_to_a_tenth_of_the_checkpoints_distance(step, spacing, said):
+    assert format_step(step, spacing) == said
+
+
 def test_on_the_papers_own_curve_the_plateau_ends_where_the_paper_says():
     # Figure 2: left, 64k people, mean of 5 seeds; right, 3085 steps.
     curve = paper.panel("2", "left")
@@ -142,6 +194,21 @@ def test_points_without_a_value_are_left_out_of_a_power_law_and_too_few_are_refu
         power_law(x[:3], y[:3])
     with pytest.raises(ValueError, match="values above 0; got -1"):
         power_law(x, np.array([2.0, -1.0, 1.0, 1.0]))
+
+
+def test_a_power_law_is_of_pairs_of_finite_numbers(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as without tests
+    x = np.array([1.0, 2.0, 3.0])
+    for y, options in ((x[:1], {}), (np.array([1, np.inf, 2]), {}), (x, {"confidence": 95.0})):
+        with pytest.raises(ValueError, match="give no power law"):
+            power_law(x, y, **options)
+
+
+def test_a_plateau_end_of_one_person_or_of_losses_that_are_not_finite_has_no_interval():
+    one = np.array([[9.0], [2.1], [1.9], [1.0], [0.5]])
+    assert np.isnan(plateau_end_interval(STEPS, one, 2.0)).all()
+    with pytest.raises(ValueError, match="1 losses that are not finite"):
+        plateau_end_interval(STEPS, np.where(one == 1.9, np.nan, one).repeat(3, 1)[:, :1], 2.0)
 
 
 def test_the_interval_of_a_plateau_end_is_that_of_the_people():

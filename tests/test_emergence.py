@@ -1,3 +1,6 @@
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -124,6 +127,49 @@ def test_without_facts_or_with_one_there_are_no_intervals():
         assert found.emerged
         assert np.isnan([found[f"{mark}_{end}"] for mark in MARKS for end in ("low", "high")]).all()
         assert np.isnan([found.rise_low, found.rise_high]).all()
+
+
+def test_one_sample_takes_memory_for_its_steps_only():
+    steps = np.arange(100_000)
+    noise = curve_of(np.random.default_rng(0).normal(size=len(steps)), steps)
+    assert peak_memory(lambda: emergence(noise)) < 100e6  # 1000 resamples are 800 MB
+
+
+def test_permutations_take_memory_for_one_of_them_only(monkeypatch):
+    monkeypatch.setattr(module, "N_PERMUTATIONS", 99)
+    monkeypatch.setattr(module, "P_ORDER", 0.1)
+    curve = np.linspace(0, 1, 5000)
+    assert peak_memory(lambda: module._why_not(curve, curve, 0)) < 1e6  # all of them are 4 MB
+
+
+def peak_memory(compute):
+    tracemalloc.start()
+    compute()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_permutations_stop_early_only_where_the_answer_is_certain(monkeypatch):
+    """Against all of them at once, with the same seed."""
+    monkeypatch.setattr(module, "N_PERMUTATIONS", 199)
+    rng, said = np.random.default_rng(0), []
+    for seed in range(40):
+        curve = np.linspace(0, rng.uniform(0, 1.5), 9) + rng.normal(0, 0.3, 9)
+        shuffled = np.random.default_rng(seed).permuted(np.tile(curve, (199, 1)), axis=1)
+        left = [((y - isotonic_regression(y).x) ** 2).sum() for y in (curve, *shuffled)]
+        expected = np.mean(left <= left[0] + 1e-9 * curve.var()) < module.P_ORDER
+        assert module._is_ordered(curve, seed) == expected
+        said.append(expected)
+    assert 3 < sum(said) < 37
+
+
+def test_a_curve_in_no_order_is_given_up_after_a_few_permutations(monkeypatch):
+    asked = []
+    remainder = module._remainder
+    monkeypatch.setattr(module, "_remainder", lambda y: asked.append(0) or remainder(y))
+    assert not module._is_ordered(np.linspace(1, 0, 50), 0)
+    assert len(asked) == 10
 
 
 NEGATIVES = {
@@ -299,6 +345,11 @@ def test_the_seed_decides_and_the_callers_random_stream_is_untouched():
         ),
         (lambda c: c.assign_coords(step=STEPS[::-1]), {}, "step 1280 comes after step 2560; sort"),
         (lambda c: c.where(c.step != 20, np.inf), {}, "infinite values"),
+        (
+            lambda c: c.assign_coords(step=np.where(STEPS > 640, np.nan, STEPS)),
+            {},
+            "finite numbers",
+        ),
         (lambda c: c, {"confidence": 95.0}, "confidence=95.0 and n_resamples=1000 give no"),
         (lambda c: c, {"n_resamples": 0}, "n_resamples=0"),
     ],
@@ -447,6 +498,8 @@ def test_a_lag_to_a_reference_is_positive_after_it():
         assert float(found.lag) == pytest.approx(midpoint - reference)
         assert float(found.lag_low) == float(found.lag_high) == pytest.approx(midpoint - reference)
         assert found.resolved == resolved
+    with pytest.raises(ValueError, match="the reference is step nan"):
+        lag_to(curve, float("nan"))
     nowhere = lag_to(0 * curve, 100, n_resamples=20)
     assert np.isnan(nowhere.lag) and not nowhere.resolved
 
@@ -481,9 +534,26 @@ def test_a_csv_of_steps_and_values_is_one_curve(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("step,loss\n1,2\n", "{path} has no column value; it needs step and value"),
-        ("step,value\n", "{path} holds no rows; write one row a checkpoint"),
-        ("", "{path} can't be read as a CSV (No columns"),
+        ("step,loss\n1,2\n", "{path} has no column value but 'step', 'loss'"),
+        ("step;value\n1;2\n", "{path} has no column step, value but 'step;value'"),
+        ("step,value\n", "{path} holds no rows"),
+        ("", "{path} is empty"),
+        ("step,value,value\n1,2,3\n", "{path} has a column 'value' 2 times"),
+        ("step,value,seed\n1,2,0\n1,3,1\n", "{path} has a column 'seed', which is not understood"),
+        ("step,value\n1,2,3\n", "{path}, row 1: 3 fields under 2 columns"),  # pandas: step 2
+        ("step,value\n1,2\n2\n", "{path}, row 2: 1 fields under 2 columns"),
+        ("step,value\n\n\n1,x\n", "{path}, row 3: value is 'x'"),  # blank rows count
+        ("step,value\n1,1e400\n", "{path}, row 1: value is '1e400'; write a number"),
+        ("step,value\n1,nan\n", "{path}, row 1: value is 'nan'; write a number"),
+        ("step,value\n0x10,1\n", "{path}, row 1: step is '0x10'; write a number"),
+        ("step,value\n1_000,1\n", "{path}, row 1: step is '1_000'; write a number"),
+        ("step,value\nTrue,1\n", "{path}, row 1: step is 'True'; write a number"),
+        ("step,value\n9007199254740993,1\n", "{path}, row 1: step is '9007199254740993'; steps"),
+        ("step,value\n0,1\n-0,1\n", "{path}, row 2: step -0 again"),
+        ("step,value\n1,2\n\0,3\n", "{path}, line 3: a NUL byte"),
+        ("step,value\n1,\udcff\n", "{path}, line 2: byte 0xff is not UTF-8"),
+        ('step,value\n1,"2\n', "{path}, line 2: can't be read as a CSV"),
+        ("curve,step,value\n,1,2\n", "{path}, row 1: no curve; write its label"),
         ("step,value\n1,2\n2,n/a\n", "{path}, row 2: value is 'n/a'; write a number"),
         ("step,value\n1,2\n,3\n", "{path}, row 2: step is ''; write a number"),
         ("step,value\n1,inf\n", "{path}, row 1: value is 'inf'; write a number"),
@@ -495,10 +565,36 @@ def test_a_csv_of_steps_and_values_is_one_curve(tmp_path):
 )
 def test_a_csv_that_is_no_curve_is_refused_with_its_path_and_row(tmp_path, text, message):
     path = tmp_path / "bad.csv"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError) as error:
         read_curves(path)
     assert str(error.value).startswith(message.format(path=path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_csv_as_spreadsheets_write_it_is_read(tmp_path):
+    text = '\ufeff"step","value"\r\n"-1.5","1e-3"\r\n\r\n"2"," +.5 "\r\n3,\r\n'
+    (tmp_path / "sheet.csv").write_bytes(text.encode())
+    read = read_curves(tmp_path / "sheet.csv")
+    assert read.step.values.tolist() == [-1.5, 2, 3]
+    np.testing.assert_array_equal(read, [0.001, 0.5, np.nan])
+
+
+def test_curves_that_share_no_steps_are_refused_before_they_fill_memory(tmp_path):
+    rows = [f"{i},{i},1" for i in range(4000)]  # 16 million cells
+    (tmp_path / "sparse.csv").write_text("\n".join(["curve,step,value", *rows]))
+    with pytest.raises(
+        ValueError, match="4000 rows for 4000 curves × 4000 steps; give curves that"
+    ):
+        read_curves(tmp_path / "sparse.csv")
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_file_is_refused_and_does_not_hang(tmp_path, kind):
+    path = tmp_path / "curves.csv"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"curves\.csv is not a regular file; give a CSV"):
+        read_curves(path)
 
 
 def test_a_csv_that_is_not_there_is_named(tmp_path):

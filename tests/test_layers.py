@@ -11,6 +11,7 @@ import interp
 
 ROOT = Path(interp.__file__).parent
 ORDER = [
+    "fields",
     "config",
     "files",
     "process",
@@ -19,9 +20,10 @@ ORDER = [
     "bios",
     "ragged",
     "model",
+    "boundary",
+    "facts",
     "checkpoints",
     "training",
-    "facts",
     "drawing",
     "suite",
     "patching",

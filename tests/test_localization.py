@@ -4,17 +4,26 @@ import shutil
 import sys
 from dataclasses import replace
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
+from oracle import random_model
 
 from analyses import cli, localization
 from analyses import localization_depth as in_depth
 from analyses.config import LocalizationConfig
 from analyses.localization import find, leaders, run
 from analyses.localization_report import report
+from interp.localization.attention import attention
 from interp.localization.checkpoint import QUESTIONS, localize
+from interp.localization.direct import copying, direct_attribution
+from interp.localization.jobs import needs
+from interp.localization.memory import probe, read_off
+from interp.localization.neurons import written
+from interp.localization.sentences import numbers_of, training_sentences, write_sentences
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +186,107 @@ def test_the_page_of_a_run_with_roles_times_them_and_shows_the_evidence(found, p
     assert "between the same checkpoints" in html  # 52 and 55, of 50 and 60
     assert "<b>L1H2</b> at final ← names: 0.50 [" in html
     assert "Which MLPs feed L1H2" in html and "L2 MLP at final, random key" in html
+
+
+ASKED = {
+    "needs": needs,
+    "read_off": read_off,
+    "probe": probe,
+    "localize": lambda model, facts: localize(model, facts, facts),
+    "attention": attention,
+    "direct_attribution": direct_attribution,
+    "copying": copying,
+    "written": lambda model, facts: written(model, facts, layer=0),
+}
+SEQUENTIAL = ("needs", "read_off", "probe", "localize")
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_parallel_blocks_are_refused_where_a_question_needs_sequential_ones(suite, facts, name):
+    parallel = random_model(suite, parallel=True)
+    if name in SEQUENTIAL:
+        with pytest.raises(ValueError, match="the model has parallel blocks, whose MLP does not"):
+            ASKED[name](parallel, facts)
+        return
+    answer = ASKED[name](parallel, facts)
+    if name == "direct_attribution":
+        parts = answer.embed + answer["head"].sum(("layer", "head")) + answer.constant
+        parts = parts + (answer.attn_bias + answer.mlp).sum("layer")
+        np.testing.assert_allclose(parts, answer.logit_diff, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_no_hooked_decoder_is_refused(facts, name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as without tests
+    with pytest.raises(ValueError, match="got a Linear; its weights can be read only of a Hooked"):
+        ASKED[name](torch.nn.Linear(2, 2), facts)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_facts_that_a_question_cannot_use_are_refused(model, facts, name):
+    without_names = facts.roles.clone()
+    without_names[facts.roles.ge(2) & facts.roles.le(4)] = 5
+    refused = {
+        "there are no facts": facts[:0],
+        "have no corrupted twins": replace(facts, corrupted=None, corrupted_answers=None),
+        "have the roles bos, cue, final": replace(facts, roles=without_names),
+        "of the facts are on '.*' and have one value": facts[:1],
+        "has token id 99999 among its clean": replace(
+            facts, clean=torch.where(facts.clean > 0, 99999, 0)
+        ),
+    }
+    needs_them = {
+        "have no corrupted twins": ("needs", "localize", "direct_attribution", "written"),
+        "have the roles bos, cue, final": (*SEQUENTIAL, "attention"),
+        "of the facts are on '.*' and have one value": ("read_off", "probe"),
+    }
+    for message, given in refused.items():
+        if name in needs_them.get(message, ASKED):
+            with pytest.raises(ValueError, match=message) as error:
+                ASKED[name](model, given)
+            assert "\n" not in str(error.value)
+
+
+def test_a_probe_needs_two_facts_with_all_parts_of_a_name(model, suite):
+    facts = suite.facts(6, attribute="major")
+    roles = facts.roles.clone()
+    roles[1:][roles[1:] == 3] = 5  # one fact alone keeps its middle name
+    with pytest.raises(ValueError, match="1 of 6 facts on 'major' have all the roles name_first"):
+        probe(model, replace(facts, roles=roles))
+
+
+@pytest.mark.parametrize(
+    ("people", "attributes", "templates", "message"),
+    [
+        ([-1], [0], [0], "person -1 is not one of the 60; give 0 to 59"),
+        ([0], [6], [0], "attribute 6 is not one of the 6"),
+        ([0], [0], [25], "template 25 is not one of the 25"),
+        ([], [], [], "got 0 persons, 0 attributes, 0 templates; give one of each"),
+    ],
+)
+def test_sentences_of_nobody_are_refused(suite, people, attributes, templates, message):
+    given = (np.array(x, int) for x in (people, attributes, templates))
+    with pytest.raises(ValueError, match=message):
+        write_sentences(suite.texts, *given)
+
+
+def test_more_sentences_than_people_are_trained_in_are_refused(suite):
+    with pytest.raises(ValueError, match="asked for 21 training sentences a fact; there are at"):
+        training_sentences(suite.texts, np.array([0]), np.array([0]), 21)
+    with pytest.raises(ValueError, match="no attribute 'shoe size'; there are birth_date"):
+        numbers_of(pd.Series(["major", "shoe size"]))
+
+
+@pytest.mark.parametrize("name", ["run.json", "population.parquet", "results/localization/new.nc"])
+def test_the_report_is_not_written_over_a_file_of_the_run(copy, name, monkeypatch, capsys):
+    before = (copy / "run.json").read_bytes()
+    words = ["localization", "--ckpt", str(copy), "--report", f"{copy}/./{name}"]
+    monkeypatch.setattr(sys, "argv", ["interp-analyse", *words])
+    with pytest.raises(SystemExit):
+        cli.analyse()
+    said = capsys.readouterr().err
+    assert "whose files are read; name an .html file" in said and said.count("\n") == 1
+    assert (copy / "run.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import torch
 
 from interp.bios.batches import training_batch
 from interp.checkpoints import checkpoint_sha256
-from interp.training import loop
+from interp.training import loop, memory_estimate, run_folder
 from interp.training.loop import learning_rate, make_step, train
-from interp.training.run_folder import read_config
+from interp.training.memory_estimate import check_memory, least_bytes
+from interp.training.run_folder import read_config, read_record
 from interp.training.trainee import make_trainee
 
 
@@ -251,3 +252,141 @@ def test_a_device_that_is_not_there_is_refused():
         with pytest.raises(ValueError, match="no CUDA device"):
             loop.device_of("cuda")
     assert loop.device_of("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"n_layers": 100_000, "d_model": 4_000_000},
+            r"n_layers 100000 and d_model 4000000 need about 102,.* TB to train, this machine",
+        ),
+        ({"batch_size": 10**8}, r"batch_size 100000000 and d_model 32 need about \d+ GB to train"),
+        ({"n_people": 10**11}, r"n_people 100000000000 and n_held_out 20 need about 22 TB"),
+    ],
+)
+def test_sizes_far_beyond_memory_are_refused_before_anything_is_made(
+    config, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr(memory_estimate, "_physical_memory", lambda: 25 * 10**9)
+    with pytest.raises(ValueError, match=message + ".* has 25 GB; choose smaller sizes"):
+        train(replace(config, device="cpu", **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_memory_estimate_is_less_than_what_a_state_and_a_batch_take(run, suite, config):
+    weights, batch, people = least_bytes(config).values()
+    matrices = 3 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert (weights, batch, people) == (16 * matrices, 2 * 32 * 37 * 96, 60 * (72 + 150))
+    assert weights < (run / "resume" / "state.safetensors").stat().st_size * 4 / 3
+    tokens = len(training_batch(suite.texts, config, 0).tokens)
+    assert batch < tokens * 96 * 2
+    check_memory(loop.TrainConfig(device="cpu", n_people=64, n_held_out=16))
+
+
+def test_an_empty_out_is_not_the_current_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="out is empty; name the run folder"):
+        train(config, "")
+    assert not list(tmp_path.iterdir())
+
+
+FILES = ("population.parquet", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@pytest.mark.parametrize("name", [*FILES, "metrics.parquet", "step-000000", "step-7", "resume"])
+def test_a_new_run_does_not_overwrite_anybodys_files(config, tmp_path, name):
+    path = tmp_path / name
+    path.write_text("mine") if path.suffix else path.mkdir()
+    with pytest.raises(ValueError, match=f"holds {name} but no run.json, and a new run would over"):
+        train(config, tmp_path)
+    left = {file.name for file in tmp_path.iterdir()} - {".lock"}
+    assert left == {name} and (path.is_dir() or path.read_text() == "mine")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_a_kill_while_a_run_begins_is_made_good_by_the_same_command(
+    config, tmp_path, monkeypatch, number
+):
+    short, writes = replace(config, n_steps=2, n_evaluated=4), []
+
+    def killed(original):
+        def write(path, content):
+            writes.append(path.name)
+            if len(writes) == number:
+                raise Stop
+            original(path, content)
+
+        return write
+
+    with monkeypatch.context() as patched:
+        for name in ("write_bytes", "write_json"):
+            patched.setattr(run_folder, name, killed(getattr(run_folder, name)))
+        with pytest.raises(Stop):
+            train(short, tmp_path)
+    assert writes[-1] == [*FILES[1:], FILES[0], "run.json"][number - 1]
+    assert (tmp_path / "population.parquet").exists() == (number == 5)
+    train(short, tmp_path)
+    assert read_config(tmp_path).n_steps == 2
+    assert (tmp_path / "step-000002").is_dir()
+
+
+def without(name):
+    return lambda record: record.pop(name)
+
+
+def within(name, **changes):
+    return lambda record: record[name].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("config"), "it lacks 'config'"),
+        (without("no_knowledge_baseline"), "it lacks 'no_knowledge_baseline'"),
+        (lambda record: record.update(bogus=1), "it has the unknown key 'bogus'"),
+        (lambda record: record.update(command=3), "command is 3; it must be text"),
+        (lambda record: record.update(config=[1]), r"config is \[1\]; it must be an object"),
+        (lambda record: record.update(config=None), "config is None; it must be an object"),
+        (lambda record: record.update(versions="2"), "versions is '2'; it must be an object"),
+        (lambda record: record.update(hardware=[]), r"hardware is \[\]; it must be an object"),
+        (lambda record: record.update(no_knowledge_baseline=2.5), "no_knowledge_baseline is 2.5"),
+        (within("no_knowledge_baseline", pet=1.0), "no_knowledge_baseline is of birth_date, .*pet"),
+        (
+            within("no_knowledge_baseline", major="x"),
+            "no_knowledge_baseline of major is 'x', not a",
+        ),
+        (within("no_knowledge_baseline", major=True), "no_knowledge_baseline of major is True"),
+        (within("config", n_steps="30"), "n_steps is '30'; it must be a whole number"),
+        (within("config", bogus=1), "config has the unknown field 'bogus'"),
+    ],
+)
+def test_a_run_json_that_is_not_one_is_refused_in_a_line(run, tmp_path, damage, message):
+    record = read_record(run)
+    damage(record)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message) as refused:
+        read_record(tmp_path)
+    assert str(refused.value).startswith(f"{path} is damaged (")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff\xfe", b"[" * 10**5, b'{"a":' * 10**5, b"[1]", b"null", b'"x"', b"3",
+     b'{"no_knowledge_baseline": NaN}'],
+)  # fmt: skip
+def test_a_run_json_that_is_no_json_object_is_refused_in_a_line(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} is damaged.*; copy it again$"):
+        read_record(tmp_path)
+
+
+def test_an_infinite_baseline_is_refused(run, tmp_path):
+    text = (run / "run.json").read_text()
+    baseline = str(read_record(run)["no_knowledge_baseline"]["major"])
+    (tmp_path / "run.json").write_text(text.replace(baseline, "1e999"))
+    with pytest.raises(ValueError, match="no_knowledge_baseline of major is inf, not a number"):
+        read_record(tmp_path)

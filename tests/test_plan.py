@@ -13,8 +13,8 @@ def test_a_plan_bounds_what_is_computed(model, facts, site, whole_value, monkeyp
     monkeypatch.setattr(
         engine.Engine,
         "_changed",
-        lambda self, entry, rows, at, real=engine.Engine._changed: (
-            computed.append(len(rows)) or real(self, entry, rows, at)
+        lambda self, sweep, entry, rows, at, real=engine.Engine._changed: (
+            computed.append(len(rows)) or real(self, sweep, entry, rows, at)
         ),
     )
     options = {"direction": "noising", "whole_value": whole_value}

@@ -9,6 +9,7 @@ import pytest
 
 from interp.bios.population import (
     NAME_PARTS,
+    check_population,
     draw_population,
     no_knowledge_baseline,
     pools,
@@ -95,10 +96,14 @@ def test_a_pool_larger_than_its_list_is_refused_with_the_numbers(option, there_a
         pools(replace(PoolSizes(), **{option: there_are + 1}))
 
 
-@pytest.mark.parametrize("option", ["n_middle_names", "n_cities", "n_companies", "n_birth_years"])
-def test_an_empty_pool_is_refused(option):
-    with pytest.raises(ValueError, match=f"{option} is 0; ask for 1 or more"):
-        pools(replace(SMALL, **{option: 0}))
+@pytest.mark.parametrize("option", ["n_middle_names", "n_cities", "n_companies", "n_majors"])
+def test_a_pool_of_one_has_nothing_to_recall_and_is_refused(option):
+    with pytest.raises(ValueError, match=f"{option} is 1; it must be at least 2"):
+        replace(SMALL, **{option: 1})
+
+
+def test_one_birth_year_will_do_as_days_and_months_differ():
+    assert len(pools(replace(SMALL, n_birth_years=1))["birth_date"]) == 31 * 12
 
 
 @pytest.mark.parametrize("n_people, n_held_out", [(1, 5), (5, 0)])
@@ -158,3 +163,57 @@ def test_values_are_drawn_uniformly():
     assert [majors[value] / 8000 for value in pools(SMALL)["major"]] == pytest.approx(
         [0.25] * 4, abs=0.03
     )
+
+
+FEW = draw_population(4, 2, SMALL, seed=0).assign(sampling_weight=[0.25] * 4 + [0.0] * 2)
+
+
+def put(column, row, value):
+    """Asks for one cell to be replaced."""
+    return lambda people: people.assign(
+        **{column: [value if i == row else x for i, x in enumerate(people[column])]}
+    )
+
+
+def named_alike(people):
+    """The fourth person gets the name of the first, in other parts."""
+    first = {part: people[part].tolist() for part in NAME_PARTS}
+    first["first"][3], first["middle"][3] = f"{first['first'][0]} {first['middle'][0]}", "May"
+    first["middle"][0], first["last"][3] = f"{first['middle'][0]} May", first["last"][0]
+    return people.assign(**first)
+
+
+def test_a_population_as_it_is_drawn_is_one(tmp_path):
+    check_population(FEW, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda people: people.drop(columns="major"), "it has no column 'major'"),
+        (lambda people: people.drop(columns="sampling_weight"), "no column 'sampling_weight'"),
+        (lambda people: people.assign(pet="cat"), "it has the unknown column 'pet'"),
+        (put("id", 2, 1), "id 1 is there twice"),
+        (put("id", 2, 1.5), "ids are float64, not whole numbers"),
+        (put("split", 5, "test"), "split is 'test'; there are train and held-out"),
+        (put("first", 2, None), "first in row 3 is (None|nan), not a text"),
+        (put("last", 0, 7), "last in row 1 is 7, not a text"),
+        (put("company", 1, ""), "company in row 2 is '', not a text"),
+        (named_alike, "two people are called"),
+        (put("sampling_weight", 1, float("nan")), "the sampling weight in row 2 is nan"),
+        (put("sampling_weight", 1, float("inf")), "the sampling weight in row 2 is inf"),
+        (put("sampling_weight", 0, -0.25), "the sampling weight in row 1 is -0.25"),
+        (
+            lambda people: people.assign(sampling_weight="x"),
+            "sampling weights are str, not numbers",
+        ),
+        (
+            lambda people: people.assign(sampling_weight=[0] * 4 + [1, 1]),
+            "no training person has a",
+        ),
+    ],
+)
+def test_a_table_that_is_not_a_population_is_refused_in_a_line(tmp_path, damage, message):
+    path = tmp_path / "population.parquet"
+    with pytest.raises(ValueError, match=f"^{path} is not a population \\(.*{message}"):
+        check_population(damage(FEW), path)

@@ -7,6 +7,7 @@ from builders import one_result, result_with_shares
 from scipy.stats import bootstrap
 
 from interp.results import (
+    checksum,
     effect,
     file_of,
     interval,
@@ -202,7 +203,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
     write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
     path = file_of(tmp_path, REQUEST)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"^{path} is damaged; delete it and run interp-patch"):
+    with pytest.raises(ValueError, match=f"^{path} is damaged; delete it and run the same"):
         open_result(path)
 
 
@@ -294,3 +295,56 @@ def test_the_other_direction_is_that_of_the_same_checkpoints(tmp_path):
     noised = store("noising", "now")
     found = read_other_direction(tmp_path, denoised)["attn_out"]
     np.testing.assert_array_equal(found.patched.sel(step=5), noised.patched)
+
+
+def test_the_checksum_is_the_same_in_memory_and_from_the_file(tmp_path):
+    result = one_result(PATCHED, CLEAN, CORRUPTED, prompt="Zoë “x” ☃").assign(
+        flag=("fact", np.array([True, False, True])), count=("fact", np.arange(3))
+    )
+    written = write_result(tmp_path, REQUEST, result, {"run": "../.."})
+    again = open_result(file_of(tmp_path, REQUEST))
+    assert checksum(written) == checksum(again) == again.attrs["checksum"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda result: result.patched.values.__setitem__((0, 0, 0), 9.0),
+        lambda result: result.attrs.update(direction="noising"),
+        lambda result: result.patched.attrs.update(units="bits"),
+        lambda result: result.update({"extra": ("fact", np.zeros(3))}),
+        lambda result: result.__delitem__("clean"),
+    ],
+    ids=["a number", "an attribute", "a unit", "one variable more", "one less"],
+)
+def test_a_result_that_was_changed_is_computed_anew(tmp_path, change):
+    write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
+    path = file_of(tmp_path, REQUEST)
+    result = open_result(path)
+    change(result)
+    path.write_bytes(bytes(result.to_netcdf(engine="scipy")))
+    assert read_result(tmp_path, REQUEST) is None
+    with pytest.raises(ValueError, match="is damaged; delete it and run the same again"):
+        open_result(path)
+
+
+def test_one_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    written = write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
+    path, rng, noticed = file_of(tmp_path, REQUEST), np.random.default_rng(0), 0
+    content = path.read_bytes()
+    for place in rng.integers(len(content), size=150):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        result = read_result(tmp_path, REQUEST)
+        noticed += result is None
+        assert result is None or result.identical(written)  # a byte that pads a name
+    assert noticed > 100
+
+
+def test_a_pipe_among_the_results_is_no_result(tmp_path):
+    write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
+    os.mkfifo(tmp_path / "step-000300.z.0123456789.nc")
+    assert list(read_folder(tmp_path)) == ["attn_out"]
+    with pytest.raises(ValueError, match=r"0123456789.nc is damaged"):
+        open_result(tmp_path / "step-000300.z.0123456789.nc")

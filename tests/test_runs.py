@@ -1,5 +1,6 @@
 """Many runs: skipped, gone on with, by any executor."""
 
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -150,3 +151,51 @@ def test_an_error_of_the_machine_does_not_stop_the_others_either(short, tmp_path
     with pytest.raises(ValueError, match="1 of 2 runs failed; a: RuntimeError: out of memory"):
         train_all({"a": replace(short, seed=1), "b": short}, tmp_path)
     assert is_done(tmp_path / "b", short)
+
+
+@pytest.mark.parametrize("name", ["../evil", "", "a/b", ".", "..", ".lock", "a\0b", "a\\b"])
+def test_a_run_is_named_as_one_folder(short, tmp_path, name):
+    with pytest.raises(ValueError, match="can't be the name of a run; it becomes a folder"):
+        train_all({"a": short, name: short}, tmp_path / "runs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_folder_of_runs_is_not_the_current_one(short, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="out is empty"):
+        train_all({"a": short}, "")
+
+
+def test_the_error_of_a_run_that_diverges_is_one_line_and_the_others_are_trained(short, tmp_path):
+    wild = replace(short, learning_rate=1e30)
+    with pytest.raises(
+        ValueError, match="1 of 2 runs failed; a: the weights are not finite"
+    ) as said:
+        train_all({"a": wild, "b": short}, tmp_path)
+    assert "\n" not in str(said.value) and is_done(tmp_path / "b", short)
+
+
+def test_an_error_of_several_lines_is_said_in_one(short, tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("out\n  of memory")
+
+    monkeypatch.setattr(runs, "train", fails)
+    with pytest.raises(ValueError, match="a: RuntimeError: out of memory; run the same again"):
+        train_all({"a": short}, tmp_path)
+
+
+def test_a_newest_checkpoint_that_was_lost_is_written_again(short, tmp_path):
+    train_all({"a": short}, tmp_path)
+    before = weights(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a" / "step-000008")
+    assert not is_done(tmp_path / "a", short)
+    train_all({"a": short}, tmp_path)
+    assert weights(tmp_path / "a") == before and is_done(tmp_path / "a", short)
+
+
+@pytest.mark.parametrize("name", ["step-x", "step-08"])
+def test_strange_and_doubled_step_folders_are_named(short, tmp_path, name):
+    train_all({"a": short}, tmp_path)
+    (tmp_path / "a" / name).mkdir()
+    with pytest.raises(ValueError, match=name):
+        is_done(tmp_path / "a", short)

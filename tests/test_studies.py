@@ -16,7 +16,17 @@ from analyses.attention_patching import FEW, FROZEN, REFERENCES
 from analyses.beside_paper import across_seeds
 from analyses.config import BASES, CurriculumConfig, PhasesConfig, StudyConfig
 from analyses.paper import panel
-from analyses.studies import curves, in_words, name_of, outcomes, paired, save, trained, variants
+from analyses.studies import (
+    average_metrics,
+    curves,
+    in_words,
+    name_of,
+    outcomes,
+    paired,
+    save,
+    trained,
+    variants,
+)
 from interp.bios.batches import training_batch
 from interp.config import preset
 from interp.report import anchor
@@ -79,6 +89,71 @@ def test_phases_of_unlike_runs_are_not_averaged(run, config, tmp_path):
     other = train(replace(config, n_steps=10, learning_rate=1e-3), tmp_path / "other")
     with pytest.raises(ValueError, match=r"other has n_steps 10, .* 30; give runs"):
         phases.study(PhasesConfig(ckpt=(str(run), str(other))), on_step=None)
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the run without its weights, and a way to change its metrics."""
+    ignore = shutil.ignore_patterns("step-*", "resume", "results")
+    folder = shutil.copytree(run, tmp_path / "copied", ignore=ignore)
+    path = folder / "metrics.parquet"
+
+    def change(edit):
+        edit(pd.read_parquet(path)).to_parquet(path, index=False)
+        return folder
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.drop(columns="loss"), "it has no column 'loss'"),
+        (lambda t: t[t.split == "train"], "rows at 4 of train people and 0 of held-out people"),
+        (lambda t: t[(t.split == "train") | (t.step != 10)], "4 of train people and 3 of held-out"),
+        (lambda t: t[:0], "rows at 0 of train people"),
+        (lambda t: pd.concat([t, t[t.step == 20]]), "has step 20, train, twice"),
+        (lambda t: t.assign(split=t.split.replace("train", "dev")), "has the split 'dev'"),
+        (
+            lambda t: t.assign(loss=t.loss.where(t.step < 20, np.nan)),
+            "copied diverged: its loss on .* people is nan at step 20, .*; delete that folder",
+        ),
+    ],
+)
+def test_metrics_that_are_not_whole_are_refused_by_name(copied, edit, message):
+    with pytest.raises(ValueError, match=message) as error:
+        average_metrics(copied(edit))
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_in_another_order_are_the_same_metrics(run, copied):
+    shuffled = copied(lambda table: table.sample(frac=1, random_state=0))
+    columns = ["step", "split"]
+    found, expected = (average_metrics(x).sort_values(columns) for x in (shuffled, run))
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True))
+
+
+def test_a_run_is_not_averaged_with_itself(run):
+    for other in (run, f"{run}/", f"{run.parent}/./{run.name}"):
+        config = PhasesConfig(ckpt=(str(run), str(other)))
+        with pytest.raises(ValueError, match="are runs of seed 0; give runs that differ in the"):
+            phases.study(config, on_step=None)
+
+
+def test_runs_evaluated_at_other_steps_are_not_averaged(run, copied):
+    def fewer(table):
+        return table[table.step < 30]
+
+    folder = copied(fewer)
+    record = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(record.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match=r"has metrics at step 30, .*copied has not; train it to"):
+        phases._check_steps(
+            curves(
+                {"a": run, "copied": folder},
+                {"a": read_config(run), "copied": read_config(folder)},
+            )
+        )
 
 
 def test_the_interval_of_an_end_is_that_of_the_losses_of_the_checkpoints_near_it(

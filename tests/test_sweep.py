@@ -3,16 +3,18 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import wraps
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from interp import sweep
+from interp import provenance, sweep
 from interp.patching import patch
 from interp.results import open_result
 from interp.suite import load_suite
-from interp.sweep import patch_suite
+from interp.sweep import digest_of, patch_suite
 
 SITES = ["attn_out", "z"]
 
@@ -26,6 +28,7 @@ def count_patched(monkeypatch):
     patched = []
     original = sweep._patch_one
 
+    @wraps(original)
     def counting(suite, step, sites, **options):
         patched.append((step, tuple(sites)))
         return original(suite, step, sites, **options)
@@ -125,3 +128,92 @@ def test_progress_counts_every_checkpoint(suite, facts, tmp_path):
 def test_no_workers_are_refused(suite, facts):
     with pytest.raises(ValueError, match="workers is 0"):
         patch_suite(suite, facts, workers=0)
+
+
+def corrected(facts):
+    """The same prompts under another attribute."""
+    texts = facts.texts.assign(attribute=["shoe size"] * len(facts))
+    return replace(facts, texts=texts)
+
+
+def test_facts_of_other_texts_are_another_question(suite, facts, tmp_path, monkeypatch):
+    patched = count_patched(monkeypatch)
+    for given in (facts, corrected(facts), facts):
+        tree = patch_suite(suite, given, sites=["z"], steps=[30], out=tmp_path)
+        assert tree["z"].attribute.values.tolist() == given.texts.attribute.tolist()
+    assert len(patched) == 2 and digest_of(facts) != digest_of(corrected(facts))
+
+
+def test_every_part_of_a_fact_set_is_in_its_digest(facts):
+    other = {
+        "clean": facts.clean + 1,
+        "corrupted": None,
+        "roles": facts.roles.where(facts.roles != 2, 3),
+        "answers": facts.answers.where(facts.answers < 0, 10**6),
+        "corrupted_answers": None,
+        "role_names": (*facts.role_names[:-1], "last"),
+        "vocabulary": "another",
+        "texts": facts.texts.assign(answer="x"),
+    }
+    digests = {digest_of(replace(facts, **{name: value})) for name, value in other.items()}
+    assert len(digests | {digest_of(facts)}) == len(other) + 1
+    assert other.keys() | {"lengths"} == vars(facts).keys()
+
+
+def test_other_source_code_computes_anew(suite, facts, tmp_path, monkeypatch):
+    patched = count_patched(monkeypatch)
+    for digest in ("one", "two", "one"):
+        monkeypatch.setattr(sweep, "source_digest", lambda *_, digest=digest: digest)
+        patch_suite(suite, facts, sites=["z"], steps=[30], out=tmp_path)
+    assert len(patched) == 2
+
+
+def test_the_source_is_what_computes_and_not_what_shows(tmp_path, monkeypatch):
+    package = tmp_path / "interp"
+    for name in ("patching/engine.py", "figures/curves.py", "report.py", "model.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("1")
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+
+    def digest():
+        provenance.source_digest.cache_clear()
+        return provenance.source_digest()
+
+    before = digest()
+    for name in ("figures/curves.py", "report.py"):
+        (package / name).write_text("2")
+    assert digest() == before
+    (package / "patching/engine.py").write_text("2")
+    assert digest() != before
+    provenance.source_digest.cache_clear()
+
+
+def test_facts_of_another_vocabulary_are_refused(suite, facts):
+    with pytest.raises(ValueError, match=r"the facts are of another vocabulary than .*short; draw"):
+        patch_suite(suite, replace(facts, vocabulary="another"), sites=["z"])
+    own = replace(facts, vocabulary="")
+    assert "z" in patch_suite(suite, own, sites=["z"], steps=[30])
+
+
+def test_a_step_of_another_shape_is_refused_before_anything_is_patched(run, facts, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = copy / "step-000020" / "config.json"
+    config.write_text(
+        config.read_text().replace('"layer_norm_eps": 1e-05', '"layer_norm_eps": 0.1')
+    )
+    with pytest.raises(ValueError, match=r"step 20 has ln_eps 0.1, step 0 1e-05"):
+        patch_suite(load_suite(copy), facts, sites=["z"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": []}, "no steps to patch; choose some of 0, 10, 20, 30"),
+        ({"precision": "x"}, "no precision 'x'"),
+        ({"workers": 10**6}, "workers is 1000000; give 1 to 256"),
+        ({"max_memory": float("nan")}, "max_memory is nan"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(suite, facts, options, message):
+    with pytest.raises(ValueError, match=message):
+        patch_suite(suite, facts, sites=["z"], **options)

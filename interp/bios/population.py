@@ -8,6 +8,7 @@ pools and are never trained on.
 from functools import cache
 from importlib import resources
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pandas as pd
 from interp.config import ATTRIBUTES, PoolSizes
 
 NAME_PARTS = ("first", "middle", "last")
+SPLITS = ("train", "held-out")
 FIRST_YEAR = 1900
 MONTHS = [
     "January",
@@ -58,7 +60,7 @@ def draw_population(n_people: int, n_held_out: int, sizes: PoolSizes, *, seed: i
     rng = np.random.default_rng([seed, 0])
     parts = np.unravel_index(rng.choice(n_names, n_all, replace=False), counts)
     people = pd.DataFrame(
-        {"id": np.arange(n_all), "split": np.repeat(["train", "held-out"], [n_people, n_held_out])}
+        {"id": np.arange(n_all), "split": np.repeat(SPLITS, [n_people, n_held_out])}
     )
     for part, index in zip(NAME_PARTS, parts):
         people[part] = np.array(values[part])[index]
@@ -69,12 +71,55 @@ def draw_population(n_people: int, n_held_out: int, sizes: PoolSizes, *, seed: i
     return people
 
 
+def check_population(people: pd.DataFrame, path: Path) -> None:
+    """Raises a ValueError, which names ``path``, unless ``people`` is a population as a run folder
+    holds it. Whether its words are in the vocabulary is left to the tokenizer.
+    """
+    if wrong := _wrong_columns(people) or _wrong_people(people) or _wrong_weights(people):
+        raise ValueError(f"{path} is not a population ({wrong}); copy it again, or train again")
+
+
+def _wrong_columns(people: pd.DataFrame) -> str | None:
+    columns = ("id", "split", *NAME_PARTS, *ATTRIBUTES, "sampling_weight")
+    if missing := [name for name in columns if name not in people]:
+        return f"it has no column {missing[0]!r}"
+    if unknown := [name for name in people if name not in columns]:
+        return f"it has the unknown column {unknown[0]!r}"
+    return None if people.columns.is_unique else "it has a column twice"
+
+
+def _wrong_people(people: pd.DataFrame) -> str | None:
+    for name in (*NAME_PARTS, *ATTRIBUTES):
+        for row, value in enumerate(people[name], 1):
+            if not isinstance(value, str) or not value.strip():
+                return f"{name} in row {row} is {value!r}, not a text"
+    if people.id.dtype.kind not in "iu" or people.id.isna().any():
+        return f"ids are {people.id.dtype}, not whole numbers"
+    if (twice := people.id.duplicated()).any():
+        return f"id {people.id[twice].iloc[0]} is there twice"
+    if (other := ~people.split.isin(SPLITS)).any():
+        return f"split is {people.split[other].iloc[0]!r}; there are {' and '.join(SPLITS)}"
+    names = people["first"] + " " + people["middle"] + " " + people["last"]
+    if (twice := names.duplicated()).any():
+        return f"two people are called {names[twice].iloc[0]}"
+    return None
+
+
+def _wrong_weights(people: pd.DataFrame) -> str | None:
+    if people.sampling_weight.dtype.kind not in "iuf":
+        return f"sampling weights are {people.sampling_weight.dtype}, not numbers"
+    weights = people.sampling_weight.to_numpy(float)
+    if (wrong := ~(np.isfinite(weights) & (weights >= 0))).any():
+        return f"the sampling weight in row {wrong.argmax() + 1} is {weights[wrong.argmax()]}"
+    if not weights[people.split == "train"].sum() > 0:
+        return "no training person has a sampling weight above 0"
+    return None
+
+
 def pools(sizes: PoolSizes) -> dict[str, list[str]]:
     """Every name part's and attribute's list of values."""
     cities = _take(_cities(), sizes.n_cities, "n_cities")
-    years = [
-        str(FIRST_YEAR + i) for i in range(_at_least_one(sizes.n_birth_years, "n_birth_years"))
-    ]
+    years = [str(FIRST_YEAR + i) for i in range(sizes.n_birth_years)]
     first_names = _lines("first_names.txt")
     return {
         "first": _take(first_names, sizes.n_first_names, "n_first_names"),
@@ -140,14 +185,8 @@ def _lines(name: str) -> list[str]:
 
 
 def _take(values: list[str], n: int, option: str) -> list[str]:
-    if _at_least_one(n, option) > len(values):
+    if n > len(values):
         raise ValueError(
             f"{option} is {n}, but there are only {len(values)} to draw from; ask for fewer"
         )
     return values[:n]
-
-
-def _at_least_one(n: int, option: str) -> int:
-    if n < 1:
-        raise ValueError(f"{option} is {n}; ask for 1 or more")
-    return n

@@ -4,12 +4,14 @@ So names and values never merge with punctuation, and a text's tokens are those 
 after the other.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from interp.files import write_bytes, write_json
+from interp.files import write_bytes
 
 PAD, BOS, UNKNOWN = "<pad>", "<bos>", "<unk>"
 SPECIAL = {"pad_token": PAD, "bos_token": BOS, "unk_token": UNKNOWN}
@@ -38,11 +40,18 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the three files from which ``transformers.AutoTokenizer`` loads it."""
-    write_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
-    write_json(
-        folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL}
-    )
-    write_json(folder / "special_tokens_map.json", SPECIAL)
+    for name, content in tokenizer_files(tokenizer).items():
+        write_bytes(folder / name, content)
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Contents of these files, by name."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL}
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "special_tokens_map.json": (json.dumps(SPECIAL, indent=2) + "\n").encode(),
+    }
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -58,6 +67,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+
+
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
+    """Digest of which token has which number: facts of one vocabulary mean nothing in another."""
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:

@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from interp.dynamics import Phases
+from interp.dynamics import Phases, format_step
+from interp.emergence import MARKS
 from interp.figures.curves import band, shade_plateau
 from interp.figures.labels import FONT
 from interp.statistics import margin
@@ -118,11 +119,7 @@ def _add_band(
     if not bool(formed.emerged):
         return
     at = {name: float(formed[name]) for name in formed.data_vars if formed[name].dtype.kind == "f"}
-    said = "; ".join(
-        f"{name} {at[name]:.0f} [{at[f'{name}_low']:.0f}, {at[f'{name}_high']:.0f}], between "
-        f"checkpoints {at[f'resolution_{name}']:.0f} steps apart"
-        for name in ("onset", "midpoint", "completion")
-    ).replace("; ", "<br>")
+    said = "<br>".join(_mark_in_words(at, mark) for mark in MARKS)
     figure.add_trace(
         go.Scatter(
             x=[at["onset"], at["completion"]],
@@ -155,3 +152,12 @@ def _add_band(
         row,
         1,
     )
+
+
+def _mark_in_words(at: dict[str, float], mark: str) -> str:
+    spacing = at[f"resolution_{mark}"]
+    step, low, high, apart = (
+        format_step(at[name], spacing)
+        for name in (mark, f"{mark}_low", f"{mark}_high", f"resolution_{mark}")
+    )
+    return f"{mark} {step} [{low}, {high}], between checkpoints {apart} steps apart"

@@ -15,7 +15,9 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.boundary.model_check import check_plain
 from interp.facts import PROMPT_ROLES, FactSet
+from interp.localization.inputs import check_inputs
 from interp.model import HookedDecoder
 
 NAMES = tuple(role for role in PROMPT_ROLES if role.startswith("name"))
@@ -42,6 +44,8 @@ def attention(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         attention, 0 to 1; ``entropy`` (layer, head, edge, fact): of the destination's pattern ÷
         ln(number of tokens it can see), 1 = even. NaN where a prompt lacks the destination.
     """
+    check_plain(model)
+    check_inputs(model, facts, names=True)
     parts = [
         _of_batch(model, facts[range(start, min(len(facts), start + FACTS_AT_ONCE))])
         for start in range(0, len(facts), FACTS_AT_ONCE)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from interp.bios.text import ROLES, Biographies
+from interp.boundary.model_check import check_plain
 from interp.model import HookedDecoder
 from interp.training.layout import select_rows
 
@@ -32,7 +33,10 @@ def attention_statistics(
     """``STATISTICS`` (layer, head, biography): three shares of attention, 0 to 1, and the mean over
     positions of a pattern's entropy ÷ ln(tokens it can see), 1 = even.
     """
+    check_plain(model)
     n = len(biographies.lengths)
+    if n < 1 or rows_at_once < 1:
+        raise ValueError(f"got {n} biographies, {rows_at_once} at once; give one or more of each")
     parts = [
         _of_rows(model, select_rows(biographies, first, min(n, first + rows_at_once)))
         for first in range(0, n, rows_at_once)

@@ -16,8 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.bios.text import Texts
+from interp.boundary.model_check import check_plain
 from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES
 from interp.facts import FactSet
+from interp.localization.inputs import check_inputs
 from interp.localization.rank_one import Edits, find_edits, lefts_of, mean_keys, run_on, run_to
 from interp.localization.sentences import (
     numbers_of,
@@ -73,6 +75,8 @@ def edit_facts(
     Raises:
         ValueError: as ``find_edits``; more others than people.
     """
+    check_plain(model)
+    check_inputs(model, facts, twins=True)
     person, twin = (rows_of(suite, facts.texts[x]) for x in ("person", "corrupted_person"))
     attribute = numbers_of(facts.texts.attribute)
     asked = _questions(suite, person, attribute, n_sentences, n_others, seed)

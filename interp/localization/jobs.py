@@ -20,6 +20,7 @@ from scipy.stats import f_oneway, permutation_test
 from interp.config import CONTROL, METRICS
 from interp.facts import FactSet
 from interp.localization.attention import EDGES
+from interp.localization.inputs import check_inputs
 from interp.localization.memory import PLACES
 from interp.model import HookedDecoder
 from interp.patching import patch_sites
@@ -52,6 +53,7 @@ def needs(
         coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and "all MLPs" when cut together),
         ``role``, ``place`` (where it is cut), ``kind`` (head, mlp, layer, all).
     """
+    check_inputs(model, facts, sequential=True, names=True, twins=True)
     options = {
         "direction": "noising",
         "whole_value": whole_value,

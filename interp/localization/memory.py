@@ -13,8 +13,10 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.boundary.model_check import check_plain
 from interp.facts import PROMPT_ROLES, FactSet
 from interp.localization.direct import final_directions
+from interp.localization.inputs import check_inputs
 from interp.model import HookedDecoder
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -40,6 +42,8 @@ def probe(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
     Raises:
         ValueError: a person twice in an attribute.
     """
+    check_plain(model)
+    check_inputs(model, facts, sequential=True, names=True, values=True)
     texts = facts.texts
     if texts.duplicated(["person", "attribute"]).any() and (texts.person >= 0).all():
         raise ValueError(
@@ -52,6 +56,7 @@ def probe(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
     correct = np.full((2, *features.shape[:-1]), np.nan, np.float32)
     for name in dict.fromkeys(attribute):
         at = np.flatnonzero(attribute == name)
+        _check_places(features[..., at, :], name)
         labels = np.stack((answers[at], rng.permutation(answers[at])))
         correct[..., at] = _left_out(features[..., at, :], labels)
     coords = {
@@ -72,6 +77,8 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
     """The residual stream of the clean prompts at the last token of each of ``PLACES``; NaN where a
     prompt has none.
     """
+    check_plain(model)
+    check_inputs(model, facts, sequential=True, names=True)
     device, pieces = model.embed.weight.device, []
     names = [f"blocks.{i}.hook_{x}" for i in range(model.cfg.n_layers) for x in STREAM]
     for start in range(0, len(facts), FACTS_AT_ONCE):
@@ -87,6 +94,16 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
         site=len(STREAM),
     )
     return whole.numpy()
+
+
+def _check_places(features: Float[np.ndarray, "*place fact d"], attribute: str) -> None:
+    """Raises: not even two facts can be learnt from."""
+    whole = ~np.isnan(features).any((-1, *range(features.ndim - 2)))
+    if whole.sum() < 2:
+        raise ValueError(
+            f"{whole.sum()} of {len(whole)} facts on {attribute!r} have all the roles "
+            f"{', '.join(PLACES)}; a probe needs two or more that do"
+        )
 
 
 def last_of_roles(facts: FactSet) -> Int[Tensor, "role fact"]:
@@ -137,6 +154,8 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
         ``logit`` and ``rank``, the same without ``labels``: of the right value minus the mean over
         values, nats; and how many values get as much or more, 1 = none but itself.
     """
+    check_plain(model)
+    check_inputs(model, facts, sequential=True, names=True, values=True)
     cfg, device = model.cfg, model.embed.weight.device
     streams = torch.from_numpy(stream(model, facts)).to(device)
     read = final_directions(model, facts)

@@ -16,8 +16,10 @@ import xarray as xr
 from einops import einsum
 from jaxtyping import Bool, Float
 
+from interp.boundary.model_check import check_plain
 from interp.facts import FactSet
 from interp.localization.direct import final_directions
+from interp.localization.inputs import check_inputs, check_layer
 from interp.model import HookedDecoder
 
 RELATIONS = ("any", "same_value", "same_attribute", "same_person", "none")
@@ -115,8 +117,9 @@ def written(model: HookedDecoder, facts: FactSet, *, layer: int) -> xr.DataArray
     to ``logit_diff``; the MLP's own bias is no neuron's. There is no role to choose: logits are
     read at ``final``, so what a neuron writes elsewhere has no direct effect. Correlational.
     """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise ValueError(f"no layer {layer}; the model has layers 0 to {model.cfg.n_layers - 1}")
+    check_plain(model)
+    check_inputs(model, facts, twins=True)
+    check_layer(model, layer)
     device, name = model.embed.weight.device, f"blocks.{layer}.mlp.hook_post"
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=[name])
     row, final = torch.arange(len(facts), device=device), facts.lengths.to(device) - 1
@@ -149,9 +152,10 @@ def _flat(effect: xr.DataArray) -> Float[np.ndarray, "neuron fact"]:
             "(neuron…, fact)"
         )
     values = effect.transpose(*_dims(effect), "fact").values.astype(float)
-    if np.isnan(values).any():
+    if not np.isfinite(values).all():
         raise ValueError(
-            f"{np.isnan(values).sum()} of the effects are NaN; select one role that every fact has"
+            f"{np.sum(~np.isfinite(values))} of the effects are NaN or infinite; select one role "
+            "that every fact has"
         )
     return values.reshape(-1, values.shape[-1])
 

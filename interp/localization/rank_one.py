@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.bios.batches import training_batch
+from interp.boundary.model_check import check_plain
 from interp.facts import PROMPT_ROLES, FactSet, padded
+from interp.localization.inputs import check_inputs, check_layer
 from interp.localization.sentences import Sentences, numbers_of, rows_of, training_sentences
 from interp.model import HookedDecoder, rotation
 from interp.suite import Suite
@@ -75,8 +77,9 @@ def find_edits(
         ValueError: no such layer or role, facts of other people than the run's, or more sentences
             than training templates.
     """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise ValueError(f"no layer {layer}; the model has layers 0 to {model.cfg.n_layers - 1}")
+    check_plain(model)
+    check_inputs(model, facts, twins=True)
+    check_layer(model, layer)
     most = suite.config.n_train_templates
     if not 1 <= n_sentences <= most:
         raise ValueError(
@@ -98,6 +101,7 @@ def find_edits(
 
 def edited(model: HookedDecoder, edits: Edits, fact: int) -> HookedDecoder:
     """A copy of the model with one fact's edit in its weights."""
+    check_plain(model)
     copy = deepcopy(model)
     copy.blocks[edits.layer].mlp.down.weight.data += edits.right[fact, :, None] * edits.left[fact]
     return copy
@@ -116,6 +120,8 @@ def second_moment(
     model: HookedDecoder, suite: Suite, *, layer: int
 ) -> Float[Tensor, "d_mlp _d_mlp"]:
     """C = E[k kᵀ], not centred, over all tokens of the first training batches, with ``RIDGE``."""
+    check_plain(model)
+    check_layer(model, layer)
     name, kept = f"blocks.{layer}.mlp.hook_post", []
     for step in range(N_BATCHES):
         batch = training_batch(suite.texts, suite.config, step)
@@ -149,6 +155,7 @@ class Run:
 @torch.no_grad()
 def run_to(model: HookedDecoder, given: Sentences, layer: int) -> Run:
     """The sentences' run up to the MLP of ``layer``."""
+    check_plain(model)
     device = model.embed.weight.device
     names = [f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_resid_post"]
     parts = given.tokens.to(device).split(SENTENCES_AT_ONCE)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.bios.text import ROLES, Texts, write_biographies
-from interp.config import ATTRIBUTES
+from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES
 from interp.facts import NO_TOKEN, PROMPT_ROLES, padded
 from interp.suite import Suite
 
@@ -38,6 +38,13 @@ def write_sentences(
     template: Int[np.ndarray, " sentence"],
 ) -> Sentences:
     """The sentence of each (person, attribute, template)."""
+    given = {"person": person, "attribute": attribute, "template": template}
+    for (name, numbers), size in zip(given.items(), texts.template_order.shape):
+        for wrong in numbers[(numbers < 0) | (numbers >= size)]:
+            raise ValueError(f"{name} {wrong} is not one of the {size}; give 0 to {size - 1}")
+    if not len(person) == len(attribute) == len(template) > 0:
+        counts = ", ".join(f"{len(x)} {name}s" for name, x in given.items())
+        raise ValueError(f"got {counts}; give one of each a sentence, for one sentence or more")
     whole = write_biographies(texts, person, attribute[:, None], template[:, None])
     value, after = texts.value[person, attribute], texts.after_value[attribute, template]
     lengths = whole.lengths - texts.length[value] - texts.length[after]
@@ -57,6 +64,9 @@ def training_sentences(
     texts: Texts, person: Int[np.ndarray, " fact"], attribute: Int[np.ndarray, " fact"], n: int
 ) -> Sentences:
     """``n`` sentences on each fact, one after the other, in templates the person was trained in."""
+    most = texts.template_order.shape[2] - N_EVALUATION_TEMPLATES
+    if not 1 <= n <= most:
+        raise ValueError(f"asked for {n} training sentences a fact; there are at most {most}")
     template = texts.template_order[person, attribute, :n].ravel()
     return write_sentences(texts, person.repeat(n), attribute.repeat(n), template)
 
@@ -78,4 +88,9 @@ def rows_of(suite: Suite, ids: pd.Series) -> Int[np.ndarray, " fact"]:
 
 def numbers_of(attributes: pd.Series) -> Int[np.ndarray, " fact"]:
     """Index into ``ATTRIBUTES`` of each name."""
-    return np.array([ATTRIBUTES.index(name) for name in attributes], int)
+    numbers = pd.Index(ATTRIBUTES).get_indexer(attributes)
+    if (numbers < 0).any():
+        raise ValueError(
+            f"no attribute {attributes.iloc[numbers.argmin()]!r}; there are {', '.join(ATTRIBUTES)}"
+        )
+    return numbers

@@ -6,14 +6,23 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from interp.boundary.model_check import check_finite
 from interp.facts import FactSet
 from interp.model import HookedDecoder
 from interp.patching.cells import EDGES, Cells
-from interp.patching.engine import Engine
+from interp.patching.engine import Engine, check_same_logits
 from interp.patching.hooked import HookedEngine, embedding_of
-from interp.patching.intervention import NAME_ROLES, Intervention, kept_sites, n_parts
+from interp.patching.intervention import Intervention, kept_sites, n_parts
 from interp.patching.paths import arrivals, is_path, parse_path
-from interp.patching.runs import Prompts, RoleSums, Run, prompts, same_place, taken_from
+from interp.patching.runs import (
+    PlaceSums,
+    Prompts,
+    Run,
+    name_roles,
+    prompts,
+    same_place,
+    taken_from,
+)
 
 Results = dict[str, Float[np.ndarray, "metric layer part group source fact"]]
 """By site. Of a path the last stop's layer and part; ``source`` is the way up to it."""
@@ -45,7 +54,7 @@ class Batch:
         self.spread = spread
         self.kept = kept_sites(sites) | ({how.frozen} if how.frozen else set())
         device = next(model.parameters()).device
-        self.clean_prompts, self.corrupted_prompts = prompts(facts, device)
+        self.clean_prompts, self.corrupted_prompts = prompts(facts, device, how.by)
         if control is not None:
             pair = torch.from_numpy(control).to(device)
             self.clean_prompts = replace(self.clean_prompts, control=pair)
@@ -63,9 +72,15 @@ class Batch:
         """
         clean_run = self.engine.run(self.clean_prompts, self.kept)
         self.clean = self.engine.scores_of(clean_run)
+        check_finite(self.clean[1:], chunk, "clean")
+        if chunk[0] == 0 and isinstance(self.engine, Engine):
+            check_same_logits(self.engine, clean_run)
         if self.how.replacement != "noise":
-            other = self.engine.run(self.corrupted_prompts, self.kept)
-            self.corrupted = self.engine.scores_of(other)
+            self.corrupted, other = np.full_like(self.clean, np.nan), None
+            if self.corrupted_prompts is not None:
+                other = self.engine.run(self.corrupted_prompts, self.kept)
+                self.corrupted = self.engine.scores_of(other)
+                check_finite(self.corrupted[1:], chunk, "corrupted")
             if self.how.replacement != "run":
                 del other
                 other = self._ablated(clean_run, means, giver)
@@ -76,6 +91,7 @@ class Batch:
             run = self.engine.run(noised, self.kept)
             draws.append((self.engine.scores_of(run), self._between(clean_run, run)))
         self.corrupted = np.mean([scores for scores, _ in draws], 0)
+        check_finite(self.corrupted[1:], chunk, "corrupted")
         return {site: np.mean([values[site] for _, values in draws], 0) for site in self.sites}
 
     def _between(self, clean: Run, other: Run) -> Results:
@@ -106,7 +122,7 @@ class Batch:
             of_source = sources.any(2)
             first = np.where(of_source, sources.argmax(2), sources.shape[2])
             last = self.cells.positions.shape[2] - 1 - self.cells.positions[:, :, ::-1].argmax(2)
-            there = there & of_source & (first[None] <= last[:, None])
+            there = there & of_source & ((not self.cells.causal) | (first[None] <= last[:, None]))
         n_layers = 1 if site == "embed" else cfg.n_layers
         values = np.where(there, scores[:, None, None], np.float32(np.nan))
         shape = (len(scores), n_layers, n_parts(site, cfg, self.how), *values.shape[1:])
@@ -149,36 +165,35 @@ class Batch:
         return patched
 
     def _noise(self, chunk: np.ndarray, draw: int) -> Float[torch.Tensor, "fact pos d_model"]:
-        given = self.clean_prompts
-        named = torch.isin(given.roles, torch.tensor(NAME_ROLES, device=given.roles.device))
-        weight = embedding_of(self.model)
+        given, weight = self.clean_prompts, embedding_of(self.model)
         shape = (given.tokens.shape[1], weight.shape[1])
         noise = [
             np.random.default_rng([self.how.seed, 5, draw, int(fact)]).standard_normal(shape)
             for fact in chunk
         ]
         noise = torch.from_numpy(np.stack(noise)).to(weight) * self.how.noise_std * self.spread
-        return (noise * named[..., None]).detach()
+        return (noise * given.named[..., None]).detach()
 
     def _ablated(self, clean: Run, means: Run | None, giver: FactSet | None) -> Run:
         """What is pasted instead of a fact's own activations."""
-        engine, roles = self.engine, self.clean_prompts.roles
+        engine, places = self.engine, self.clean_prompts.places
         if self.how.replacement == "zero":
-            pattern = torch.zeros(*roles.shape, self.model.cfg.n_heads, roles.shape[1])
+            pattern = torch.zeros(*places.shape, self.model.cfg.n_heads, places.shape[1])
             pattern = pattern.to(clean[0].resid_pre)
             return [replace(layer.map(torch.zeros_like), pattern=pattern) for layer in clean]
         plain = engine.turned(clean, back=True)
         if means is not None:
-            return engine.turned(taken_from(plain, means, roles))
-        given, _ = prompts(giver, roles.device)
+            return engine.turned(taken_from(plain, means, places))
+        given, _ = prompts(giver, places.device, self.how.by)
         other = engine_of(self.model, given, self.max_bytes)
         theirs = other.turned(other.run(given, self.kept), back=True)
-        return engine.turned(taken_from(plain, theirs, same_place(roles, given.roles)))
+        return engine.turned(taken_from(plain, theirs, same_place(places, given.places)))
 
 
 def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:
     """Standard deviation of the embeddings of all name tokens."""
-    tokens = facts.clean[torch.isin(facts.roles, torch.tensor(NAME_ROLES))].unique()
+    named = torch.tensor(name_roles(facts), dtype=facts.roles.dtype)
+    tokens = facts.clean[torch.isin(facts.roles, named)].unique()
     weight = embedding_of(model)
     return float(weight[tokens.to(weight.device)].detach().std())
 
@@ -188,12 +203,14 @@ def mean_run(
     facts: FactSet,
     chunks: list[np.ndarray],
     sites: list[str],
+    how: Intervention,
     max_bytes: float,
 ) -> Run:
-    """Every role's mean over all facts, as a run with an axis (1, role)."""
-    sums, device = RoleSums(), next(model.parameters()).device
+    """Every role's or position's mean over all facts, as a run with an axis (1, place)."""
+    n_places = len(facts.role_names) if how.by == "role" else facts.clean.shape[1]
+    sums, device = PlaceSums(n_places), next(model.parameters()).device
     for chunk in chunks:
-        given = prompts(facts[chunk], device)[0]
+        given = prompts(facts[chunk], device, how.by)[0]
         engine = engine_of(model, given, max_bytes)
-        sums.add(engine.turned(engine.run(given, kept_sites(sites)), back=True), given.roles)
+        sums.add(engine.turned(engine.run(given, kept_sites(sites)), back=True), given.places)
     return sums.means()

@@ -44,11 +44,19 @@ class Cells:
     """What stays the base run's at ``positions`` from the change on."""
     only: tuple[int, ...] = ()
     """Layers to change; none are all."""
+    causal: bool = True
+    """No position attends to a later one."""
 
     def swept(self, site: str, n_layers: int) -> list[int]:
         """Layers of ``site`` that are changed one at a time."""
         layers = range(1 if site == "embed" else n_layers)
         return [layer for layer in layers if not self.only or site == "embed" or layer in self.only]
+
+    def reaching(self) -> Bool[np.ndarray, "source fact pos"]:
+        """Destinations that could attend to any of each set of sources."""
+        if self.causal:
+            return np.logical_or.accumulate(self.sources, 2)
+        return np.broadcast_to(self.sources.any(2, keepdims=True), self.sources.shape)
 
     def layers(self, layer: int, n_layers: int) -> range:
         """The window around ``layer``."""

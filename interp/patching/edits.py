@@ -12,37 +12,37 @@ from interp.patching.cells import AT_ENTRY, CUTS, EDGES, ON_KEYS, Rows
 from interp.patching.ops import softmax
 
 if TYPE_CHECKING:
-    from interp.patching.engine import Engine
+    from interp.patching.live import Sweep
 
 _PER_POSITION = ("z", "q", "pattern")
 """Changes at one position change the head's output there and nowhere else."""
 
 
 def changed_stream(
-    engine: "Engine", entry: int, rows: Rows, row: Tensor, pos: Tensor, fact: Tensor
+    sweep: "Sweep", entry: int, rows: Rows, row: Tensor, pos: Tensor, fact: Tensor
 ) -> Float[Tensor, "change d_model"]:
     """The changed residual stream entering layer ``entry`` at each changed (row, position)."""
-    site = rows.site[row.cpu().numpy()]
+    engine, site = sweep.engine, rows.site[row.cpu().numpy()]
     direct = np.isin(site, AT_ENTRY)
     out = torch.empty(
         len(row), engine.model.cfg.d_model, dtype=engine.model.embed.weight.dtype, device=row.device
     )
     at = torch.from_numpy(np.flatnonzero(direct)).to(row.device)
     if len(at):
-        out[at] = engine.source[entry].resid_pre[fact[at], pos[at]]
+        out[at] = sweep.source[entry].resid_pre[fact[at], pos[at]]
     at = torch.from_numpy(np.flatnonzero(~direct)).to(row.device)
     if len(at):
-        out[at] = _stream_after(engine, entry - 1, rows, row[at], pos[at], fact[at])
+        out[at] = _stream_after(sweep, entry - 1, rows, row[at], pos[at], fact[at])
     return out
 
 
 def _stream_after(
-    engine: "Engine", layer: int, rows: Rows, row: Tensor, pos: Tensor, fact: Tensor
+    sweep: "Sweep", layer: int, rows: Rows, row: Tensor, pos: Tensor, fact: Tensor
 ) -> Float[Tensor, "change d_model"]:
     """The residual stream after ``layer``, for changes made inside it. Changes of the attention go
     through the MLP together.
     """
-    block, base, source = engine.blocks[layer], engine.base[layer], engine.source[layer]
+    block, base, source = sweep.engine.blocks[layer], sweep.base[layer], sweep.source[layer]
     at_row = row.cpu().numpy()
     site, part = rows.site[at_row], torch.from_numpy(rows.part[at_row]).to(row.device)
     mid, mlp_out = base.resid_mid[fact, pos], base.mlp_out[fact, pos]
@@ -54,7 +54,7 @@ def _stream_after(
         if kind == "mlp_out":
             mlp_out[here] = source.mlp_out[f, p]
         elif kind == "mlp_post":
-            mlp_out[here] += _neurons_written(engine, layer, f, p, part[here])
+            mlp_out[here] += _neurons_written(sweep, layer, f, p, part[here])
         elif kind == "resid_mid":
             mid[here], again[here] = source.resid_mid[f, p], True
         elif kind != "resid_post":
@@ -62,7 +62,7 @@ def _stream_after(
                 change = source.attn_out[f, p] - base.attn_out[f, p]
             else:
                 change = _attention_written(
-                    engine, str(kind), layer, rows, row[here], p, f, part[here]
+                    sweep, str(kind), layer, rows, row[here], p, f, part[here]
                 )
             if block.parallel:
                 attn_out[here] += change
@@ -78,11 +78,11 @@ def _stream_after(
 
 
 def _neurons_written(
-    engine: "Engine", layer: int, fact: Tensor, pos: Tensor, group: Tensor
+    sweep: "Sweep", layer: int, fact: Tensor, pos: Tensor, group: Tensor
 ) -> Float[Tensor, "change d_model"]:
     """What the change of a group of neurons adds to the MLP's output."""
-    size, weight = engine.cells.n_neurons, engine.blocks[layer].down.weight
-    base, source = engine.base[layer].mlp_post, engine.source[layer].mlp_post
+    size, weight = sweep.cells.n_neurons, sweep.engine.blocks[layer].down.weight
+    base, source = sweep.base[layer].mlp_post, sweep.source[layer].mlp_post
     out = base.new_empty(len(fact), len(weight))
     for i in group.unique().tolist():
         at, units = (group == i).nonzero()[:, 0], slice(i * size, (i + 1) * size)
@@ -92,7 +92,7 @@ def _neurons_written(
 
 
 def _attention_written(
-    engine: "Engine",
+    sweep: "Sweep",
     kind: str,
     layer: int,
     rows: Rows,
@@ -102,15 +102,15 @@ def _attention_written(
     head: Tensor,
 ) -> Float[Tensor, "change d_model"]:
     """What a change inside the attention adds to its output."""
-    base = engine.base[layer]
+    base, engine = sweep.base[layer], sweep.engine
     if kind in _PER_POSITION:
-        change = _z_of_source(engine, kind, layer)[fact, pos, head] - base.z[fact, pos, head]
+        change = _z_of_source(sweep, kind, layer)[fact, pos, head] - base.z[fact, pos, head]
     else:
         which, local = row.unique(return_inverse=True)
         first = which.new_full((len(which),), base.z.shape[1]).scatter_reduce(0, local, pos, "amin")
         dest = first[:, None] + torch.arange(int((pos - first[local]).max()) + 1, device=row.device)
         dest = dest.clamp(max=base.z.shape[1] - 1)
-        change = _z_of_rows(engine, kind, layer, rows[which.cpu().numpy()], dest)
+        change = _z_of_rows(sweep, kind, layer, rows[which.cpu().numpy()], dest)
         change = change[local, pos - first[local]]
     if kind == "knockout":
         return change.flatten(1) @ engine.blocks[layer].out.weight.mT
@@ -124,9 +124,9 @@ def _attention_written(
     return out
 
 
-def _z_of_source(engine: "Engine", kind: str, layer: int) -> Float[Tensor, "fact pos head d_head"]:
+def _z_of_source(sweep: "Sweep", kind: str, layer: int) -> Float[Tensor, "fact pos head d_head"]:
     """Every head's output, were its z, query or pattern that of the source run."""
-    base, source = engine.base[layer], engine.source[layer]
+    engine, base, source = sweep.engine, sweep.base[layer], sweep.source[layer]
     if kind == "z":
         return source.z
     if kind == "pattern":
@@ -135,10 +135,11 @@ def _z_of_source(engine: "Engine", kind: str, layer: int) -> Float[Tensor, "fact
 
 
 def _z_of_rows(
-    engine: "Engine", kind: str, layer: int, rows: Rows, dest: Int[Tensor, "row dest"]
+    sweep: "Sweep", kind: str, layer: int, rows: Rows, dest: Int[Tensor, "row dest"]
 ) -> Float[Tensor, "row dest *head d_head"]:
     """Change of one head's output at ``dest``, or of every head's for a knockout."""
-    base, source, cells = engine.base[layer], engine.source[layer], engine.cells
+    engine, cells = sweep.engine, sweep.cells
+    base, source = sweep.base[layer], sweep.source[layer]
     fact, head = (torch.from_numpy(x).to(dest.device) for x in (rows.fact, rows.part))
     at = (
         cells.sources[rows.source, rows.fact]
@@ -174,16 +175,17 @@ class Edit:
     have one site.
     """
 
-    def __init__(self, engine: "Engine", rows: Rows) -> None:
-        self.engine, self.rows, self.site = engine, rows, str(rows.site[0])
-        at = engine.cells.positions[rows.group, rows.fact]
-        self.row, self.pos = (torch.from_numpy(x).to(engine.device) for x in at.nonzero())
+    def __init__(self, sweep: "Sweep", rows: Rows) -> None:
+        self.sweep, self.rows, self.site = sweep, rows, str(rows.site[0])
+        device = sweep.engine.device
+        at = sweep.cells.positions[rows.group, rows.fact]
+        self.row, self.pos = (torch.from_numpy(x).to(device) for x in at.nonzero())
         self.fact, self.part = (
-            torch.from_numpy(x).to(engine.device)[self.row] for x in (rows.fact, rows.part)
+            torch.from_numpy(x).to(device)[self.row] for x in (rows.fact, rows.part)
         )
         if self.site in EDGES:
-            sources = engine.cells.sources[rows.source, rows.fact]
-            self.sources = torch.from_numpy(sources).to(engine.device)[self.row]
+            sources = sweep.cells.sources[rows.source, rows.fact]
+            self.sources = torch.from_numpy(sources).to(device)[self.row]
         self.n_applied = 0
         """Changes made in the layer at hand."""
 
@@ -210,7 +212,7 @@ class Edit:
         dest: Int[Tensor, "row dest"],
     ) -> Float[Tensor, "row dest *rest"]:
         """``x`` of layer ``index`` at ``dest``, as the rows that are changed there have it."""
-        if site == self.engine.cells.frozen:
+        if site == self.sweep.cells.frozen:
             return self._hold(x, site, index, dest)
         if site != self.site:
             return x
@@ -220,10 +222,10 @@ class Edit:
             self.fact[at],
             self.pos[at],
             self.part[at],
-            self.engine.source[index],
+            self.sweep.source[index],
         )
         if site == "mlp_post":
-            size = self.engine.cells.n_neurons
+            size = self.sweep.cells.n_neurons
             unit = part[:, None] * size + torch.arange(size, device=x.device)
             new = source.mlp_post[fact[:, None], pos[:, None], unit]
             x[row[:, None], slot[:, None], unit] = new
@@ -244,7 +246,7 @@ class Edit:
         is_here = dest[self.row] == self.pos[:, None]
         at = is_here.any(1).nonzero()[:, 0]
         slot = is_here[at].int().argmax(1)
-        held = getattr(self.engine.base[index], site)
+        held = getattr(self.sweep.base[index], site)
         x[self.row[at], slot] = held[self.fact[at], self.pos[at]]
         return x
 
@@ -269,7 +271,8 @@ class Edit:
             row, slot, at = self._where(index, dest)
             self.n_applied += len(at)
             part = self.part[at]
-            new = self.engine.pattern(self.engine.source[index])[self.fact[at], part, self.pos[at]]
+            pasted = self.sweep.engine.pattern(self.sweep.source[index])
+            new = pasted[self.fact[at], part, self.pos[at]]
             if self.site == "edge":
                 new = torch.where(self.sources[at], new, pattern[row, part, slot])
             pattern[row, part, slot] = new
@@ -279,11 +282,8 @@ class Edit:
         """Row and place in ``dest`` of each change that is made in layer ``index``, and which of
         the changes these are.
         """
-        engine = self.engine
-        on = [
-            index in engine.cells.layers(layer, engine.n_layers)
-            for layer in self.rows.layer.tolist()
-        ]
+        cells, n_layers = self.sweep.cells, self.sweep.engine.n_layers
+        on = [index in cells.layers(layer, n_layers) for layer in self.rows.layer.tolist()]
         is_here = dest[self.row] == self.pos[:, None]
         is_here &= torch.tensor(on, device=dest.device)[self.row, None]
         at = is_here.any(1).nonzero()[:, 0]

@@ -18,10 +18,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.boundary.model_check import check_agree
 from interp.model import Block, DecoderConfig, HookedDecoder, rotation
 from interp.patching.cells import Cells, Rows
 from interp.patching.edits import Edit, changed_stream
-from interp.patching.live import live, rows_by_entry
+from interp.patching.live import Sweep, live, rows_by_entry
 from interp.patching.ops import Linear, put, rotate, softmax, with_rows
 from interp.patching.runs import Layer, Prompts, Run, metrics_of
 from interp.ragged import Rotation
@@ -77,8 +78,6 @@ class Engine:
         slots = np.arange(self.n_value.max())
         read = np.minimum((self.n_prompt - 1)[:, None] + slots, (self.n_total - 1)[:, None])
         self.read = torch.from_numpy(read).to(self.device)
-        self.base: Run = []
-        self.source: Run = []
 
     @property
     def flops(self) -> int:
@@ -135,30 +134,33 @@ class Engine:
         """Metrics of every row that can differ from the base run, in portions, in no particular
         order. Where not ``may_differ``, the two runs differ by rounding at most.
         """
-        self.base, self.source, self.cells, self.may_differ = base, source, cells, may_differ
+        sweep = Sweep(self, cells, base, source, may_differ)
         apart = cells.window > 1 or cells.frozen is not None
         for together in [[site] for site in sites] if apart else [sites]:
-            waiting = rows_by_entry(self, together)
+            waiting = rows_by_entry(sweep, together)
             for entry in range(self.n_layers + 1):
-                rows, at = live(self, waiting.pop(entry, []), entry)
+                rows, at = live(sweep, waiting.pop(entry, []), entry)
                 n_window = self.n_total[rows.fact] - at.argmax(1)
                 for part in self._portions(n_window, self.n_value[rows.fact], max_bytes):
-                    yield rows[part], self._changed(entry, rows[part], at[part])
+                    yield rows[part], self._changed(sweep, entry, rows[part], at[part])
             assert not waiting, f"changes at layers {sorted(waiting)} of {self.n_layers}"
 
     @torch.inference_mode()
-    def _changed(self, entry: int, rows: Rows, at: np.ndarray) -> Float[np.ndarray, "metric row"]:
+    def _changed(
+        self, sweep: Sweep, entry: int, rows: Rows, at: np.ndarray
+    ) -> Float[np.ndarray, "metric row"]:
         row, pos = (torch.from_numpy(x).to(self.device) for x in at.nonzero())
         n_window = int((self.n_total[rows.fact] - at.argmax(1)).max())
         fact = torch.from_numpy(rows.fact).to(self.device)
-        stream = changed_stream(self, entry, rows, row, pos, fact[row])
-        goes_on = self.cells.window > 1 or self.cells.frozen is not None
-        edit = Edit(self, rows) if goes_on else None
-        return self.propagate(entry, fact, row, pos, stream, n_window, edit)
+        stream = changed_stream(sweep, entry, rows, row, pos, fact[row])
+        goes_on = sweep.cells.window > 1 or sweep.cells.frozen is not None
+        edit = Edit(sweep, rows) if goes_on else None
+        return self.propagate(sweep.base, entry, fact, row, pos, stream, n_window, edit)
 
     @torch.inference_mode()
     def propagate(
         self,
+        base: Run,
         entry: int,
         fact: Int[Tensor, " row"],
         row: Int[Tensor, " change"],
@@ -168,12 +170,12 @@ class Engine:
         edit: Edit | None = None,
     ) -> Float[np.ndarray, "metric row"]:
         """Metrics of rows whose residual stream entering layer ``entry`` is ``stream`` at the given
-        rows and positions, all within the last ``n_window``, and the base run's elsewhere.
+        rows and positions, all within the last ``n_window``, and that of ``base`` elsewhere.
         """
         n_value = self.prompts.n_value[fact]
         read = self.read[fact, : int(n_value.max())]
         if entry == self.n_layers:
-            resid = self.base[-1].resid_post[fact[:, None], read]
+            resid = base[-1].resid_post[fact[:, None], read]
             _put_all(resid, read, row, pos, stream)
             return self.scores(resid, fact)
         start = (self.prompts.n_prompt[fact] + n_value - 1 - n_window).clamp(min=0)
@@ -182,17 +184,18 @@ class Engine:
             dest = read if index == self.n_layers - 1 else window
             if index > entry or edit:
                 if index == entry:
-                    resid = self.base[index].resid_pre[fact[:, None], window]
+                    resid = base[index].resid_pre[fact[:, None], window]
                     _put_all(resid, window, row, pos, stream)
-                resid = self._later_layer(index, fact, resid, window, dest, edit)
+                resid = self._later_layer(base, index, fact, resid, window, dest, edit)
             else:
-                resid = self._first_layer(index, fact, row, pos, stream, dest)
+                resid = self._first_layer(base, index, fact, row, pos, stream, dest)
             if edit:
                 edit.check_applied(index, window, dest)
         return self.scores(resid, fact)
 
     def _first_layer(
         self,
+        run: Run,
         index: int,
         fact: Int[Tensor, " row"],
         row: Int[Tensor, " change"],
@@ -201,7 +204,7 @@ class Engine:
         dest: Int[Tensor, "row dest"],
     ) -> Float[Tensor, "row dest d_model"]:
         """The layer at which rows join: keys, values and queries are new at the changes only."""
-        block, base = self.blocks[index], self.base[index]
+        block, base = self.blocks[index], run[index]
         q, k, v = self.heads(block, stream, pos)
         keys, values = (with_rows(x, fact, row, pos, new) for x, new in ((base.k, k), (base.v, v)))
         queries, resid = (x[fact[:, None], dest] for x in (base.q, base.resid_pre))
@@ -211,6 +214,7 @@ class Engine:
 
     def _later_layer(
         self,
+        run: Run,
         index: int,
         fact: Int[Tensor, " row"],
         resid: Float[Tensor, "row pos d_model"],
@@ -219,7 +223,7 @@ class Engine:
         edit: Edit | None,
     ) -> Float[Tensor, "row dest d_model"]:
         """A layer all of whose inputs in the window are new; it answers at ``dest``."""
-        block, base = self.blocks[index], self.base[index]
+        block, base = self.blocks[index], run[index]
         if edit:
             resid = edit(resid, "resid_pre", index, window)
         if dest is window:
@@ -331,8 +335,11 @@ class Engine:
         row, slot = torch.nonzero(
             torch.arange(n_read, device=fact.device) < given.n_value[fact][:, None], as_tuple=True
         )
-        logits = self.unembed(self.model.ln_final.unhooked(resid[row, slot]))
-        return metrics_of(logits, row, slot, fact, given)
+        return metrics_of(self.logits(resid[row, slot]), row, slot, fact, given)
+
+    def logits(self, resid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_vocab"]:
+        """Of the last residual stream."""
+        return self.unembed(self.model.ln_final.unhooked(resid))
 
     def _portions(
         self, n_window: Int[np.ndarray, " row"], n_read: Int[np.ndarray, " row"], max_bytes: float
@@ -352,6 +359,19 @@ class Engine:
             end = start + max(1, int(fits.sum()))
             yield order[start:end]
             start = end
+
+
+@torch.inference_mode()
+def check_same_logits(engine: Engine, run: Run, n: int = 2) -> None:
+    """Raises a ValueError unless the engine's logits of its clean ``run``, where they are read, are
+    those of the model's own forward, on ``n`` of the facts at even distances. Takes a forward pass
+    of those prompts.
+    """
+    fact = torch.linspace(0, len(engine.read) - 1, min(n, len(engine.read)), device=engine.device)
+    fact = fact.long()
+    read, rows = engine.read[fact], torch.arange(len(fact), device=engine.device)[:, None]
+    own = engine.model(engine.prompts.tokens[fact])[rows, read].flatten(0, 1)
+    check_agree(engine.logits(run[-1].resid_post[fact[:, None], read].flatten(0, 1)), own)
 
 
 def _put_all(

@@ -8,6 +8,7 @@ parallel blocks have no ``resid_mid``.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from interp.boundary.model_check import is_causal
 from interp.config import HEAD_SITES
+from interp.facts import NO_TOKEN, FactSet
+from interp.model import HookedDecoder
 from interp.patching.cells import CUTS, Cells, Rows, rows_of
 from interp.patching.runs import Layer, Prompts, Run, metrics_of
 
@@ -62,6 +66,33 @@ def check_hooks(model: nn.Module, sites: Collection[str]) -> None:
                     f"no site {site!r} in this {type(model).__name__}: it has no hook {name!r}; "
                     "leave it out"
                 )
+
+
+def reach(
+    model: nn.Module, facts: FactSet, cells: Cells, may_differ: Bool[np.ndarray, "fact pos"]
+) -> tuple[Cells, Bool[np.ndarray, "fact pos"]]:
+    """``cells`` and ``may_differ`` for a model whose attention goes to later tokens too, as in
+    BERT: every position may differ, and sources may come after their destination. As they were for
+    a causal one; found by running the model on one prompt (see ``is_causal``).
+
+    Raises:
+        ValueError: it does, and there are pads or later tokens of a value for it to read.
+    """
+    longest = facts[int(facts.lengths.argmax())].clean.to(next(model.parameters()).device)
+    if isinstance(model, HookedDecoder) or is_causal(model, longest):
+        return cells, may_differ
+    kind = f"this {type(model).__name__} attends to later tokens"
+    if len(lengths := facts.lengths.unique().tolist()) > 1:
+        raise ValueError(
+            f"{kind}, so it would read the pads of prompts of {lengths[0]} to {lengths[-1]} "
+            "tokens; give prompts of one length, as suite.facts(..., length=...) draws them"
+        )
+    if (n_value := int((facts.answers != NO_TOKEN).sum(1).max())) > 1:
+        raise ValueError(
+            f"{kind}, so it would read values of up to {n_value} tokens before it predicts them; "
+            "use whole_value=False"
+        )
+    return replace(cells, causal=False), np.ones_like(may_differ)
 
 
 def embedding_of(model: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
@@ -128,10 +159,9 @@ class HookedEngine:
             ValueError: the model goes on without what its hook returned.
         """
         for site in sites:
-            self._check_listens(site, base.given)
-            for layer in cells.swept(site, self.n_layers):
-                window = list(cells.layers(layer, self.n_layers))
-                window = [self.n_layers] if site == "embed" else window
+            windows = self._windows(site, cells)
+            self._check_listens(site, base.given, sorted(set().union(*windows.values())))
+            for layer, window in windows.items():
                 differs = np.logical_or.reduce(
                     [_differs(site, base[at], source[at], cells, self.n_heads) for at in window]
                 )
@@ -146,6 +176,13 @@ class HookedEngine:
                         base.given, fact, _changes(site, window, part, cells, base, source)
                     )
                     yield part, self._scores(logits, fact)
+
+    def _windows(self, site: str, cells: Cells) -> dict[int, list[int]]:
+        """Layers that are changed with each that is swept; the embeddings' comes after the last."""
+        if site == "embed":
+            return {0: [self.n_layers]}
+        swept = cells.swept(site, self.n_layers)
+        return {layer: list(cells.layers(layer, self.n_layers)) for layer in swept}
 
     @torch.no_grad()
     def _forward(
@@ -175,50 +212,80 @@ class HookedEngine:
         row, slot = torch.nonzero(slots < n_value[:, None], as_tuple=True)
         return metrics_of(logits[row, given.n_prompt[fact][row] - 1 + slot], row, slot, fact, given)
 
-    def _check_listens(self, site: str, given: Prompts) -> None:
-        """Some models compute on without what a hook returns; then every effect would be 0."""
+    def _check_listens(self, site: str, given: Prompts, layers: list[int]) -> None:
+        """Some models compute on without what a hook returns; then every effect would be 0.
+
+        NaN returned by a hook goes through weights of 0 too (0 · NaN = NaN): an effect of exactly 0
+        is a result. Attention that sets NaN to 0 shows it at ``hook_z`` if not in the logits.
+        """
         fact = torch.zeros(1, dtype=torch.long, device=self.device)
-        layers = range(1 if site == "embed" else self.n_layers)
-        noise = torch.Generator(self.device).manual_seed(0)
-
-        def disturb(x: Tensor) -> Tensor:
-            size = torch.randn(x.shape, generator=noise, device=x.device, dtype=x.dtype)
-            x = x if site == "resid_mid" else x.clone()
-            return x.add_(size * (1 + x.nan_to_num(neginf=0).abs().mean()))
-
-        plain = self._forward(given, fact, [])
-        for name in (HOOKS[site].format(at) for at in layers):
-            if torch.equal(plain, self._forward(given, fact, [(name, disturb)])):
+        poison = _poison_in_place if site == "resid_mid" else _poison
+        for at in layers:
+            name = HOOKS[site].format(at)
+            plain, poisoned = (
+                self._heard(given, fact, at, [(name, change)]) for change in (_leave, poison)
+            )
+            if all(torch.equal(x, y) for x, y in zip(plain, poisoned)):
                 raise ValueError(
                     f"nothing in this {type(self.model).__name__} depends on what its hook "
                     f"{name!r} returns, so site {site!r} can't be changed; leave it out"
                 )
         if site == "resid_mid":
-            self._check_residual(disturb, given, fact)
+            self._check_residual(given, fact, layers)
 
-    def _check_residual(self, disturb: Change, given: Prompts, fact: Int[Tensor, " row"]) -> None:
+    def _heard(
+        self, given: Prompts, fact: Int[Tensor, " row"], layer: int, changes: list
+    ) -> list[Tensor]:
+        """Logits with some changes, and the heads' output of a layer whose attention scores are
+        changed.
+        """
+        cache, z = {}, HOOKS["z"].format(layer)
+        if changes[0][0] == HOOKS["knockout"].format(layer) and z in self.model.hook_dict:
+            changes = [*changes, (z, partial(_keep, cache=cache, place=("z", layer)))]
+        return [self._forward(given, fact, changes), *cache.values()]
+
+    def _check_residual(self, given: Prompts, fact: Int[Tensor, " row"], layers: list[int]) -> None:
         """The hook of a bridge is at the input of the MLP's LayerNorm: a new tensor returned there
         would leave the residual stream as it was, so the change is made in place; does it arrive?
         """
-        last, cache = self.n_layers - 1, {}
-        names = ("resid_mid", "mlp_out", "resid_post")
-        hooks = [
-            (HOOKS[site].format(last), partial(_keep, cache=cache, place=(site, last)))
-            for site in names
-        ]
-        self._forward(given, fact, [(hooks[0][0], disturb), *hooks])
-        mid, mlp_out, post = (cache[site, last] for site in names)
-        if not torch.allclose(mid + mlp_out, post, rtol=1e-2, atol=1e-2 * float(post.abs().max())):
-            raise ValueError(
-                f"in this {type(self.model).__name__} a change of 'hook_resid_mid' does not reach "
-                "the residual stream; leave site 'resid_mid' out"
-            )
+        names, noise = ("resid_mid", "mlp_out", "resid_post"), torch.Generator(self.device)
+
+        def disturb(x: Tensor) -> Tensor:
+            size = torch.randn(x.shape, generator=noise, device=x.device, dtype=x.dtype)
+            return x.add_(size * (1 + x.abs().mean()))
+
+        for at in layers:
+            cache, noise = {}, noise.manual_seed(0)
+            keep = [
+                (HOOKS[site].format(at), partial(_keep, cache=cache, place=(site, at)))
+                for site in names
+            ]
+            self._forward(given, fact, [(keep[0][0], disturb), *keep])
+            mid, mlp_out, post = (cache[site, at] for site in names)
+            largest = float(post.abs().max())
+            if not torch.allclose(mid + mlp_out, post, rtol=1e-2, atol=1e-2 * largest):
+                raise ValueError(
+                    f"in this {type(self.model).__name__} a change of 'hook_resid_mid' does not "
+                    "reach the residual stream; leave site 'resid_mid' out"
+                )
 
     def _rows_at_once(self, given: Prompts) -> int:
         """Prompts whose forward pass fits into ``max_bytes``."""
         cfg, n_pos = self.model.cfg, given.tokens.shape[1]
         token = 3 * cfg.d_vocab + 4 * cfg.d_mlp + 16 * cfg.d_model + 4 * cfg.n_heads * n_pos
         return max(1, int(self.max_bytes // (n_pos * token * self.embedding.element_size())))
+
+
+def _leave(x: Tensor) -> None:
+    """Changes nothing."""
+
+
+def _poison(x: Tensor) -> Tensor:
+    return torch.full_like(x, torch.nan)
+
+
+def _poison_in_place(x: Tensor) -> Tensor:
+    return x.fill_(torch.nan)
 
 
 def _keep(x: Tensor, *, cache: dict[tuple[str, int], Tensor], place: tuple[str, int]) -> None:
@@ -247,7 +314,7 @@ def _differs(
 ) -> Bool[np.ndarray, "part source fact pos"]:
     """Where the two runs' activations differ at all; of an edge, at its destination."""
     if site in CUTS:
-        seen = np.logical_or.accumulate(cells.sources, 2)
+        seen = cells.reaching()
         n_parts = n_heads if site == "head_knockout" else 1
         return np.broadcast_to(seen, (n_parts, *seen.shape))
     name = {"embed": "resid_pre", "edge": "pattern"}.get(site, site)
@@ -300,6 +367,7 @@ def _changes(
     changes = [(place.format(layer), partial(change, layer=layer)) for layer in window]
     if site in CUTS:  # a destination without any source attends to nothing
         left = torch.arange(sources.shape[1], device=device) <= pos[:, None]
+        left |= not cells.causal
         alone = ~(left & ~sources).any(1)
 
         def silence(x: Tensor) -> Tensor:

@@ -10,24 +10,27 @@ from jaxtyping import Bool, Int
 from interp.config import (
     DEFAULT_SITES,
     HEAD_SITES,
+    MOST_DRAWS,
+    MOST_LAYERS,
+    MOST_NOISE,
     SITES,
     By,
     Direction,
     Frozen,
     Replacement,
-    check_choice,
 )
-from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet, role_masks
+from interp.facts import NO_TOKEN, FactSet, role_masks
+from interp.fields import LARGEST_SEED, check_fields, number
 from interp.patching.cells import AT_ENTRY, CUTS, EDGES, Cells, Shape
 from interp.patching.paths import count_ways, is_path, parse_path
+from interp.patching.runs import name_roles
 
-NAME_ROLES = [PROMPT_ROLES.index(role) for role in PROMPT_ROLES if role.startswith("name")]
 _PASTED = {
     "run": "activation",
     "noise": "activation, the corrupted run being the clean prompt with noise on its names",
-    "mean": "mean of the role",
+    "mean": "mean of the {}",
     "zero": "0",
-    "resample": "another fact's token of the role",
+    "resample": "another fact's token of the {}",
 }
 
 
@@ -47,24 +50,25 @@ class Intervention:
     replacement: Replacement = "run"
     """What is pasted. run: the other prompt's run. noise: the other run is the clean prompt with
     Gaussian noise on the embeddings of its name tokens. mean, zero, resample (noising only): the
-    mean over all facts' tokens of the role; 0; another fact's token of the role.
+    mean over all facts' tokens of the role, or of the position with ``by="pos"``; 0; another fact's
+    token of the role or position.
     """
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] = number((), least=0)
     """Which are changed, one at a time; by default all."""
-    window: int = 1
+    window: int = number(1, least=1, most=MOST_LAYERS)
     """Layers changed together: from layer − window // 2 on, as far as there are."""
     frozen: Frozen | None = None
     """What all blocks go on writing, as in the base run, at the changed positions: with
     ``mlp_out`` a restored residual stream acts through attention alone (the severed graph of Meng
     et al. 2022, section 2.2). For ``embed`` and ``resid_pre``.
     """
-    n_neurons: int = 16
+    n_neurons: int = number(16, least=1)
     """Neurons a group of ``mlp_post``."""
-    noise_std: float = 3.0
+    noise_std: float = number(3.0, above=0, most=MOST_NOISE)
     """In standard deviations of the name tokens' embeddings (Meng et al. 2022)."""
-    noise_draws: int = 5
+    noise_draws: int = number(5, least=1, most=MOST_DRAWS)
     """Results are averages over so many draws of noise."""
-    seed: int = 0
+    seed: int = number(0, least=0, most=LARGEST_SEED)
     """Of noise and resampling."""
     whole_value: bool = True
     """Score the whole value too; without, only its first token, and the sweep is shorter."""
@@ -76,27 +80,19 @@ class Intervention:
     def __post_init__(self) -> None:
         for name in ("groups", "sources"):
             given = getattr(self, name)
-            groups = [given] if isinstance(given, str) else given
-            object.__setattr__(self, name, tuple(dict.fromkeys(groups)))
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else given)
+        check_fields(self)
+        for name in ("groups", "sources"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        if self.frozen is not None:
-            check_choice("frozen site", self.frozen, Frozen)
-        check_choice("direction", self.direction, Direction)
-        check_choice("replacement", self.replacement, Replacement)
-        check_choice("grouping", self.by, By)
-        for name in ("window", "n_neurons", "noise_std", "noise_draws"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("window", "n_neurons", "noise_draws"):
-            if int(getattr(self, name)) != getattr(self, name):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number")
         if self.replacement in ("mean", "zero", "resample") and self.direction != "noising":
             raise ValueError(f"{self.replacement!r} changes the clean run; use direction noising")
 
     def __str__(self) -> str:
         denoising = self.direction == "denoising"
         base, source = ("corrupted", "clean") if denoising else ("clean", "corrupted")
-        pasted = _PASTED[self.replacement]
+        place = "role" if self.by == "role" else "position"
+        pasted = _PASTED[self.replacement].format(place)
         if self.replacement in ("run", "noise"):
             pasted = f"{source} {pasted}"
         together = f", {self.window} layers together" if self.window > 1 else ""
@@ -263,13 +259,7 @@ def cells_of(
     """
     if not len(facts):
         raise ValueError("there are no facts to patch; give one or more")
-    if how.replacement == "resample" and len(facts) < 2:
-        raise ValueError("'resample' needs another fact, got 1; ask for 2 or more")
-    if how.replacement == "noise" and (facts.roles == PROMPT_ROLES.index("context")).any():
-        raise ValueError(
-            "noise on the name of the last sentence leaves it to be read in the context; draw the "
-            "facts with n_context=0"
-        )
+    _check_facts(facts, how)
     n_value = (facts.answers != NO_TOKEN).sum(1)
     n_pos = int((facts.lengths + n_value).max()) - 1
     n = min(n_pos, facts.clean.shape[1])
@@ -283,12 +273,40 @@ def cells_of(
     if how.replacement == "run":
         differs = facts.clean != facts.corrupted
     elif how.replacement == "noise":
-        differs = torch.isin(facts.roles, torch.tensor(NAME_ROLES))
+        differs = torch.isin(facts.roles, torch.tensor(name_roles(facts)))
     may_differ = np.zeros((len(facts), n_pos), bool)
     may_differ[:, :n] = differs.numpy()[:, :n]
     may_differ = np.logical_or.accumulate(may_differ, 1)
     cells = Cells(*positions, how.window, how.n_neurons, how.frozen, how.layers)
     return cells, tuple(labels), may_differ
+
+
+def _check_facts(facts: FactSet, how: Intervention) -> None:
+    """Raises a ValueError where facts lack what an intervention goes by."""
+    if how.replacement == "run" and facts.corrupted is None:
+        raise ValueError(
+            "these facts have no corrupted prompts to patch from; give some, or ablate with "
+            "direction noising and replacement mean, zero or resample"
+        )
+    if how.replacement == "resample" and len(facts) < 2:
+        raise ValueError("'resample' needs another fact, got 1; ask for 2 or more")
+    if how.control and facts.corrupted_answers is None:
+        raise ValueError("a control needs corrupted answers, and these facts have none; give some")
+    if how.by == "role" and not facts.has_roles:
+        raise ValueError("these facts have no roles; patch by='pos', or name a role for each token")
+    if how.replacement != "noise":
+        return
+    names = facts.role_names
+    if not name_roles(facts):
+        raise ValueError(
+            f"noise goes on tokens whose role begins with name, and these facts have the roles "
+            f"{', '.join(names) or '(none)'}; name some"
+        )
+    if "context" in names and (facts.roles == names.index("context")).any():
+        raise ValueError(
+            "noise on the name of the last sentence leaves it to be read in the context; draw the "
+            "facts with n_context=0"
+        )
 
 
 def _groups(
@@ -297,7 +315,7 @@ def _groups(
     if by == "role":
         masks = role_masks(facts).numpy()
         present = masks.any((1, 2))
-        singles = [role for role, there in zip(PROMPT_ROLES, present) if there]
+        singles = [role for role, there in zip(facts.role_names, present) if there]
         masks = masks[present]
     else:
         lengths = facts.lengths.unique().tolist()

@@ -8,6 +8,7 @@ answer), in nats, at ``final``; ``first_logprob`` and ``value_logprob`` = ln p o
 first token, and of all its tokens given the ones before.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,12 +19,13 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import nn
 
+from interp.boundary.model_check import check_model, check_plain
 from interp.config import CONTROL, DEFAULT_SITES, METRICS
-from interp.facts import FactSet
+from interp.facts import TEXT_COLUMNS, FactSet, check_tokens
 from interp.model import HookedDecoder
 from interp.patching.batch import Batch, mean_run, spread_of_names
 from interp.patching.cells import EDGES, Shape
-from interp.patching.hooked import HOOKS, check_hooks
+from interp.patching.hooked import HOOKS, check_hooks, reach
 from interp.patching.intervention import (
     Intervention,
     axes_of,
@@ -36,16 +38,6 @@ from interp.patching.intervention import (
     piece_bytes,
 )
 from interp.patching.paths import is_path
-
-FACT_COORDS = (
-    "person",
-    "corrupted_person",
-    "attribute",
-    "clean_prompt",
-    "corrupted_prompt",
-    "answer",
-    "corrupted_answer",
-)
 
 
 def patch(
@@ -65,7 +57,8 @@ def patch(
         ``patched`` (layer, head where the site has them, role or pos, fact), ``clean`` (fact) and
         ``corrupted`` (fact): logit_diff, nats; and the same three with ``_first_logprob`` and
         ``_value_logprob`` after their names. NaN: the fact has no such position, or a path's stops
-        are not in order. ``mlp_post`` has ``neuron``, the first of each group, for ``head``;
+        are not in order; ``corrupted`` of an ablation of facts without twins; ``logit_diff`` of
+        facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of each group, for ``head``;
         ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or pos; the second stop of a
         path has ``layer_1`` and ``head_1``, the third ``layer_2``, ... Attribute ``flops``:
         floating-point operations of the matrix products, of all sites together (not of a model
@@ -73,7 +66,8 @@ def patch(
 
     Raises:
         ValueError: unknown site or option, a site this model lacks, prompts of several lengths with
-            ``by="pos"``, hooks left on the model.
+            ``by="pos"``, hooks left on the model, facts that lack a twin, roles or tokens that
+            are needed, logits that are not finite.
         RuntimeError: a cell that could change the result was not applied.
     """
     return patch_sites(model, facts, sites=[site], max_memory=max_memory, **options)[site]
@@ -92,18 +86,17 @@ def patch_sites(
     sites = _sites_of(model, sites, how)
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
-    if not max_memory > 0:
-        raise ValueError(f"max_memory is {max_memory}; it must be positive")
+    if not 0 < max_memory < math.inf:
+        raise ValueError(f"max_memory is {max_memory}; it must be a positive number of gigabytes")
     cells, labels, may_differ = cells_of(facts, how)
-    n_pos = cells.positions.shape[2]
-    if n_pos > model.cfg.n_ctx:
-        raise ValueError(f"prompts of {n_pos} tokens, the model takes {model.cfg.n_ctx}; shorten")
+    check_tokens(facts, model.cfg.d_vocab, model.cfg.n_ctx)
+    cells, may_differ = reach(model, facts, cells, may_differ)
     bytes_of_runs = piece_bytes(max_memory)
     n_bytes = next(model.parameters()).element_size()
     chunks = memory_chunks(model.cfg, facts, kept_sites(sites), how, bytes_of_runs / n_bytes)
     means = None
     if how.replacement == "mean":
-        means = mean_run(model, facts, chunks, sites, bytes_of_runs)
+        means = mean_run(model, facts, chunks, sites, how, bytes_of_runs)
     spread = spread_of_names(model, facts) if how.replacement == "noise" else 0.0
     givers = _givers(len(facts), how.seed)
     control = _control_pairs(facts, how.seed) if how.control else None
@@ -137,6 +130,9 @@ def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list
             f"a {type(model).__name__} has no hooks; give a HookedDecoder, a HookedRootModule or a "
             "TransformerBridge"
         )
+    check_model(model)
+    if own:
+        check_plain(model)
     if not own and not sites:
         sites = [site for site in DEFAULT_SITES if HOOKS[site].format(0) in model.hook_dict]
     parallel = own and model.cfg.parallel
@@ -148,13 +144,6 @@ def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list
                 "checkpoint with interp, or patch single sites"
             )
         check_hooks(model, sites)
-    if model.training:
-        raise ValueError("the model is in training mode; call model.eval() first")
-    if any(hook.has_hooks() for hook in model.hook_points()):
-        raise ValueError(
-            "the model has hooks, which patching would not run; take them off with "
-            "model.reset_hooks()"
-        )
     check_fit(model.cfg, sites, how)
     return sites
 
@@ -212,7 +201,7 @@ def _dataset(
         variables[f"patched{suffix}"] = (dims, values[i], attrs)
         for end, scores in ends.items():
             variables[f"{end}{suffix}"] = ("fact", scores[i], attrs)
-    coords |= {name: ("fact", _plain(facts.texts[name])) for name in FACT_COORDS}
+    coords |= {name: ("fact", _plain(facts.texts[name])) for name in TEXT_COLUMNS}
     attrs = {"site": site, "by": how.by, "direction": how.direction}
     if how != Intervention(by=how.by, direction=how.direction):
         attrs |= {"replacement": how.replacement, "window": how.window}

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from interp.config import METRICS
-from interp.facts import FactSet
+from interp.facts import FactSet, check_tokens
 from interp.model import DecoderConfig
 from interp.patching.cells import AT_ENTRY, CUTS, EDGES, ON_KEYS, Cells, reached, rows_of
 from interp.patching.engine import TOKENS_AT_ONCE, row_size
@@ -98,6 +98,7 @@ def plan(
     how = intervention(options)
     sites = check_sites(sites, parallel=cfg.parallel, direction=how.direction)
     check_fit(cfg, sites, how)
+    check_tokens(facts, cfg.d_vocab, cfg.n_ctx)
     cells, labels, may_differ = cells_of(facts, how)
     n_value = (facts.answers >= 0).sum(1).numpy() if how.whole_value else np.ones(len(facts), int)
     costs = _Costs(cfg, cells, may_differ, facts.lengths.numpy(), n_value)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet
+from interp.config import By
+from interp.facts import NO_TOKEN, FactSet
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,18 @@ class Prompts:
 
     tokens: Int[Tensor, "fact pos"]
     roles: Int[Tensor, "fact pos"]
-    """Index into ``PROMPT_ROLES``; −1 beyond the prompt."""
+    """Index into the facts' ``role_names``; −1 beyond the prompt."""
+    places: Int[Tensor, "fact pos"]
+    """What means and resampling go by: the role's number, or the position; −1 beyond the
+    prompt.
+    """
+    named: Bool[Tensor, "fact pos"]
+    """Name tokens, which noise goes on."""
     n_prompt: Int[Tensor, " fact"]
     n_value: Int[Tensor, " fact"]
     answers: Int[Tensor, "fact value_token"]
-    other: Int[Tensor, " fact"]
-    """First token of the corrupted prompt's value."""
+    other: Int[Tensor, " fact"] | None
+    """First token of the corrupted prompt's value; None without: then ``logit_diff`` is NaN."""
     noise: Float[Tensor, "fact pos d_model"] | None = None
     """Added to the embeddings."""
     control: Int[Tensor, "fact 2"] | None = None
@@ -58,32 +65,46 @@ Run = list[Layer]
 """A whole forward pass, kept."""
 
 
-def prompts(facts: FactSet, device: torch.device | str) -> tuple[Prompts, Prompts]:
-    """The clean and the corrupted run's input; both go on with the clean value."""
+def prompts(
+    facts: FactSet, device: torch.device | str, by: By = "role"
+) -> tuple[Prompts, Prompts | None]:
+    """The clean and the corrupted run's input, both with the clean value after the prompt; None for
+    the corrupted one of facts without twins.
+    """
     n_value = (facts.answers != NO_TOKEN).sum(1)
     n_pos = int((facts.lengths + n_value).max()) - 1
     roles = torch.full((len(facts), n_pos), NO_TOKEN)
     roles[:, : facts.roles.shape[1]] = facts.roles
+    pos = torch.arange(n_pos)
+    positions = torch.where(pos < facts.lengths[:, None], pos, NO_TOKEN)
+    others = facts.corrupted_answers
+    same = {
+        "roles": roles,
+        "places": roles if by == "role" else positions,
+        "named": torch.isin(roles, torch.tensor(name_roles(facts), dtype=roles.dtype)),
+        "n_prompt": facts.lengths,
+        "n_value": n_value,
+        "answers": facts.answers.clamp(min=0),
+    }
+    same = {name: x.to(device) for name, x in same.items()}
+    other = None if others is None else others[:, 0].to(device)
     both = []
     for prompt in (facts.clean, facts.corrupted):
+        if prompt is None:
+            both.append(None)
+            continue
         tokens = torch.zeros(len(facts), n_pos, dtype=torch.long)
         tokens[:, : prompt.shape[1]] = prompt
         for i in range(facts.answers.shape[1] - 1):
             rows = torch.nonzero(n_value > i + 1)[:, 0]
             tokens[rows, facts.lengths[rows] + i] = facts.answers[rows, i]
-        moved = (
-            x.to(device)
-            for x in (
-                tokens,
-                roles,
-                facts.lengths,
-                n_value,
-                facts.answers.clamp(min=0),
-                facts.corrupted_answers[:, 0],
-            )
-        )
-        both.append(Prompts(*moved))
+        both.append(Prompts(tokens=tokens.to(device), other=other, **same))
     return both[0], both[1]
+
+
+def name_roles(facts: FactSet) -> list[int]:
+    """Numbers of the roles that are parts of a name: those called name_first, name, ..."""
+    return [i for i, role in enumerate(facts.role_names) if role.startswith("name")]
 
 
 def metrics_of(
@@ -101,31 +122,36 @@ def metrics_of(
     log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
     whole = log_p.new_zeros(len(fact)).index_add_(0, row, log_p)
     first = slot == 0
-    pair = torch.stack((answers[:, 0], given.other[fact]), 1)
-    correct, other = logits[first].gather(1, pair).unbind(1)
-    scores = [correct - other, log_p[first], whole]
+    if given.other is None:
+        difference = torch.full_like(whole, torch.nan)
+    else:
+        pair = torch.stack((answers[:, 0], given.other[fact]), 1)
+        correct, other = logits[first].gather(1, pair).unbind(1)
+        difference = correct - other
+    scores = [difference, log_p[first], whole]
     if given.control is not None:
         right, wrong = logits[first].gather(1, given.control[fact]).unbind(1)
         scores.append(right - wrong)
     return torch.stack(scores).cpu().numpy()
 
 
-class RoleSums:
-    """Sums of each activation over all tokens of a role, run by run."""
+class PlaceSums:
+    """Sums of each activation over all tokens of a place (a role or a position), run by run."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_places: int) -> None:
         self.sums: list[dict[str, Tensor]] = []
-        self.counts = torch.zeros(len(PROMPT_ROLES))
+        self.counts = torch.zeros(n_places)
         self.dtype = torch.float32
 
-    def add(self, run: Run, roles: Int[Tensor, "fact pos"]) -> None:
-        of, self.dtype = roles[roles >= 0], run[0].resid_pre.dtype
-        counts = torch.bincount(of, minlength=len(PROMPT_ROLES))
+    def add(self, run: Run, places: Int[Tensor, "fact pos"]) -> None:
+        of, self.dtype = places[places >= 0], run[0].resid_pre.dtype
+        n_places = len(self.counts)
+        counts = torch.bincount(of, minlength=n_places)
         for index, layer in enumerate(run):
             tables = {}
             for name, x in vars(layer).items():
-                table = x.new_zeros(len(PROMPT_ROLES), *x.shape[2:], dtype=torch.float64)
-                tables[name] = table.index_add_(0, of, x[roles >= 0].double())
+                table = x.new_zeros(n_places, *x.shape[2:], dtype=torch.float64)
+                tables[name] = table.index_add_(0, of, x[places >= 0].double())
             if index < len(self.sums):
                 for name, table in tables.items():
                     self.sums[index][name] += table
@@ -134,7 +160,7 @@ class RoleSums:
         self.counts = self.counts.to(counts.device) + counts
 
     def means(self) -> Run:
-        """As layers with an axis (1, role); 0 for a role that no fact has."""
+        """As layers with an axis (1, place); 0 for a place that no fact has."""
         n = self.counts.clamp(min=1)
         return [
             Layer(
@@ -148,18 +174,18 @@ class RoleSums:
 
 
 def same_place(
-    roles: Int[Tensor, "fact pos"], giver_roles: Int[Tensor, "fact giver_pos"]
+    places: Int[Tensor, "fact pos"], giver_places: Int[Tensor, "fact giver_pos"]
 ) -> Int[Tensor, "fact pos"]:
-    """For each token the giver's token of the same role and rank in it: the last one's if the giver
-    has fewer, −1 if it has none.
+    """Position of the giver's token of the same place (role or position) and rank in it: the last
+    one's if the giver has fewer, −1 if it has none.
     """
-    place = torch.full_like(roles, -1)
-    for fact, (mine, theirs) in enumerate(zip(roles, giver_roles)):
-        for role in range(len(PROMPT_ROLES)):
-            to, of = ((x == role).nonzero()[:, 0] for x in (mine, theirs))
+    found = torch.full_like(places, -1)
+    for fact, (mine, theirs) in enumerate(zip(places, giver_places)):
+        for place in mine[mine >= 0].unique():
+            to, of = ((x == place).nonzero()[:, 0] for x in (mine, theirs))
             if len(to) and len(of):
-                place[fact, to] = of[torch.arange(len(to), device=of.device).clamp(max=len(of) - 1)]
-    return place
+                found[fact, to] = of[torch.arange(len(to), device=of.device).clamp(max=len(of) - 1)]
+    return found
 
 
 def taken_from(run: Run, giver: Run, place: Int[Tensor, "fact pos"]) -> Run:

@@ -15,27 +15,27 @@ from math import cos, pi
 from os import environ
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.bios.batches import evaluation_set, training_batch
+from interp.bios.batches import training_batch
 from interp.bios.population import draw_population
 from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
 from interp.bios.tokenizer import read_tokenizer
+from interp.boundary.step_folders import step_folders, step_name
 from interp.checkpoints import read_checkpoint, write_checkpoint
 from interp.config import TrainConfig
-from interp.files import only_process, read_table, write_bytes
+from interp.files import only_process
 from interp.model import HookedDecoder, device_of, has_bf16
 from interp.ragged import Ragged
 from interp.training.attention_patching import patched_hidden
-from interp.training.evaluation import evaluate
 from interp.training.layout import next_tokens, to_ragged
-from interp.training.resume import read_state, write_state
-from interp.training.run_folder import begin, is_begun, read_config
+from interp.training.memory_estimate import check_memory
+from interp.training.metrics import Metrics
+from interp.training.resume import mend_checkpoints, read_state, write_state
+from interp.training.run_folder import begin, is_begun, read_config, read_population
 from interp.training.trainee import Trainee, make_optimizer, make_trainee
 
 OnStep = Callable[[int, float], None]
@@ -59,15 +59,19 @@ def train(
             token.
 
     Raises:
-        ValueError: ``out`` holds a run already, or with ``resume`` one of another configuration; or
-            another process trains there.
+        ValueError: ``out`` holds a run already, or files that a new one would overwrite, or with
+            ``resume`` a damaged run or one of another configuration; or another process trains
+            there; or the machine has too little memory.
     """
+    if out == "":
+        raise ValueError("out is empty; name the run folder to write")
+    check_memory(config)
     out = Path(out)
     with only_process(out, "training in"):
         config = _settled(config, out, resume)
         begun = is_begun(config, out, resume)
         if begun:
-            people, tokenizer = read_table(out / "population.parquet"), read_tokenizer(out)
+            people, tokenizer = read_population(config, out), read_tokenizer(out)
         else:
             people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
             tokenizer = tokenizer_for(people)
@@ -151,21 +155,21 @@ def _run(
     reference: HookedDecoder | None,
     on_step: OnStep,
 ) -> None:
-    metrics = _Metrics(config, out, texts, reference)
-    if (out / "resume" / "state.safetensors").is_file():
-        read_state(trainee, out / "resume")
-        metrics.forget_after(trainee.step)
-    elif any(folder.name > "step-000000" for folder in out.glob("step-*")):
+    metrics, steps = Metrics(config, out, texts, reference), config.checkpoint_steps
+    if (out / "resume" / "state.safetensors").exists():
+        read_state(trainee, out / "resume", steps=steps)
+        metrics.go_on_from([step for step in steps if step <= trainee.step])
+        mend_checkpoints(config, out, trainee)
+    elif any(step > 0 for step in step_folders(out)):
         raise ValueError(
             f"{out} has checkpoints but no resume/state.safetensors to go on from, as a copied or "
             "downloaded run; train again into another --out"
         )
     else:
-        metrics.forget_after(-1)
+        metrics.go_on_from([])
         _checkpoint(config, out, trainee, metrics)
     begun = reference if trainee.step > config.start_step else None
-    step, last = make_step(config, trainee, begun), config.n_steps
-    wanted = set(config.checkpoint_steps)
+    step, last, wanted = make_step(config, trainee, begun), config.n_steps, set(steps)
     while trainee.step < last:
         if reference is not None and trainee.step == config.start_step:
             trainee.optimizer = make_optimizer(config, trainee.model)
@@ -179,21 +183,21 @@ def _run(
                 _forget_before(out, trainee.step)
 
 
-def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: "_Metrics") -> None:
+def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: Metrics) -> None:
     dtype = getattr(torch, config.checkpoint_dtype)
     if not all(weight.isfinite().all() for weight in trainee.model.parameters()):
         raise ValueError(
             f"the weights are not finite at step {trainee.step}; use a smaller learning_rate or "
             "clip_norm 1"
         )
-    write_checkpoint(trainee.model, out / f"step-{trainee.step:06d}", dtype=dtype)
-    metrics.add(_as_saved(trainee.model, dtype), trainee)
+    write_checkpoint(trainee.model, out / step_name(trainee.step), dtype=dtype)
+    metrics.add(_as_saved(trainee.model, dtype), trainee, learning_rate(config, trainee.step))
     write_state(trainee, out / "resume")
 
 
 def _forget_before(out: Path, step: int) -> None:
-    for folder in out.glob("step-*"):
-        if int(folder.name[5:]) < step:
+    for older, folder in step_folders(out).items():
+        if older < step:
             shutil.rmtree(folder)
 
 
@@ -205,51 +209,6 @@ def _as_saved(model: HookedDecoder, dtype: torch.dtype) -> HookedDecoder:
     return saved
 
 
-class _Metrics:
-    """The rows of metrics.parquet."""
-
-    def __init__(
-        self, config: TrainConfig, out: Path, texts: Texts, reference: HookedDecoder | None
-    ) -> None:
-        self.config, self.path, self.reference = config, out / "metrics.parquet", reference
-        self.sets = {split: evaluation_set(texts, config, split) for split in ("train", "held-out")}
-        self.table = read_table(self.path) if self.path.is_file() else pd.DataFrame()
-        self.losses: list[Tensor] = []
-
-    def forget_after(self, step: int) -> None:
-        if len(self.table):
-            self.table = self.table[self.table.step <= step]
-
-    def add(self, model: HookedDecoder, trainee: Trainee) -> None:
-        training_loss = torch.stack(self.losses).double().mean().item() if self.losses else np.nan
-        self.losses.clear()
-        reference = self.reference if trainee.step >= self.config.start_step else None
-        rows = [
-            evaluate(model, biographies, reference=reference).assign(
-                step=trainee.step,
-                split=split,
-                learning_rate=learning_rate(self.config, trainee.step),
-                tokens_seen=trainee.tokens_seen,
-                training_loss=training_loss,
-            )
-            for split, biographies in self.sets.items()
-        ]
-        order = [
-            "step",
-            "split",
-            "attribute",
-            "loss",
-            "accuracy",
-            "max_probability",
-            "entropy",
-            "learning_rate",
-            "tokens_seen",
-            "training_loss",
-        ]
-        self.table = pd.concat([self.table, *rows], ignore_index=True)[order]
-        write_bytes(self.path, self.table.to_parquet(index=False))
-
-
 def read_reference(config: TrainConfig, tokenizer: Tokenizer) -> HookedDecoder | None:
     """The model whose attention patterns a run uses; None if it uses its own.
 
@@ -259,24 +218,27 @@ def read_reference(config: TrainConfig, tokenizer: Tokenizer) -> HookedDecoder |
     """
     if not config.reference:
         return None
-    run, theirs = Path(config.reference), read_config(Path(config.reference))
-    folder = run / f"step-{config.reference_step:06d}"
-    if not folder.is_dir():
-        steps = ", ".join(str(int(path.name[5:])) for path in sorted(run.glob("step-*")))
+    run = Path(config.reference)
+    read_config(run)
+    folders = step_folders(run)
+    if config.reference_step not in folders:
         raise ValueError(
-            f"no checkpoint at reference_step {config.reference_step}; there are {steps}"
+            f"no checkpoint at reference_step {config.reference_step}; there are "
+            f"{', '.join(map(str, folders))}"
         )
+    model = read_checkpoint(folders[config.reference_step], device=device_of(config.device))
     for name in ("n_layers", "n_heads"):
-        if getattr(theirs, name) != getattr(config, name):
+        if getattr(model.cfg, name) != getattr(config, name):
             raise ValueError(
-                f"reference {run} has {name} {getattr(theirs, name)}, this run "
+                f"reference {run} has {name} {getattr(model.cfg, name)}, this run "
                 f"{getattr(config, name)}; its patterns don't fit, train one of this shape"
             )
-    if read_tokenizer(run).get_vocab() != tokenizer.get_vocab():
+    vocabulary = tokenizer.get_vocab()
+    if read_tokenizer(run).get_vocab() != vocabulary or model.cfg.d_vocab != len(vocabulary):
         raise ValueError(
             f"reference {run} has other tokens than this run; train it with the same seed and pools"
         )
-    return read_checkpoint(folder, device=device_of(config.device))
+    return model
 
 
 def _settled(config: TrainConfig, out: Path, resume: bool) -> TrainConfig:

@@ -1,7 +1,7 @@
 """What a run folder says of its run: run.json, population, tokenizer; read, checked, written."""
 
-import json
 from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,25 @@ import pandas as pd
 from tokenizers import Tokenizer
 
 from interp.bios.batches import sampling_weights
-from interp.bios.population import no_knowledge_baseline
-from interp.bios.tokenizer import save_tokenizer
+from interp.bios.population import SPLITS, check_population, no_knowledge_baseline
+from interp.bios.tokenizer import tokenizer_files
+from interp.boundary.step_folders import step_folders
 from interp.config import ATTRIBUTES, TrainConfig, train_config
-from interp.files import write_bytes, write_json
+from interp.fields import shortened
+from interp.files import read_json, read_table, write_bytes, write_json
 from interp.provenance import provenance
+
+_RECORDED = {
+    "command": str,
+    "config": dict,
+    "no_knowledge_baseline": dict,
+    "versions": dict,
+    "git_commit": str | None,
+    "hardware": dict,
+    "date": str,
+}
+"""Keys of run.json, and what each holds."""
+_WORDS = {str: "text", dict: "an object", str | None: "text or null"}
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -34,16 +48,54 @@ def read_record(run: Path) -> dict:
     path = run / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"no run.json in {run}; give the folder that interp-train wrote")
+    record = read_json(path)
     try:
-        record = json.loads(path.read_text())
-        train_config(record["config"])
-        if set(record["no_knowledge_baseline"]) != set(ATTRIBUTES):
-            raise KeyError("no_knowledge_baseline")
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        _check_record(record)
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); copy it again, or train again into another folder"
         ) from None
     return record
+
+
+def _check_record(record: dict) -> None:
+    """Raises a ValueError unless run.json holds what ``begin`` writes, and nothing else."""
+    for name in dict.fromkeys((*_RECORDED, *record)):
+        if name not in record:
+            raise ValueError(f"it lacks {name!r}")
+        if name not in _RECORDED:
+            raise ValueError(f"it has the unknown key {name!r}")
+        if not isinstance(record[name], _RECORDED[name]):
+            got, wanted = shortened(record[name]), _WORDS[_RECORDED[name]]
+            raise ValueError(f"{name} is {got}; it must be {wanted}")
+    train_config(record["config"])
+    baseline = record["no_knowledge_baseline"]
+    if set(baseline) != set(ATTRIBUTES):
+        raise ValueError(
+            f"no_knowledge_baseline is of {', '.join(baseline)}; it must be of "
+            f"{', '.join(ATTRIBUTES)}"
+        )
+    for name, value in baseline.items():
+        if type(value) not in (int, float) or not isfinite(value):
+            raise ValueError(f"no_knowledge_baseline of {name} is {shortened(value)}, not a number")
+
+
+def read_population(config: TrainConfig, run: Path) -> pd.DataFrame:
+    """The people of a run that is gone on with.
+
+    Raises:
+        FileNotFoundError, ValueError: the table is missing, damaged, or not of this configuration.
+    """
+    path = run / "population.parquet"
+    people = read_table(path)
+    check_population(people, path)
+    if people.split.tolist() != list(np.repeat(SPLITS, [config.n_people, config.n_held_out])):
+        counts = [int((people.split == split).sum()) for split in SPLITS]
+        raise ValueError(
+            f"{path} holds {counts[0]} training and {counts[1]} held-out people, and run.json asks "
+            f"for {config.n_people} and then {config.n_held_out}; copy it again, or train again"
+        )
+    return people
 
 
 def is_begun(config: TrainConfig, out: Path, resume: bool) -> bool:
@@ -57,7 +109,7 @@ def is_begun(config: TrainConfig, out: Path, resume: bool) -> bool:
         raise ValueError(
             f"{out} holds a run already; add --resume to go on with it, or choose another --out"
         )
-    if not path.is_file() and resume and any(out.glob("step-*")):
+    if not path.is_file() and resume and step_folders(out):
         raise ValueError(
             f"{out} has checkpoints but no run.json, so it can't be resumed; choose another --out"
         )
@@ -79,13 +131,37 @@ def begin(
     config: TrainConfig, out: Path, people: pd.DataFrame, tokenizer: Tokenizer, command: str
 ) -> None:
     """Writes what a run folder holds before its first checkpoint; run.json last."""
-    save_tokenizer(tokenizer, out)
     weights = sampling_weights(config, config.n_steps - 1)
     people = people.assign(sampling_weight=np.pad(weights, (0, config.n_held_out)))
-    write_bytes(out / "population.parquet", people.to_parquet(index=False))
+    files = tokenizer_files(tokenizer)
+    files["population.parquet"] = people.to_parquet(index=False)
+    _check_free(out, files)
+    for name, content in files.items():
+        write_bytes(out / name, content)
     record = {
         "command": command,
         "config": asdict(config),
         "no_knowledge_baseline": no_knowledge_baseline(people),
     }
     write_json(out / "run.json", record | provenance())
+
+
+def _check_free(out: Path, files: dict[str, bytes]) -> None:
+    """Raises a ValueError where beginning a run would replace a file: one that has other bytes than
+    ``files``, so that no interrupted begin of the same run left it.
+    """
+    later = [out / "metrics.parquet", out / "resume", *step_folders(out).values()]
+    others = [path for path in later if path.exists() or path.is_symlink()]
+    for name, content in files.items():
+        path = out / name
+        if path.is_symlink() or (path.exists() and not _holds(path, content)):
+            others.append(path)
+    if others:
+        raise ValueError(
+            f"{out} holds {others[0].name} but no run.json, and a new run would overwrite it; "
+            "choose another --out, or move it away"
+        )
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

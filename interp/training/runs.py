@@ -6,6 +6,7 @@ of each other, so any executor whose workers see the same folders will do: proce
 machine, or a cluster's.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import nullcontext
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import torch
 
+from interp.boundary.step_folders import step_folders
 from interp.config import TrainConfig
-from interp.files import only_process, read_table
+from interp.files import only_process
 from interp.training.loop import train
+from interp.training.metrics import read_metrics
 from interp.training.run_folder import read_config
 
 MACHINE = ("precision", "device", "compile", "keep")
@@ -45,9 +48,11 @@ def train_all(
             here, else as its checkpoints appear.
 
     Raises:
-        ValueError: a folder holds a run of another configuration; another process trains in
-            ``out``; or runs failed, and then only after all others have ended.
+        ValueError: a name is not that of a folder; a folder holds a run of another configuration;
+            another process trains in ``out``; or runs failed, and then only after all others have
+            ended.
     """
+    _check(runs, out)
     folders = {name: Path(out) / name for name in runs}
     left = {n: config for n, config in runs.items() if not is_done(folders[n], config)}
     for name, config in runs.items():
@@ -68,6 +73,22 @@ def train_all(
     return folders
 
 
+def _check(runs: dict[str, TrainConfig], out: str | Path) -> None:
+    if out == "":
+        raise ValueError("out is empty; name the folder of the runs")
+    for name, config in runs.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[^./\\\0][^/\\\0]*", name):
+            raise ValueError(
+                f"{name!r} can't be the name of a run; it becomes a folder, so give one without "
+                "slashes or a dot in front"
+            )
+        if not isinstance(config, TrainConfig):
+            raise ValueError(
+                f"run {name!r} is a {type(config).__name__}; give a TrainConfig, such as "
+                "interp.preset returns"
+            )
+
+
 def is_done(folder: Path, config: TrainConfig) -> bool:
     """Whether ``folder`` holds such a run at its end, with the checkpoints that are to be kept.
 
@@ -76,18 +97,21 @@ def is_done(folder: Path, config: TrainConfig) -> bool:
     """
     if not (folder / "run.json").is_file():
         return False
-    there = read_config(folder)
-    ours, theirs = asdict(config), asdict(there)
+    ours, theirs = asdict(config), asdict(read_config(folder))
     if changed := [name for name in ours if ours[name] != theirs[name] and name not in MACHINE]:
         raise ValueError(
             f"{folder} holds a run with {changed[0]} {theirs[changed[0]]}, not "
             f"{ours[changed[0]]}; give another --out, or delete it"
         )
     metrics = folder / "metrics.parquet"
-    if not metrics.is_file() or read_table(metrics).step.max() < config.n_steps:
+    if not metrics.is_file() or not (read_metrics(metrics).step >= config.n_steps).any():
         return False
     steps = config.checkpoint_steps if config.keep == "all" else [config.n_steps]
-    if lacking := [step for step in steps if not (folder / f"step-{step:06d}").is_dir()]:
+    there = step_folders(folder)
+    lacking = [step for step in steps if step not in there]
+    if lacking == [config.n_steps] and (folder / "resume" / "state.safetensors").is_file():
+        return False  # resuming writes it again
+    if lacking:
         raise ValueError(
             f"{folder} has ended but lacks the checkpoint at step {lacking[0]}; delete the folder "
             "to train it again"
@@ -131,7 +155,7 @@ def _taken(on_step: OnStep, name: str, n_steps: int, step: int, loss: torch.Tens
 
 def newest_step(folder: Path) -> int:
     """Of the checkpoints in a run folder; 0 before there is one."""
-    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+    return max(step_folders(folder), default=0) if folder.is_dir() else 0
 
 
 def _train(
@@ -146,6 +170,6 @@ def _train(
 
 
 def _in_words(error: BaseException) -> str:
-    """A user's error as it is, any other with its kind."""
+    """In one line: a user's error as it is, any other with its kind."""
     said = isinstance(error, (ValueError, FileNotFoundError))
-    return str(error) if said else f"{type(error).__name__}: {error}"
+    return " ".join((str(error) if said else f"{type(error).__name__}: {error}").split())

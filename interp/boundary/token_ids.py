@@ -1,0 +1,67 @@
+"""Token ids as people give them, tensors, arrays or lists, as lists of whole numbers."""
+
+import numpy as np
+
+NO_TOKEN = -1
+
+
+def prompts_of(given: object, lengths: object, name: str) -> list[list[int]]:
+    """Each prompt's own tokens, without what pads a table beyond ``lengths``.
+
+    Raises:
+        ValueError: these are no whole numbers, or lengths don't fit; the message names the fact.
+    """
+    rows = [_ids(row, f"{name} prompt {i}") for i, row in enumerate(_listed(given, name))]
+    if lengths is None:
+        return rows
+    ends = _ids(lengths, "lengths")
+    if len(ends) != len(rows):
+        raise ValueError(f"lengths has {len(ends)} entries, {name} has {len(rows)}; give one each")
+    for i, (row, end) in enumerate(zip(rows, ends)):
+        if not 1 <= end <= len(row):
+            raise ValueError(
+                f"fact {i} has length {end}, its {name} prompt {len(row)} tokens; give 1 up to that"
+            )
+    return [row[:end] for row, end in zip(rows, ends)]
+
+
+def answers_of(given: object, n: int, name: str) -> list[list[int]]:
+    """Each fact's answer tokens, of which there may be one, given without a list."""
+    rows = [
+        _ids(row if np.ndim(row) else [row], f"{name} {i}")
+        for i, row in enumerate(_listed(given, name))
+    ]
+    if len(rows) != n:
+        raise ValueError(f"{name} has {len(rows)} entries for {n} prompts; give one each")
+    return [[token for token in row if token != NO_TOKEN] for row in rows]
+
+
+def _listed(given: object, name: str) -> list:
+    rows = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(rows, (list, tuple)) or not rows:
+        raise ValueError(f"{name} is {given!r}; give token ids, a row a fact")
+    return list(rows)
+
+
+def _ids(row: object, where: str) -> list[int]:
+    row = row.tolist() if hasattr(row, "tolist") else row
+    if not isinstance(row, (list, tuple)) or not all(
+        isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in row
+    ):
+        raise ValueError(f"{where} is {str(row)[:60]}; give whole numbers")
+    return [int(x) for x in row]
+
+
+def named_roles(roles: object, lengths: list[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The names in order of appearance, and each position's number among them."""
+    if roles is None:
+        return (), [[NO_TOKEN] * n for n in lengths]
+    if all(isinstance(name, str) for name in roles):
+        roles = [roles] * len(lengths)
+    if [len(row) for row in roles] != lengths:
+        raise ValueError(
+            f"roles name {[len(row) for row in roles][:5]} positions of prompts of {lengths[:5]} "
+            "tokens; give a name for each position"
+        )
+    names = tuple(dict.fromkeys(name for row in roles for name in row))
+    return names, [[names.index(name) for name in row] for row in roles]

@@ -1,0 +1,69 @@
+"""How much memory training takes at the least, so that sizes far beyond it are refused before
+anything is made.
+
+Counted are fp32 weights, gradients and AdamW's two moments of the blocks' matrices; the largest
+activation of one batch of the shortest biographies, in two bytes a number; and of the population
+one pointer a value and one byte a template. A run takes several times as much: what is not refused
+need not fit.
+"""
+
+import os
+
+import torch
+
+from interp.bios.population import NAME_PARTS
+from interp.config import ATTRIBUTES, N_TEMPLATES, TrainConfig
+from interp.model import device_of
+
+_SHORTEST = 1 + len(ATTRIBUTES) * (len(NAME_PARTS) + 3)
+"""Tokens of a biography: <bos>, then sentences of a name, a word, a value, a full stop."""
+
+
+def check_memory(config: TrainConfig) -> None:
+    """Raises a ValueError where training needs more memory than the machine, or its GPU, has."""
+    device = device_of(config.device)
+    needs = least_bytes(config)
+    if device == "cpu":
+        holders = [("this machine", _physical_memory(), needs)]
+    else:
+        gpu = torch.cuda.get_device_properties(device).total_memory
+        people = {key: n for key, n in needs.items() if key.startswith("n_people")}
+        others = {key: n for key, n in needs.items() if key not in people}
+        holders = [("this machine", _physical_memory(), people), ("this GPU", gpu, others)]
+    for holder, has, parts in holders:
+        if (total := sum(parts.values())) > has:
+            largest = max(parts, key=parts.get)
+            raise ValueError(
+                f"{largest} need about {_size(total)} to train, {holder} has {_size(has)}; choose "
+                "smaller sizes"
+            )
+
+
+def least_bytes(config: TrainConfig) -> dict[str, int]:
+    """Bytes that weights, activations and people take at the least, by the fields that decide."""
+    c = config
+    weights = c.n_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_mlp)
+    activation = c.batch_size * _SHORTEST * max(3 * c.d_model, c.d_mlp)
+    values = len(NAME_PARTS) + len(ATTRIBUTES)
+    person = 8 * values + N_TEMPLATES * len(ATTRIBUTES)
+    return {
+        f"n_layers {c.n_layers} and {_wider(c, 2)}": 4 * 4 * weights,
+        f"batch_size {c.batch_size} and {_wider(c, 3)}": 2 * activation,
+        f"n_people {c.n_people} and n_held_out {c.n_held_out}": person
+        * (c.n_people + c.n_held_out),
+    }
+
+
+def _wider(config: TrainConfig, times: int) -> str:
+    """The field that decides where ``times`` d_model is set against d_mlp."""
+    wide = times * config.d_model >= config.d_mlp
+    return f"d_model {config.d_model}" if wide else f"d_mlp {config.d_mlp}"
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _size(n_bytes: int) -> str:
+    tera = n_bytes >= 10**13
+    return f"{n_bytes // 10**12:,} TB" if tera else f"{n_bytes // 10**9:,} GB"
