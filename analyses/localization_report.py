@@ -7,7 +7,7 @@ from analyses.localization import Localization, leaders, place_of, plateau
 from interp.figures import localization as draw
 from interp.figures.timeline import timeline
 from interp.localization.jobs import ROLES
-from interp.report import anchor, figure_html, page
+from interp.report import anchor, figure_html, page, repeats_note
 
 
 def report(suite, found: Localization, command: str) -> str:
@@ -36,7 +36,8 @@ def report(suite, found: Localization, command: str) -> str:
         ("What was run", tables.provenance(found, command)),
     ]
     name = suite.path.resolve().name
-    return page(f"Who recalls facts in {name}, and since when", tables.lead(found), sections)
+    lead = tables.lead(found) + repeats_note(found.answers)
+    return page(f"Who recalls facts in {name}, and since when", lead, sections)
 
 
 def _when(suite, found: Localization) -> str:

@@ -84,10 +84,10 @@ CALLS = [
             ("suite, interp.load_suite('other').facts(6), sites=['z'], steps=[30]", "run"),
             ("suite, interp.load_suite('wide').facts(6), sites=['z'], steps=[30]", "run"))),
         *((f"interp.plan({given})", message, None) for given, message in (
-            ("suite.shape, facts, sites=['zz']", "zz"), ("suite.shape, facts, sites='z'", "sites"),
+            ("model.cfg, facts, sites=['zz']", "zz"), ("model.cfg, facts, sites='z'", "sites"),
             ("model, facts, sites=['z']", "model|cfg|shape"), ("None, facts", "None|shape|cfg"),
-            ("suite.shape, facts, sites=['z'], max_memory=0", "max_memory"),
-            ("suite.shape, facts, sites=['z'], window=0", "window"))),
+            ("model.cfg, facts, sites=['z'], max_memory=0", "max_memory"),
+            ("model.cfg, facts, sites=['z'], window=0", "window"))),
         *((f"interp.{name}({given})", message, None) for name in ("recovered", "effect", "interval")
           for given, message in (("tree", "site"), ("None", "result|None"),
                                  ("result, 'loss'", "loss"), ("result, 5", "5"),

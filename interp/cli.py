@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from interp.config import PRESETS, Corruption, PatchConfig, ReportConfig, TrainConfig
+from interp.fields import check_fields, path
 from interp.shell import command_line, guarded, parse, progress
 
 
@@ -50,8 +51,6 @@ def _train(arguments: list[str]) -> None:
         raise ValueError(
             f"no preset was given; choose one with --preset, from {', '.join(PRESETS)}"
         )
-    if not given.out:
-        raise ValueError("out is empty; name a folder")
     from interp.files import check_writable
     from interp.training.loop import train
 
@@ -275,13 +274,16 @@ def _train_arguments(default: TrainConfig) -> type:
 
     @dataclass(frozen=True)
     class TrainArguments:
-        out: str
+        out: str = path()
         """The run folder to write."""
         config: TrainConfig = default
         preset: Literal["tiny", "demo", "paper"] | None = None
         """The configuration to start from."""
         resume: bool = False
         """Go on from the newest checkpoint in --out, with the configuration recorded there."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
 
     return TrainArguments
 
@@ -322,10 +324,10 @@ def _are_of(results, run: Path) -> bool:
 
 def _metrics(run: Path):
     """A run's metrics table; None if its folder has none."""
-    from interp.files import read_table
+    from interp.training.metrics import read_metrics
 
     path = run / "metrics.parquet"
-    return read_table(path) if path.is_file() and (run / "run.json").is_file() else None
+    return read_metrics(path) if path.is_file() and (run / "run.json").is_file() else None
 
 
 def _write_report(results, other, run: Path, metrics, target: Path, command: str = "") -> None:

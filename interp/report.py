@@ -11,7 +11,7 @@ import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from interp.config import HEAD_SITES, SITES
-from interp.dynamics import Phases, phases
+from interp.dynamics import Phases, format_step, phases
 from interp.figures import (
     SITE_LABELS,
     by_site,
@@ -188,9 +188,9 @@ def _phases_text(found: Phases, average: pd.DataFrame) -> str:
         return f"<p>This run shows no complete plateau. {final}</p>"
     return (
         "<p>First the model learns how values are distributed: by step "
-        f"{found.plateau_start:.0f} its loss is within 5 % of the "
+        f"{format_step(found.plateau_start)} its loss is within 5 % of the "
         "no-knowledge baseline. Then it stays there: the <b>plateau</b>, shaded, until step "
-        f"{found.plateau_end:.0f}, the first "
+        f"{format_step(found.plateau_end)}, the first "
         "checkpoint from which the loss remains more than 0.5 % below the baseline. Then it "
         f"learns who has which value. {final}</p>"
     )

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import re
 import shlex
 import sys
@@ -28,6 +29,11 @@ def guarded(name: str, run: Callable[[list[str]], None]) -> None:
         run(sys.argv[1:])
     except (ValueError, FileNotFoundError) as error:
         _exit(name, str(error))
+    except BrokenPipeError:  # the reader of the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except MemoryError as error:
+        _exit(name, f"not enough memory ({error or 'it is used up'}); ask for less at once")
     except OSError as error:
         what = f"{error.filename or 'a file'} ({error.strerror or error})"
         if error.errno in _DISK_FULL:
@@ -76,6 +82,7 @@ def _without_none(said: str) -> str:
     tyro's words for what need not be given, and without blanks at the ends of lines.
     """
     said = re.sub(r"\{None\}\|(\S+)", lambda m: m[1].ljust(len(m[0])), said)
+    said = re.sub(r"\{(\[.*\])\}", r"\1  ", said)
     said = re.sub(r"\s*\(default:\s+(None)?\)", "", said.replace("{None,", "{"))
     return re.sub(r" +$", "", said, flags=re.MULTILINE)
 

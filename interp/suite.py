@@ -26,6 +26,7 @@ from interp.drawing import draw_facts
 from interp.facts import FactSet, read_facts
 from interp.files import read_table
 from interp.model import DecoderConfig, HookedDecoder, device_of
+from interp.training.metrics import read_metrics
 from interp.training.run_folder import read_record
 
 
@@ -65,7 +66,7 @@ class Suite:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """One row a (step, split, attribute); the attribute ``average`` is the mean of the six."""
-        return read_table(self.path / "metrics.parquet")
+        return read_metrics(self.path / "metrics.parquet")
 
     @cached_property
     def texts(self) -> Texts:

@@ -450,5 +450,5 @@ def test_an_ablation_needs_the_clean_run(wide, few, suite):
     context = suite.facts(4, n_context=1)
     with pytest.raises(ValueError, match="leaves it to be read in the context"):
         patch(wide, context, site="z", replacement="noise")
-    with pytest.raises(ValueError, match="window is 0; it must be positive"):
+    with pytest.raises(ValueError, match="window is 0; it must be at least 1"):
         patch(wide, few, site="z", window=0)

@@ -339,7 +339,7 @@ def test_one_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
         result = read_result(tmp_path, REQUEST)
         noticed += result is None
         assert result is None or result.identical(written)  # a byte that pads a name
-    assert noticed > 100
+    assert noticed > 75  # the others: bytes that align names and numbers
 
 
 def test_a_pipe_among_the_results_is_no_result(tmp_path):

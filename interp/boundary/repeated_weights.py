@@ -1,4 +1,4 @@
-"""Checkpoints that share weights which should differ: a fault of public suites, where the files of a
+"""Checkpoints that share weights which should differ: a fault of public suites, where files of a
 step are at times another step's.
 """
 

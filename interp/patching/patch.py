@@ -58,8 +58,8 @@ def patch(
         ``corrupted`` (fact): logit_diff, nats; and the same three with ``_first_logprob`` and
         ``_value_logprob`` after their names. NaN: the fact has no such position, or a path's stops
         are not in order; ``corrupted`` of an ablation of facts without twins; ``logit_diff`` of
-        facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of each group, for ``head``;
-        ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or pos; the second stop of a
+        facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of each group, for
+        ``head``; ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or pos; the second stop of a
         path has ``layer_1`` and ``head_1``, the third ``layer_2``, ... Attribute ``flops``:
         floating-point operations of the matrix products, of all sites together (not of a model
         that is not a ``HookedDecoder``).
