@@ -124,8 +124,9 @@ CALLS = [
             ("{'': small}, 'new'", "name"), ("{'.': small}, 'new'", "name|'.'"),
             ("{'a/b': small}, 'new'", "a/b"), ("{5: small}, 'new'", "5"),
             ("{'a': None}, 'new'", "config|None"), ("[small], 'new'", "runs|list|dict"),
-            ("{}, 'new'", "run"), ("{'a': small}, None", "out|None"),
+            ("{'a': small}, None", "out|None"),
             ("{'a': small}, 'new', executor=5", "executor"))),
+        ("interp.train_all({}, 'new')", "run", "{}"),
         *((f"interp.emergence.emergence({given})", message, None) for given, message in (
             ("None", "curve|None"), ("result.patched", "step"), ("curve[:3]", "8"),
             ("curve, confidence=2", "confidence"), ("curve, n_resamples=0", "n_resamples"),

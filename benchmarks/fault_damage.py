@@ -112,7 +112,7 @@ def weights(path: str, change: str, name: str = "embed_out.weight") -> None:
         "float16": lambda: one.astype(np.float16),
         "transposed": lambda: np.ascontiguousarray(one.T),
         "longer": lambda: np.concatenate([one, one]),
-        "scalar": lambda: np.float32(1).reshape(()),
+        "scalar": lambda: np.ones((), np.float32),
         "missing": lambda: None,
         "extra": lambda: one,
         "empty": lambda: one[:0],

@@ -41,6 +41,8 @@ largest.
 """
 MOST_CHECKPOINTS, MOST_LAYERS, MOST_WORKERS = 100_000, 1000, 256
 MOST_NOISE, MOST_DRAWS = 1e6, 10_000
+LARGEST_RATE = 1000.0
+"""Of learning, decay and initial weights; anything near it diverges."""
 _NOT_IN_OLDER_RUNS = (
     *("celebrities", "celebrity_weight", "schedule", "shuffled", "removed", "keep"),
     *("reference", "reference_step", "start_step"),
@@ -131,7 +133,7 @@ class TrainConfig(PoolSizes):
     """Neurons an MLP."""
     parallel: bool = False
     """Attention and MLP read the same residual stream."""
-    init_std: float = number(0.02, above=0)
+    init_std: float = number(0.02, above=0, most=LARGEST_RATE)
     """Standard deviation of the initial weights."""
     removed: tuple[str, ...] = ()
     """Heads and MLPs that the model does without, from the start and for good, such as L0H2 and
@@ -141,15 +143,15 @@ class TrainConfig(PoolSizes):
     """Optimizer steps."""
     batch_size: int = number(128, least=1)
     """Biographies a step."""
-    learning_rate: float = number(4e-4, above=0)
+    learning_rate: float = number(4e-4, above=0, most=LARGEST_RATE)
     """Peak, at step 0; falls to final_learning_rate along a cosine."""
-    final_learning_rate: float = number(1e-7, least=0)
+    final_learning_rate: float = number(1e-7, least=0, most=LARGEST_RATE)
     """At the last step."""
     beta1: float = number(0.9, least=0, below=1)
     """AdamW's decay of the gradient's mean."""
     beta2: float = number(0.95, least=0, below=1)
     """AdamW's decay of the gradient's square."""
-    weight_decay: float = number(0.1, least=0)
+    weight_decay: float = number(0.1, least=0, most=LARGEST_RATE)
     """Of matrices; vectors have none."""
     clip_norm: float | None = number(None, above=0)
     """Largest gradient norm; by default there is no clipping."""

@@ -23,6 +23,7 @@ from numpy.random import Generator, default_rng
 from scipy.optimize import isotonic_regression
 
 from interp.boundary.curve_table import read_curve_table
+from interp.fields import LARGEST_SEED, argument
 from interp.statistics import holm
 
 MARKS = {"onset": 0.1, "midpoint": 0.5, "completion": 0.9}
@@ -168,6 +169,7 @@ def _found(
 ) -> xr.Dataset:
     """Of each cell marks and rise by resample, 0 being the facts as they are, and ``reason``."""
     _check(curve, confidence, n_resamples, between)
+    argument("seed", seed, int, least=0, most=LARGEST_SEED)
     curve = curve if "fact" in curve.dims else curve.expand_dims("fact")
     n = curve.sizes["fact"]
     rng, drawn = default_rng(seed), [[np.nan]]  # one fact says nothing about others
@@ -191,6 +193,9 @@ def _found(
 
 
 def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: str | None) -> None:
+    if not isinstance(curve, xr.DataArray) or curve.dtype.kind not in "iufb":
+        raise ValueError(f"the curve is {str(curve)[:60]!r}; give a DataArray of numbers")
+    argument("n_resamples", n_resamples, int), argument("confidence", confidence, float)
     got, needs = sorted({*curve.dims} - {"fact"}), sorted({"step", between or "step"})
     if "step" not in got or (between and got != needs):
         raise ValueError(f"the curve has the dims {got} beside fact; give it {needs}")

@@ -270,6 +270,15 @@ def padded(rows: Sequence[Sequence[int] | np.ndarray], pad: int) -> Int[Tensor, 
     return table
 
 
+def check_vocabulary(facts: FactSet, vocabulary: str, reader: str) -> None:
+    """Raises a ValueError where ``facts`` are known to be of another vocabulary."""
+    if facts.vocabulary and vocabulary and facts.vocabulary != vocabulary:
+        raise ValueError(
+            f"the facts are of another vocabulary than {reader}; draw them with the suite.facts of "
+            "its own run"
+        )
+
+
 def check_tokens(facts: FactSet, n_vocab: int, n_ctx: int) -> None:
     """Raises a ValueError where a model of so many tokens and positions can't read ``facts``."""
     tables = {"clean": facts.clean, "corrupted": facts.corrupted, "answers": facts.answers}

@@ -60,9 +60,18 @@ def checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def argument(name: str, value: Any, kind: Any, *, is_path: bool = False, **bounds: Any) -> Any:
+    """``value`` of a function's argument, checked as a field of that annotation is.
+
+    Raises:
+        ValueError: it is of another type, or out of bounds.
+    """
+    return _checked(name, value, kind, {"path": True} if is_path else bounds)
+
+
 def shortened(value: object) -> str:
     """How a value is quoted in an error."""
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 

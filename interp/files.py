@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces ``path`` by ``content``: written beside it under a temporary name, flushed to disk,
-    renamed.
+    renamed. What a process that was killed left of the same file is removed.
     """
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        if not _is_running(leftover.suffixes[-2].removeprefix(".")):
+            leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -33,6 +37,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk doesn't name the file
         raise
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_json(path: Path, content: object) -> None:

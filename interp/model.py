@@ -6,6 +6,7 @@ the real tokens of a batch (``hidden``), hooked runs fire every ``HookPoint`` (`
 patching engine calls the parts of a block one by one.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,9 @@ class DecoderConfig:
 
 class HookedDecoder(HookedRootModule):
     """Decoder-only transformer whose activations are TransformerLens hook points."""
+
+    vocabulary: str = ""
+    """Digest of the vocabulary whose tokens it reads; empty if unknown."""
 
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
@@ -262,7 +266,9 @@ def rotation(pos: Int[Tensor, "*pos"], cfg: DecoderConfig) -> Rotation:
 
 def device_of(device: str) -> str:
     """``auto`` is CUDA where there is one."""
-    if device == "cuda" and not torch.cuda.is_available():
+    if device not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", str(device)):
+        raise ValueError(f"no device {device!r}; there are auto, cpu, cuda and cuda:0, ...")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("no CUDA device on this machine; use --device cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 

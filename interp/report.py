@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from interp.config import HEAD_SITES, SITES
 from interp.dynamics import Phases, format_step, phases
+from interp.fields import argument
 from interp.figures import (
     SITE_LABELS,
     by_site,
@@ -59,6 +60,10 @@ def build_report(
         run: what run.json holds; together with ``metrics``, the run's metrics table, it adds the
             training curves and phases.
     """
+    if not isinstance(results, (dict, xr.DataTree)):
+        raise ValueError("a report needs results by site; make them with interp.patch_suite")
+    argument("title", title, str), argument("run", run, dict | None)
+    argument("other", other, dict | None), argument("metrics", metrics, pd.DataFrame | None)
     results = by_site(results)
     if not results or any("step" not in result.dims for result in results.values()):
         raise ValueError("a report needs results with a step; make them with interp.patch_suite")
@@ -74,7 +79,11 @@ def build_report(
     curves, found = "", None
     if run and metrics is not None:
         baseline = float(np.mean(list(run["no_knowledge_baseline"].values())))
+        if missing := {"split", "attribute", "step", "loss", "accuracy"} - set(metrics.columns):
+            raise ValueError(f"metrics has no column {min(missing)!r}; give a run's metrics")
         average = metrics[(metrics.split == "train") & (metrics.attribute == "average")]
+        if average.empty:
+            raise ValueError("metrics has no averages of the split train; give a run's own")
         found = phases(average.step.to_numpy(), average.loss.to_numpy(), baseline)
         curves = figure_html("training", training_curves(metrics, baseline, found))
         curves += _phases_text(found, average)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from interp.boundary.repeated_weights import Repeat, repeated_weights
 from interp.config import CONTROL, METRICS
+from interp.fields import LARGEST_SEED, argument
 from interp.files import write_bytes
 
 
@@ -183,7 +184,7 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     Raises:
         ValueError: no such metric, or not the result of one site.
     """
-    if "patched" not in result:
+    if not isinstance(result, (xr.Dataset, xr.DataTree)) or "patched" not in result:
         raise ValueError("this is not the result of one site; give one, such as tree['z']")
     known = METRICS if f"clean_{CONTROL}" not in result else (*METRICS, CONTROL)
     if metric not in known:
@@ -249,6 +250,9 @@ def interval(
     The same resampled facts serve every cell and step, so that differences between them can be
     compared.
     """
+    confidence = argument("confidence", confidence, float, above=0, below=1)
+    n_resamples = argument("n_resamples", n_resamples, int, least=1)
+    seed = argument("seed", seed, int, least=0, most=LARGEST_SEED)
     values = _with_gap(result, metric)
     there = values.patched.notnull()
     gained = (values.patched - values.corrupted).fillna(0).transpose(..., "fact")

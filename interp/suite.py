@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 from tokenizers import Tokenizer
 
-from interp.bios.population import check_population
 from interp.bios.text import Texts, lay_out
 from interp.bios.tokenizer import read_tokenizer, vocabulary_digest
 from interp.boundary.step_folders import step_folders, step_of
@@ -24,10 +23,10 @@ from interp.checkpoints import (
 from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
 from interp.drawing import draw_facts
 from interp.facts import FactSet, read_facts
-from interp.files import read_table
+from interp.fields import LARGEST_SEED, argument
 from interp.model import DecoderConfig, HookedDecoder, device_of
 from interp.training.metrics import read_metrics
-from interp.training.run_folder import read_record
+from interp.training.run_folder import read_population, read_record
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,7 @@ class Suite:
     @cached_property
     def population(self) -> pd.DataFrame:
         """One row a person."""
-        path = self.path / "population.parquet"
-        people = read_table(path)
-        check_population(people, path)
-        return people
+        return read_population(self.config, self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -85,7 +81,7 @@ class Suite:
         Raises:
             ValueError: there is none at ``step``; the message names the nearest.
         """
-        if step not in self.folders:
+        if argument("step", step, int) not in self.folders:
             nearest = sorted(sorted(self.steps, key=lambda other: abs(other - step))[:2])
             raise ValueError(
                 f"no checkpoint at step {step} in {self.path}; "
@@ -139,6 +135,7 @@ class Suite:
         """The model at ``step``, in fp32."""
         model = read_checkpoint(self.step_dir(step), device=device_of(device))
         self._of_this_run(step, model.cfg)
+        model.vocabulary = self.vocabulary
         return model
 
     def sha256(self, step: int) -> str:
@@ -161,16 +158,17 @@ class Suite:
         fewer: bool = False,
     ) -> FactSet:
         """``n`` facts of this run's training people; see ``interp.drawing.draw_facts``."""
-        attributes = (attribute,) if isinstance(attribute, str) else tuple(dict.fromkeys(attribute))
+        named = (attribute,) if isinstance(attribute, str) else attribute
+        named = argument("attribute", named, tuple[str, ...])
         facts = draw_facts(
             self.population,
             self.texts,
-            n=n,
-            attributes=attributes,
-            seed=seed,
+            n=argument("n", n, int),
+            attributes=tuple(dict.fromkeys(named)),
+            seed=argument("seed", seed, int, least=0, most=LARGEST_SEED),
             corruption=corruption,
-            n_context=n_context,
-            length=length,
+            n_context=argument("n_context", n_context, int),
+            length=argument("length", length, int | None),
             fewer=fewer,
         )
         return replace(facts, vocabulary=self.vocabulary)
@@ -187,7 +185,7 @@ def load_suite(path: str | Path) -> Suite:
         FileNotFoundError: no such folder, or no checkpoint in it.
         ValueError: run.json is damaged.
     """
-    path = Path(path)
+    path = Path(argument("path", path, str, is_path=True))
     if not path.is_dir():
         raise FileNotFoundError(
             f"no folder {path}; give a run folder, such as checkpoints/demo, or one of its step "

@@ -17,8 +17,10 @@ import xarray as xr
 
 from interp.boundary.repeated_weights import repeated_weights
 from interp.config import MOST_WORKERS, Precision, check_choice
-from interp.facts import FactSet, check_tokens
-from interp.files import only_process
+from interp.facts import FactSet, check_tokens, check_vocabulary
+from interp.fields import argument
+from interp.files import check_writable, only_process
+from interp.model import device_of
 from interp.patching.intervention import (
     Intervention,
     cells_of,
@@ -73,8 +75,12 @@ def patch_suite(
             shape; facts of another vocabulary; another process works in ``out``.
     """
     how = intervention(options)
+    argument("suite", suite, Suite), argument("facts", facts, FactSet)
     check_choice("precision", precision, Precision)
-    steps = suite.steps if steps is None else sorted(set(steps))
+    device = device_of(device)
+    made_from = argument("made_from", made_from, dict | None)
+    given = argument("steps", steps, tuple[int, ...] | None)
+    steps = suite.steps if given is None else sorted(set(given))
     sites = check_sweep(suite, facts, steps, sites, how)
     compute = partial(
         _patch_one,
@@ -120,11 +126,7 @@ def check_sweep(
     if not steps:
         raise ValueError(f"no steps to patch; choose some of {_listed(suite.steps)}")
     shape = suite.check(steps)
-    if facts.vocabulary not in ("", suite.vocabulary):
-        raise ValueError(
-            f"the facts are of another vocabulary than {suite.path}; draw them with its own "
-            "suite.facts"
-        )
+    check_vocabulary(facts, suite.vocabulary, str(suite.path))
     sites = check_sites(sites, parallel=shape.parallel, direction=how.direction)
     check_fit(shape, sites, how)
     cells_of(facts, how)
@@ -164,8 +166,10 @@ def over_checkpoints(
         asked: all that the results depend on, beside checkpoint, step, name, versions and source
             code.
     """
-    if not 1 <= workers <= MOST_WORKERS:
-        raise ValueError(f"workers is {workers}; give 1 to {MOST_WORKERS}")
+    workers = argument("workers", workers, int, least=1, most=MOST_WORKERS)
+    if out is not None:
+        out = Path(argument("out", out, str, is_path=True))
+        check_writable(out)
     tensors = checked_tensors(suite, steps)
     if out is None:
         work = [(step, list(names)) for step in steps]
@@ -175,7 +179,7 @@ def over_checkpoints(
     computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
     made_of |= {"source": source_digest(Path(computes))}
     made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
-    with only_process(Path(out), "writing results to"):
+    with only_process(out, "writing results to"):
         checkpoints = {step: suite.sha256(step) for step in steps}
         requests = {
             (step, name): {
@@ -188,7 +192,7 @@ def over_checkpoints(
             for step in steps
             for name in names
         }
-        stored = {key: read_result(Path(out), request) for key, request in requests.items()}
+        stored = {key: read_result(out, request) for key, request in requests.items()}
         done = {
             step: {name: stored[step, name] for name in names if stored[step, name] is not None}
             for step in steps
@@ -204,7 +208,7 @@ def over_checkpoints(
             suite, missing, compute, workers, lambda n_done: on_step(n_stored + n_done)
         ):
             for name, result in _of_weights(results, tensors[step]).items():
-                done[step][name] = write_result(Path(out), requests[step, name], result, made_by)
+                done[step][name] = write_result(out, requests[step, name], result, made_by)
     return done
 
 

@@ -181,7 +181,6 @@ def test_roles_of_minus_1_are_no_roles(small, own):
             {"clean": [[1, -2], [1, 2], [3, 4]]},
             "fact 0 has a negative token id in its clean prompt",
         ),
-        ({"clean": "abc"}, "clean is 'abc'; give token ids"),
         (
             {"corrupted": CORRUPTED[:, :4]},
             "fact 0 has a clean prompt of 5 tokens and a corrupted one",
@@ -218,8 +217,6 @@ def test_token_ids_that_do_not_fit_are_refused_by_fact(arguments, message):
             {"roles": torch.tensor([[0] * 5, [0] * 5, [0, -1, 0, 0, 0]])},
             "fact 2 has a position with",
         ),
-        ({"roles": torch.zeros(3, 4, dtype=torch.long)}, "roles is 4 tokens wide, clean 5"),
-        ({"corrupted": CORRUPTED[:2]}, "corrupted has 2 facts, clean has 3"),
         ({"texts": pd.DataFrame({"person": [1, 2, 3]})}, "texts has no column corrupted_person"),
     ],
     ids=str,

@@ -68,6 +68,9 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
             f"{path}: model_type is {family!r}, and only gpt_neox can be loaded; open others with "
             "TransformerLens's bridge, and give that to interp.patch"
         )
+    classes = given.get("architectures") or []
+    neox = isinstance(classes, list) and all(str(x).startswith("GPTNeoXFor") for x in classes)
+    _check(path, "architectures", classes, neox, "GPTNeoXForCausalLM")
     rotary = _rotary(given, path)
     for key in given:
         if key not in {*SIZES, *OTHERS, *WITHOUT_EFFECT, *_ROTARY_KEYS}:

@@ -20,7 +20,7 @@ from interp.config import (
     Replacement,
 )
 from interp.facts import NO_TOKEN, FactSet, role_masks
-from interp.fields import LARGEST_SEED, check_fields, number
+from interp.fields import LARGEST_SEED, argument, check_fields, number
 from interp.patching.cells import AT_ENTRY, CUTS, EDGES, Cells, Shape
 from interp.patching.paths import count_ways, is_path, parse_path
 from interp.patching.runs import name_roles
@@ -122,7 +122,9 @@ def check_sites(
         ValueError: one is unknown, or a model with parallel blocks lacks it, or it takes the other
             direction.
     """
-    for site in sites:
+    if isinstance(sites, str):
+        raise ValueError(f"sites is {sites!r}; give a list of sites")
+    for site in argument("sites", sites, tuple[str, ...]):
         if is_path(site):
             parse_path(site)
         elif site not in SITES:

@@ -8,7 +8,6 @@ answer), in nats, at ``final``; ``first_logprob`` and ``value_logprob`` = ln p o
 first token, and of all its tokens given the ones before.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +20,8 @@ from torch import nn
 
 from interp.boundary.model_check import check_model, check_plain
 from interp.config import CONTROL, DEFAULT_SITES, METRICS
-from interp.facts import TEXT_COLUMNS, FactSet, check_tokens
+from interp.facts import TEXT_COLUMNS, FactSet, check_tokens, check_vocabulary
+from interp.fields import argument
 from interp.model import HookedDecoder
 from interp.patching.batch import Batch, mean_run, spread_of_names
 from interp.patching.cells import EDGES, Shape
@@ -59,10 +59,10 @@ def patch(
         ``_value_logprob`` after their names. NaN: the fact has no such position, or a path's stops
         are not in order; ``corrupted`` of an ablation of facts without twins; ``logit_diff`` of
         facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of each group, for
-        ``head``; ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or pos; the second stop of a
-        path has ``layer_1`` and ``head_1``, the third ``layer_2``, ... Attribute ``flops``:
-        floating-point operations of the matrix products, of all sites together (not of a model
-        that is not a ``HookedDecoder``).
+        ``head``; ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or pos; the second
+        stop of a path has ``layer_1`` and ``head_1``, the third ``layer_2``, ... Attribute
+        ``flops``: floating-point operations of the matrix products, of all sites together (not of a
+        model that is not a ``HookedDecoder``).
 
     Raises:
         ValueError: unknown site or option, a site this model lacks, prompts of several lengths with
@@ -83,11 +83,12 @@ def patch_sites(
 ) -> dict[str, xr.Dataset]:
     """``patch`` for several sites at once, which share their runs and their batches."""
     how = intervention(options)
+    argument("facts", facts, FactSet)
+    max_memory = argument("max_memory", max_memory, float, above=0)
     sites = _sites_of(model, sites, how)
+    check_vocabulary(facts, getattr(model, "vocabulary", ""), "the model")
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
-    if not 0 < max_memory < math.inf:
-        raise ValueError(f"max_memory is {max_memory}; it must be a positive number of gigabytes")
     cells, labels, may_differ = cells_of(facts, how)
     check_tokens(facts, model.cfg.d_vocab, model.cfg.n_ctx)
     cells, may_differ = reach(model, facts, cells, may_differ)
@@ -130,14 +131,14 @@ def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list
             f"a {type(model).__name__} has no hooks; give a HookedDecoder, a HookedRootModule or a "
             "TransformerBridge"
         )
-    check_model(model)
-    if own:
-        check_plain(model)
     if not own and not sites:
         sites = [site for site in DEFAULT_SITES if HOOKS[site].format(0) in model.hook_dict]
     parallel = own and model.cfg.parallel
     sites = check_sites(sites, parallel=parallel, direction=how.direction)
-    if not own:
+    check_model(model)
+    if own:
+        check_plain(model)
+    else:
         for site in filter(is_path, sites):
             raise ValueError(
                 f"path {site!r} needs a HookedDecoder, got a {type(model).__name__}; load the "

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 
 from interp.config import METRICS
 from interp.facts import FactSet, check_tokens
+from interp.fields import argument
 from interp.model import DecoderConfig
 from interp.patching.cells import AT_ENTRY, CUTS, EDGES, ON_KEYS, Cells, reached, rows_of
 from interp.patching.engine import TOKENS_AT_ONCE, row_size
@@ -96,6 +97,8 @@ def plan(
         options: the fields of ``Intervention``.
     """
     how = intervention(options)
+    argument("cfg", cfg, DecoderConfig), argument("facts", facts, FactSet)
+    max_memory = argument("max_memory", max_memory, float, above=0)
     sites = check_sites(sites, parallel=cfg.parallel, direction=how.direction)
     check_fit(cfg, sites, how)
     check_tokens(facts, cfg.d_vocab, cfg.n_ctx)

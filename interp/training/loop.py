@@ -27,7 +27,8 @@ from interp.bios.tokenizer import read_tokenizer
 from interp.boundary.step_folders import step_folders, step_name
 from interp.checkpoints import read_checkpoint, write_checkpoint
 from interp.config import TrainConfig
-from interp.files import only_process
+from interp.fields import argument
+from interp.files import check_writable, only_process
 from interp.model import HookedDecoder, device_of, has_bf16
 from interp.ragged import Ragged
 from interp.training.attention_patching import patched_hidden
@@ -63,10 +64,12 @@ def train(
             ``resume`` a damaged run or one of another configuration; or another process trains
             there; or the machine has too little memory.
     """
-    if out == "":
-        raise ValueError("out is empty; name the run folder to write")
+    argument("config", config, TrainConfig), argument("resume", resume, bool)
+    out = Path(argument("out", out, str, is_path=True))
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"on_step is {on_step!r}; give a function of the step and the loss")
     check_memory(config)
-    out = Path(out)
+    check_writable(out)
     with only_process(out, "training in"):
         config = _settled(config, out, resume)
         begun = is_begun(config, out, resume)

@@ -49,6 +49,8 @@ def read_state(trainee: Trainee, folder: Path, *, steps: Collection[int]) -> Non
         ValueError: the file is damaged, or not the state of this run.
     """
     path = folder / "state.safetensors"
+    if not path.is_file():
+        raise _damaged(path, "it is not a file")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict

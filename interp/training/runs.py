@@ -18,6 +18,7 @@ import torch
 
 from interp.boundary.step_folders import step_folders
 from interp.config import TrainConfig
+from interp.fields import argument
 from interp.files import only_process
 from interp.training.loop import train
 from interp.training.metrics import read_metrics
@@ -52,7 +53,7 @@ def train_all(
             another process trains in ``out``; or runs failed, and then only after all others have
             ended.
     """
-    _check(runs, out)
+    _check(runs, out, executor)
     folders = {name: Path(out) / name for name in runs}
     left = {n: config for n, config in runs.items() if not is_done(folders[n], config)}
     for name, config in runs.items():
@@ -73,9 +74,10 @@ def train_all(
     return folders
 
 
-def _check(runs: dict[str, TrainConfig], out: str | Path) -> None:
-    if out == "":
-        raise ValueError("out is empty; name the folder of the runs")
+def _check(runs: dict[str, TrainConfig], out: str | Path, executor: Executor | None) -> None:
+    argument("runs", runs, dict), argument("out", out, str, is_path=True)
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise ValueError(f"executor is {executor!r}; give a concurrent.futures.Executor")
     for name, config in runs.items():
         if not isinstance(name, str) or not re.fullmatch(r"[^./\\\0][^/\\\0]*", name):
             raise ValueError(
