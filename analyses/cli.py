@@ -82,20 +82,14 @@ def _localization(arguments: list[str]) -> None:
     )
     from analyses.localization import run
     from analyses.localization_report import report
-    from interp.files import check_file, check_writable, write_bytes
+    from interp.files import check_page, check_writable, write_bytes
     from interp.suite import load_suite, select_steps
 
     suite = load_suite(config.ckpt)
     total = len(select_steps(suite, config.steps))
     target = Path(config.report or suite.path / "localization.html")
     results = Path(config.out or suite.path / "results" / "localization")
-    check_writable(results), check_file(target)
-    for folder in (suite.path.resolve(), results.resolve()):
-        if target.resolve().is_relative_to(folder) and target.resolve().suffix != ".html":
-            raise ValueError(
-                f"report is {target}, in {folder}, whose files are read; name an .html file, such "
-                f"as {target.name}.html"
-            )
+    check_writable(results), check_page(target)
     command = command_line("interp-analyse", ["localization", *arguments])
     with progress() as bar:
         task = bar.add_task("localizing, checkpoint", total=total + 1)
@@ -115,10 +109,10 @@ def _emergence(arguments: list[str]) -> None:
     interp-analyse emergence --curves docs/accuracy.csv --out times.csv
     """
     config = parse(EmergenceConfig, "interp-analyse emergence", _emergence.__doc__, arguments)
-    from interp.files import check_file, write_bytes
+    from interp.files import check_page, write_bytes
 
     if config.out:
-        check_file(Path(config.out))
+        check_page(Path(config.out))
         if os.path.exists(config.curves) and _is_same(config.out, config.curves):
             raise ValueError(f"out is {config.out}, the file of the curves; choose another --out")
     from analyses.emergence import run, said

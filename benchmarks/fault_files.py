@@ -67,7 +67,7 @@ PATHS = [
     ),
     *(
         Row(f"{what} as the output of {command.split()[0]} {flag}", f"{command} {flag} {path}",
-            says(path), "" if path == "ring" else None, before)
+            says(path.partition("/")[0]), "" if path == "ring" else None, before)
         for what, path, before in (
             ("a pipe", "pipe", "fifo('pipe')"),
             ("a link to itself", "ring", "loop('ring')"),

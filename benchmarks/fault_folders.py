@@ -107,7 +107,7 @@ RECORD = [
         f"key('{_JSON}', 'no_knowledge_baseline.major', 'two')"),
     Row("a baseline is NaN", STUDY + " --ckpt run", "baseline|NaN", None,
         f"key('{_JSON}', 'no_knowledge_baseline.major', float('nan'))"),
-    Row("another run's seed in run.json", PATCH, "seed|population", None,
+    Row("another run's seed in run.json", PATCH, "seed|population|begun with", None,
         f"key('{_JSON}', 'config.seed', 1)"),
     Row("parallel blocks in run.json, sequential in the files", f"{RUN} --facts 6", "parallel",
         None, f"key('{_JSON}', 'config.parallel', True)"),
@@ -119,7 +119,7 @@ _DEFAULTS = {"rotary_pct": 0.25, "use_parallel_residual": True}
 SHAPE = [
     *(
         Row(f"config.json has no {name}", PATCH,
-            rf"{name}|shape|belong|parallel",
+            rf"{name}|shape|belong|parallel|num_attention_heads",
             f"key('{CONFIG}', '{name}', {_DEFAULTS[name]})" if name in _DEFAULTS else "",
             f"key('{CONFIG}', '{name}')")
         for name in ("architectures", "model_type", "dtype", "vocab_size", "hidden_size",
@@ -130,7 +130,8 @@ SHAPE = [
     ),
     *(
         Row(f"config.json's {name} is {value!r}", PATCH,
-            f"{name.partition('_')[0]}|shape|belong|NaN", None,
+            f"{name.partition('_')[0]}|shape|belong|NaN|n_heads|num_attention_heads|takes at most",
+            None,
             f"key('{CONFIG}', '{name}', {value!r})")
         for name, value in (
             ("vocab_size", "many"), ("vocab_size", -1), ("vocab_size", 10**12), ("vocab_size", 3),
@@ -189,7 +190,7 @@ TENSORS = [
         f"write('{WEIGHTS}', b'\\xff' * 8 + b'{{}}')"),
     Row("weights that end in bytes of nobody", PATCH, "model.safetensors", None,
         f"write('{WEIGHTS}', Path('{WEIGHTS}').read_bytes() + bytes(64))"),
-    Row("the last weights are truncated when resuming", RESUME, "model.safetensors|damaged", None,
+    Row("the last weights are truncated when resuming", RESUME, "model.safetensors|damaged", "",
         f"cut('{WEIGHTS}', 0.7)"),
 ]  # fmt: skip
 
@@ -215,11 +216,10 @@ PEOPLE = [
             ("weights are NaN", "sampling_weight", "float('nan')", "weight", None),
             ("weights are negative", "sampling_weight", -1.0, "weight", None),
             ("first names are empty", "first", "''", "first|name|empty", None),
-            ("majors are unknown words", "major", "'Astrology'", "Astrology|tokenizer|vocab", None),
-            ("people are in another order", "id", "lambda x: x[::-1].values", "id|order|digest",
+            ("majors are unknown words", "major", "'Astrology'", "Astrology|vocab|begun with", None),
+            ("people are in another order", "id", "lambda x: x[::-1].values", "id|order|begun",
              None),
-            ("people all have one name", "first", "lambda x: x.iloc[0]", "name|first|digest|twin",
-             None),
+            ("people all have one name", "first", "lambda x: x.iloc[0]", "name|first|called", None),
         )
     ),
     Row("the population has no rows", PATCH, "population|people", None,

@@ -131,7 +131,7 @@ NUMBERS = [
     Row("facts in Arabic digits", f"{RUN} --sites z --steps 30 --facts ٦", says("facts"), ""),
     Row("a step in superscript", f"{RUN} --sites z --facts 6 --steps ³", says("steps", "³")),
     Row("every 0th step", f"{RUN} --sites z --facts 6 --steps every:0", says("every:0")),
-    Row("a step of 23 digits", f"{RUN} --steps 99999999999999999999999", says("9999999", "30")),
+    Row("a step of 23 digits", f"{RUN} --steps 99999999999999999999999", says("9999999")),
     Row("a negative step", f"{RUN} --steps -10", says("steps")),
     Row("memory without end", f"{PATCH} --max-memory inf", says("max-memory"), ""),
     Row("a large, valid memory", f"{PATCH} --max-memory 1e9", says("max-memory"), ""),

@@ -9,19 +9,16 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from interp.boundary.hf_config import neox_config, read_decoder_config
 from interp.boundary.step_folders import check_files
 from interp.files import write_bytes, write_json
 from interp.model import DecoderConfig, HookedDecoder
+from interp.tensor_file import check_digests, digest_of, opened, read_tensors, to_bytes
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _RENAMES = (  # ours, GPT-NeoX's
@@ -49,7 +46,7 @@ def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) 
             _neox_name(name): weight.detach().to("cpu", dtype)
             for name, weight in model.state_dict().items()
         }
-        write_bytes(temporary / "model.safetensors", save(weights, metadata={"format": "pt"}))
+        write_bytes(temporary / "model.safetensors", to_bytes(weights, {"format": "pt"}))
         write_json(temporary / "config.json", neox_config(model.cfg))
         if folder.exists():
             shutil.rmtree(folder)
@@ -77,11 +74,9 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
         if name not in stored
     }
     path = folder / "model.safetensors"
-    with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118, not a dict
-            if _is_old_buffer(name):
-                continue
-            weights[_our_name(name)] = _finite(path, name, file.get_tensor(name)).to(device)
+    for name, tensor in read_tensors(path).items():
+        if not _is_old_buffer(name):
+            weights[_our_name(name)] = _finite(path, name, tensor).to(device)
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -96,7 +91,7 @@ def check_checkpoint(folder: Path, *, device: str = "cpu") -> DecoderConfig:
     check_files(folder)
     cfg = read_decoder_config(folder / "config.json", device=device)
     path = folder / "model.safetensors"
-    with _opened(path) as file:
+    with opened(path) as file:
         names = [name for name in file.keys() if not _is_old_buffer(name)]  # noqa: SIM118, not a dict
         slices = {name: file.get_slice(name) for name in names}
         stored = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
@@ -152,22 +147,19 @@ def checkpoint_sha256(folder: Path) -> str:
 
 
 def tensor_digests(folder: Path) -> dict[str, str]:
-    """Shape, type and digest of every tensor in a step folder, such as 489x64:float32:1b2c…, by its
-    name in the file.
+    """``interp.tensor_file.digest_of`` every tensor in a step folder, by its name in the file.
 
     Raises:
         ValueError: the file is damaged, or a weight is not finite.
     """
     digests, path = {}, folder / "model.safetensors"
-    with _opened(path) as file:
+    with opened(path) as file:
         for name in file.keys():  # noqa: SIM118, not a dict
-            tensor = file.get_tensor(name).contiguous()
+            tensor = file.get_tensor(name)
             if not _is_old_buffer(name):
                 _finite(path, name, tensor)
-            raw = tensor.flatten().view(torch.uint8).numpy()
-            digest = hashlib.blake2b(raw, digest_size=8).hexdigest()
-            shape = "x".join(map(str, tensor.shape))
-            digests[name] = f"{shape}:{str(tensor.dtype).removeprefix('torch.')}:{digest}"
+            digests[name] = digest_of(tensor)
+        check_digests(path, digests, file.metadata() or {})
     return digests
 
 
@@ -191,17 +183,6 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
             "this one again"
         )
     return weight
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); copy it again, or train this step again"
-        ) from None
 
 
 def _is_old_buffer(name: str) -> bool:

@@ -117,7 +117,7 @@ def _patch(arguments: list[str]) -> None:
     from the last checkpoint done.
     """
     config = parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
-    from interp.files import check_file, check_writable
+    from interp.files import check_page, check_writable
     from interp.results import read_other_direction
     from interp.suite import load_suite, select_steps
     from interp.sweep import checked_tensors
@@ -134,7 +134,7 @@ def _patch(arguments: list[str]) -> None:
         return
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
     target = Path(config.report) if config.report else suite.path / "report.html"
-    check_writable(out), check_file(target)
+    check_writable(out), check_page(target)
     metrics = _metrics(suite.path)
     command = command_line("interp-patch", arguments)
     tree = _sweep(suite, facts, sites, steps, config, directions, out, command)
@@ -255,10 +255,10 @@ def _report(arguments: list[str]) -> None:
     beside the other direction of it where that is there, too.
     """
     config = parse(ReportConfig, "interp-report", _report.__doc__, arguments)
-    from interp.files import check_file
+    from interp.files import check_page
     from interp.results import read_folder, read_other_direction
 
-    check_file(Path(config.out))
+    check_page(Path(config.out))
     folder = Path(config.results)
     results = read_folder(folder)
     made_by = json.loads(next(iter(results.values())).attrs["made_by"])

@@ -41,7 +41,7 @@ largest.
 """
 MOST_CHECKPOINTS, MOST_LAYERS, MOST_WORKERS = 100_000, 1000, 256
 MOST_NOISE, MOST_DRAWS = 1e6, 10_000
-LARGEST_RATE = 1000.0
+LARGEST_RATE = 1e30
 """Of learning, decay and initial weights; anything near it diverges."""
 _NOT_IN_OLDER_RUNS = (
     *("celebrities", "celebrity_weight", "schedule", "shuffled", "removed", "keep"),

@@ -89,6 +89,11 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
     return content
 
 
+def table_bytes(table: "pd.DataFrame") -> bytes:
+    """A parquet file with checksums."""
+    return table.to_parquet(index=False, write_page_checksum=True)
+
+
 def read_table(path: Path) -> "pd.DataFrame":
     """A parquet file in memory.
 
@@ -102,7 +107,7 @@ def read_table(path: Path) -> "pd.DataFrame":
             f"no {path.name} in {path.parent}; the run folder is incomplete, copy it again"
         )
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, page_checksum_verification=True)
     except PermissionError:
         raise ValueError(f"{path} can't be read (no permission); see that it can") from None
     except (ValueError, OSError):
@@ -127,14 +132,15 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def check_file(path: Path) -> None:
-    """Makes the folder of ``path`` if need be.
+def check_page(path: Path) -> None:
+    """Makes the folder of a page if need be. Its name ends with .html, so that no file of a run is
+    overwritten.
 
     Raises:
-        ValueError: no file can be written there.
+        ValueError: it has another name, or no file can be written there.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a file; name one, such as {path.name}.html")
+    if path.suffix != ".html" or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path} is no HTML file; name one, such as {path.name}.html")
     check_writable(path.parent)
 
 

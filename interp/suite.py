@@ -26,7 +26,7 @@ from interp.facts import FactSet, read_facts
 from interp.fields import LARGEST_SEED, argument
 from interp.model import DecoderConfig, HookedDecoder, device_of
 from interp.training.metrics import read_metrics
-from interp.training.run_folder import read_population, read_record
+from interp.training.run_folder import check_recorded, read_population, read_record
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Suite:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.path)
+        tokenizer = read_tokenizer(self.path)
+        check_recorded(self.path / "tokenizer.json")
+        return tokenizer
 
     @cached_property
     def vocabulary(self) -> str:

@@ -197,7 +197,7 @@ def test_a_model_read_without_attention_biases_is_written_with_zeros(tmp_path):
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; only a whole number"),
         ({"num_hidden_layers": 10**30}, "num_hidden_layers is 1000"),
         ({"hidden_size": 10**6}, r"has shape \(13, 16\), config.json implies shape"),
-        ({"num_attention_heads": 3}, "d_model 16 is not a multiple of n_heads 3"),
+        ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
         ({"use_parallel_residual": 1}, "use_parallel_residual is 1; only true or false"),
         ({"rope_parameters": None, "rotary_pct": 9}, "the rotary share is 9; only a share up to 1"),
         ({"rope_parameters": None, "rotary_pct": 0.2}, "an even number of dimensions"),

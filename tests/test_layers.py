@@ -20,6 +20,7 @@ ORDER = [
     "bios",
     "ragged",
     "model",
+    "tensor_file",
     "boundary",
     "facts",
     "checkpoints",

@@ -285,7 +285,7 @@ def test_the_report_is_not_written_over_a_file_of_the_run(copy, name, monkeypatc
     with pytest.raises(SystemExit):
         cli.analyse()
     said = capsys.readouterr().err
-    assert "whose files are read; name an .html file" in said and said.count("\n") == 1
+    assert "is no HTML file; name one, such as" in said and said.count("\n") == 1
     assert (copy / "run.json").read_bytes() == before
 
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from interp.bios.batches import training_batch
+from interp.bios.batches import evaluation_set, training_batch
 from interp.checkpoints import checkpoint_sha256
 from interp.training import loop, memory_estimate, run_folder
+from interp.training.evaluation import evaluate
 from interp.training.loop import learning_rate, make_step, train
 from interp.training.memory_estimate import check_memory, least_bytes
 from interp.training.run_folder import read_config, read_record
@@ -178,7 +179,7 @@ def test_metrics_are_those_of_the_weights_as_saved(config, tmp_path):
     rounded = replace(config, n_steps=10, checkpoint_dtype="bfloat16")
     out = train(rounded, tmp_path / "run")
     suite = loop_suite(out)
-    table = loop.evaluate(suite.load(10), loop.evaluation_set(suite.texts, rounded, "train"))
+    table = evaluate(suite.load(10), evaluation_set(suite.texts, rounded, "train"))
     stored = suite.metrics.query("step == 10 and split == 'train'").reset_index()
     assert stored.loss.tolist() == pytest.approx(table.loss.tolist(), rel=1e-5)
 
@@ -286,7 +287,7 @@ def test_the_memory_estimate_is_less_than_what_a_state_and_a_batch_take(run, sui
 
 def test_an_empty_out_is_not_the_current_folder(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="out is empty; name the run folder"):
+    with pytest.raises(ValueError, match="out is empty; name a file or folder"):
         train(config, "")
     assert not list(tmp_path.iterdir())
 

@@ -64,9 +64,17 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer.json in {folder}; copy the run folder again")
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in SPECIAL.values() if token not in vocabulary]:
+        raise ValueError(f"{path} has no token {missing[0]}; copy it again")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError(f"{path} numbers its tokens with gaps, or two alike; copy it again")
+    if not isinstance(tokenizer.pre_tokenizer, pre_tokenizers.Sequence):
+        raise ValueError(f"{path} does not split texts as a run's tokenizer does; copy it again")
+    return tokenizer
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:

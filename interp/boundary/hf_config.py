@@ -6,6 +6,7 @@ left out counts as what ``transformers.GPTNeoXConfig`` takes for it.
 
 from pathlib import Path
 
+from interp.fields import shortened
 from interp.files import read_json
 from interp.model import DecoderConfig
 
@@ -75,8 +76,8 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
     for key in given:
         if key not in {*SIZES, *OTHERS, *WITHOUT_EFFECT, *_ROTARY_KEYS}:
             raise ValueError(
-                f"{path}: key {key!r} (here {_short(given[key])}) is unknown for gpt_neox; it may "
-                "change what the model computes, so delete it only if you know that it does not"
+                f"{path}: key {key!r} (here {shortened(given[key])}) is unknown for gpt_neox; it "
+                "may change what the model computes, so delete it only if you know that it does not"
             )
     values = {**SIZES, **OTHERS, **{key: given[key] for key in (*SIZES, *OTHERS) if key in given}}
     for key in SIZES:
@@ -89,7 +90,13 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
     _check(path, "the rotary share", share, _number(share) and 0 < share <= 1, "a share up to 1")
     _check(path, "hidden_act", values["hidden_act"], values["hidden_act"] == "gelu", "gelu")
     _check(path, "tie_word_embeddings", True, not values["tie_word_embeddings"], "false")
-    d_head = values["hidden_size"] // values["num_attention_heads"]
+    d_model, n_heads = values["hidden_size"], values["num_attention_heads"]
+    if d_model % n_heads:
+        raise ValueError(
+            f"{path}: hidden_size {d_model} is not a multiple of num_attention_heads {n_heads} (a "
+            "key that is left out has transformers' default); correct them"
+        )
+    d_head = d_model // n_heads
     n_rotary = int(d_head * share)
     try:
         return DecoderConfig(
@@ -101,8 +108,8 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
             n_ctx=values["max_position_embeddings"],
             parallel=values["use_parallel_residual"],
             rotary_dim=n_rotary if n_rotary < d_head else None,
-            rotary_base=theta,
-            ln_eps=eps,
+            rotary_base=float(theta),
+            ln_eps=float(eps),
             attention_bias=values["attention_bias"],
             device=device,
         )
@@ -164,12 +171,7 @@ def _rotary(given: dict, path: Path) -> tuple[object, object]:
 
 def _check(path: Path, key: str, got: object, fine: bool, wanted: str) -> None:
     if not fine:
-        raise ValueError(f"{path}: {key} is {_short(got)}; only {wanted} can be loaded")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "…"
+        raise ValueError(f"{path}: {key} is {shortened(got)}; only {wanted} can be loaded")
 
 
 def _whole(value: object) -> bool:

@@ -36,7 +36,13 @@ from interp.training.layout import next_tokens, to_ragged
 from interp.training.memory_estimate import check_memory
 from interp.training.metrics import Metrics
 from interp.training.resume import mend_checkpoints, read_state, write_state
-from interp.training.run_folder import begin, is_begun, read_config, read_population
+from interp.training.run_folder import (
+    begin,
+    check_recorded,
+    is_begun,
+    read_config,
+    read_population,
+)
 from interp.training.trainee import Trainee, make_optimizer, make_trainee
 
 OnStep = Callable[[int, float], None]
@@ -75,6 +81,7 @@ def train(
         begun = is_begun(config, out, resume)
         if begun:
             people, tokenizer = read_population(config, out), read_tokenizer(out)
+            check_recorded(out / "tokenizer.json")
         else:
             people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
             tokenizer = tokenizer_for(people)

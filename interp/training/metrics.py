@@ -10,7 +10,7 @@ from torch import Tensor
 from interp.bios.batches import evaluation_set
 from interp.bios.text import Texts
 from interp.config import ATTRIBUTES, TrainConfig
-from interp.files import read_table, write_bytes
+from interp.files import read_table, table_bytes, write_bytes
 from interp.model import HookedDecoder
 from interp.training.evaluation import AVERAGE, evaluate
 from interp.training.trainee import Trainee
@@ -64,7 +64,7 @@ class Metrics:
             for split, biographies in self.sets.items()
         ]
         self.table = pd.concat([self.table, *rows], ignore_index=True)[list(COLUMNS)]
-        write_bytes(self.path, self.table.to_parquet(index=False))
+        write_bytes(self.path, table_bytes(self.table))
 
 
 def read_metrics(path: Path) -> pd.DataFrame:

@@ -6,14 +6,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from interp.boundary.step_folders import step_folders, step_name
 from interp.checkpoints import check_checkpoint, read_checkpoint, write_checkpoint
 from interp.config import TrainConfig
 from interp.files import write_bytes
 from interp.model import DecoderConfig
+from interp.tensor_file import opened, read_tensors, to_bytes
 from interp.training.trainee import Trainee
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,10 +35,7 @@ def write_state(trainee: Trainee, folder: Path) -> None:
         "optimizer_step": str(optimizer_step),  # fewer, where the optimizer was begun anew
         "tokens_seen": str(trainee.tokens_seen),
     }
-    write_bytes(
-        folder / "state.safetensors",
-        save({k: v.cpu().contiguous() for k, v in tensors.items()}, position),
-    )
+    write_bytes(folder / "state.safetensors", to_bytes(tensors, position))
 
 
 def read_state(trainee: Trainee, folder: Path, *, steps: Collection[int]) -> None:
@@ -51,12 +47,9 @@ def read_state(trainee: Trainee, folder: Path, *, steps: Collection[int]) -> Non
     path = folder / "state.safetensors"
     if not path.is_file():
         raise _damaged(path, "it is not a file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            position = file.metadata() or {}
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from None
+    tensors = read_tensors(path)
+    with opened(path) as file:
+        position = file.metadata() or {}
     weights = dict(trainee.model.named_parameters())
     if wrong := _wrong_tensor(tensors, weights):
         raise _damaged(path, wrong)

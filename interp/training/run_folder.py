@@ -1,5 +1,7 @@
 """What a run folder says of its run: run.json, population, tokenizer; read, checked, written."""
 
+import hashlib
+import json
 from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
@@ -14,7 +16,7 @@ from interp.bios.tokenizer import tokenizer_files
 from interp.boundary.step_folders import step_folders
 from interp.config import ATTRIBUTES, TrainConfig, train_config
 from interp.fields import shortened
-from interp.files import read_json, read_table, write_bytes, write_json
+from interp.files import read_json, read_table, table_bytes, write_bytes, write_json
 from interp.provenance import provenance
 
 _RECORDED = {
@@ -27,6 +29,7 @@ _RECORDED = {
     "date": str,
 }
 """Keys of run.json, and what each holds."""
+_IN_DIGESTS = ("population.parquet", "tokenizer.json")
 _WORDS = {str: "text", dict: "an object", str | None: "text or null"}
 
 
@@ -61,6 +64,8 @@ def read_record(run: Path) -> dict:
 def _check_record(record: dict) -> None:
     """Raises a ValueError unless run.json holds what ``begin`` writes, and nothing else."""
     for name in dict.fromkeys((*_RECORDED, *record)):
+        if name == "digests":  # older runs have none
+            continue
         if name not in record:
             raise ValueError(f"it lacks {name!r}")
         if name not in _RECORDED:
@@ -69,6 +74,11 @@ def _check_record(record: dict) -> None:
             got, wanted = shortened(record[name]), _WORDS[_RECORDED[name]]
             raise ValueError(f"{name} is {got}; it must be {wanted}")
     train_config(record["config"])
+    recorded = record.get("digests", {})
+    if not isinstance(recorded, dict):
+        raise ValueError(f"digests is {shortened(recorded)}; it must be an object")
+    if recorded and recorded.get("config") != digests(record, {})["config"]:
+        raise ValueError("config is not the one that the run was begun with")
     baseline = record["no_knowledge_baseline"]
     if set(baseline) != set(ATTRIBUTES):
         raise ValueError(
@@ -95,7 +105,17 @@ def read_population(config: TrainConfig, run: Path) -> pd.DataFrame:
             f"{path} holds {counts[0]} training and {counts[1]} held-out people, and run.json asks "
             f"for {config.n_people} and then {config.n_held_out}; copy it again, or train again"
         )
+    check_recorded(path)
     return people
+
+
+def check_recorded(path: Path) -> None:
+    """Raises a ValueError where a file of a run is not the one whose digest run.json records."""
+    recorded = read_record(path.parent).get("digests", {}).get(path.name)
+    if recorded and recorded != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ValueError(
+            f"{path} is not the file that the run was begun with; copy it again, or train again"
+        )
 
 
 def is_begun(config: TrainConfig, out: Path, resume: bool) -> bool:
@@ -134,7 +154,7 @@ def begin(
     weights = sampling_weights(config, config.n_steps - 1)
     people = people.assign(sampling_weight=np.pad(weights, (0, config.n_held_out)))
     files = tokenizer_files(tokenizer)
-    files["population.parquet"] = people.to_parquet(index=False)
+    files["population.parquet"] = table_bytes(people)
     _check_free(out, files)
     for name, content in files.items():
         write_bytes(out / name, content)
@@ -143,7 +163,17 @@ def begin(
         "config": asdict(config),
         "no_knowledge_baseline": no_knowledge_baseline(people),
     }
+    record["digests"] = digests(record, files)
     write_json(out / "run.json", record | provenance())
+
+
+def digests(record: dict, files: dict[str, bytes]) -> dict[str, str]:
+    """Digests of what determines a run: its configuration as recorded, its population and its
+    tokenizer.
+    """
+    config = json.dumps(record["config"], sort_keys=True).encode()
+    parts = {name: files[name] for name in _IN_DIGESTS if name in files} | {"config": config}
+    return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
 
 def _check_free(out: Path, files: dict[str, bytes]) -> None:
