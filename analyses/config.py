@@ -190,7 +190,7 @@ class EmergenceConfig:
     intervals are over facts). Curves must rise: negate one that falls."""
     out: str | None = path(None)
     """A CSV to write the times to."""
-    confidence: float = number(0.95, above=0, below=1)
+    confidence: float = number(0.95, above=0, most=0.9999)
     """Of the intervals."""
     seed: int = number(0, least=0, most=LARGEST_SEED)
     """Of the bootstrap."""

@@ -119,7 +119,7 @@ RESULTS = [
         "remove('done/results'), copy('other/results', 'done/results')"),
     Row("results without their run", "interp-report --results patching --out r.html", "run",
         f"copy('{_DONE}', 'patching')", f"copy('{_DONE}', 'patching')"),
-    Row("results of localization", "interp-report --results loc --out r.html", "interp-patch|patch",
+    Row("results of localization", "interp-report --results loc --out r.html", "damaged|patch",
         None, f"copy('{_DONE}', 'loc'), [result_attribute(str(p), 'site', None) for p in "
         "Path('loc').glob('*.nc')]"),
     Row("notes among results", REPORT, "notes", "", f"write('{_DONE}/notes.txt', 'n')"),

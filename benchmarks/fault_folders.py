@@ -61,7 +61,8 @@ FILES = [
         for way, change in list(_WAYS.items())[1:4]
     ),
     *(
-        Row(f"resuming where {path} {way}", RESUME, says(_name(path)), before=change.format(path))
+        Row(f"resuming where {path} {way}", RESUME, says(_name(path)),
+            "" if path == WEIGHTS else None, change.format(path))
         for path in ("run/resume/state.safetensors", "run/run.json", "run/tokenizer.json",
                      "run/population.parquet", "run/metrics.parquet", WEIGHTS)
         for way, change in list(_WAYS.items())[:5]
@@ -79,7 +80,7 @@ RECORD = [
                                 "a text": ", 'seven'", "a list": ", [1]"}.items()
     ),
     *(
-        Row(f"run.json's config has no {f.name}", PATCH, says(f.name), "",
+        Row(f"run.json's config has no {f.name}", PATCH, f"{f.name}|begun with", "",
             f"key('{_JSON}', 'config.{f.name}')")
         for f in fields(TrainConfig)
     ),
@@ -109,7 +110,7 @@ RECORD = [
         f"key('{_JSON}', 'no_knowledge_baseline.major', float('nan'))"),
     Row("another run's seed in run.json", PATCH, "seed|population|begun with", None,
         f"key('{_JSON}', 'config.seed', 1)"),
-    Row("parallel blocks in run.json, sequential in the files", f"{RUN} --facts 6", "parallel",
+    Row("parallel blocks in run.json, sequential in files", f"{RUN} --facts 6", "parallel|begun",
         None, f"key('{_JSON}', 'config.parallel', True)"),
     Row("localizing parallel blocks under a sequential run.json", LOCALIZE, "parallel", None,
         f"key('{CONFIG}', 'use_parallel_residual', True)"),
@@ -216,7 +217,7 @@ PEOPLE = [
             ("weights are NaN", "sampling_weight", "float('nan')", "weight", None),
             ("weights are negative", "sampling_weight", -1.0, "weight", None),
             ("first names are empty", "first", "''", "first|name|empty", None),
-            ("majors are unknown words", "major", "'Astrology'", "Astrology|vocab|begun with", None),
+            ("majors are unknown words", "major", "'Astrology'", "Astrology|vocab|begun", None),
             ("people are in another order", "id", "lambda x: x[::-1].values", "id|order|begun",
              None),
             ("people all have one name", "first", "lambda x: x.iloc[0]", "name|first|called", None),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from os.path import normpath
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -316,7 +317,8 @@ def _are_of(results, run: Path) -> bool:
     same = step in suite.steps and suite.sha256(step) == digest
     if not same:
         warnings.warn(
-            f"the results are not of the checkpoints in {run}, so its training curves are left out",
+            f"the results are of another run than the one in {normpath(run)}, or its checkpoints "
+            "were replaced; its training curves are left out",
             stacklevel=2,
         )
     return same

@@ -123,7 +123,7 @@ class TrainConfig(PoolSizes):
     start_step: int = number(0, least=0)
     """Step from which they are used; the optimizer begins anew there."""
 
-    n_layers: int = number(8, least=1)
+    n_layers: int = number(8, least=1, most=MOST_LAYERS)
     """Transformer blocks."""
     n_heads: int = number(8, least=1)
     """Attention heads a block."""
@@ -219,6 +219,11 @@ class TrainConfig(PoolSizes):
                     f"{name} is {getattr(self, name)}, which does nothing without {partner}; give "
                     "both"
                 )
+        if self.celebrity_weight != 1 and not self.celebrities:
+            raise ValueError(
+                f"celebrity_weight is {self.celebrity_weight}, which does nothing without "
+                "celebrities; give both"
+            )
         for _, weights in self.stages:
             if len(weights) > self.n_people:
                 raise ValueError(

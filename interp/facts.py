@@ -22,6 +22,7 @@ from torch import Tensor
 from interp.bios.tokenizer import BOS, encode
 from interp.boundary.csv_table import read_csv_table
 from interp.boundary.token_ids import NO_TOKEN, answers_of, named_roles, prompts_of
+from interp.fields import argument
 
 PROMPT_ROLES = ("bos", "context", "name_first", "name_middle", "name_last", "cue", "final")
 """``context``: tokens of earlier sentences. ``cue``: template text. ``final``: the position that
@@ -202,7 +203,8 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
             is unknown, a name stands twice in its prompt, or a row's prompts differ in their number
             of tokens.
     """
-    table = read_csv_table(Path(path), needed=CSV_COLUMNS, optional=("attribute",))
+    path = Path(argument("path", path, str, is_path=True))
+    table = read_csv_table(path, needed=CSV_COLUMNS, optional=("attribute",))
     ids = {column: encode(tokenizer, table[column].tolist()) for column in CSV_COLUMNS}
     bos = tokenizer.token_to_id(BOS)
     roles = []
@@ -214,6 +216,11 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
             raise ValueError(
                 f"{where}: clean_prompt has {len(clean)} tokens, corrupted_prompt {len(corrupted)} "
                 f"({row.clean_prompt!r}, {row.corrupted_prompt!r}); they must be aligned"
+            )
+        if clean == corrupted:
+            raise ValueError(
+                f"{where}: clean_prompt and corrupted_prompt are the same, {row.clean_prompt!r}; "
+                "give another name to the one"
             )
         first, other = ids["answer"][i], ids["corrupted_answer"][i]
         if not first or not other or first[0] == other[0]:

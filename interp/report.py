@@ -84,6 +84,8 @@ def build_report(
         average = metrics[(metrics.split == "train") & (metrics.attribute == "average")]
         if average.empty:
             raise ValueError("metrics has no averages of the split train; give a run's own")
+        if not np.isfinite(average.loss).all():
+            raise ValueError("metrics has a loss that is not finite; leave the run out")
         found = phases(average.step.to_numpy(), average.loss.to_numpy(), baseline)
         curves = figure_html("training", training_curves(metrics, baseline, found))
         curves += _phases_text(found, average)

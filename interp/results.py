@@ -103,7 +103,10 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
         FileNotFoundError: no such folder, or no results in it.
         ValueError: they are not of patching.
     """
-    files = [path for path in folder.glob("step-*.nc") if path.is_file()]
+    files = list(folder.glob("step-*.nc"))
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path} is no result file; move it away")
     files.sort(key=lambda path: path.stat().st_mtime_ns)
     if not files:
         raise FileNotFoundError(f"no results in {folder}; write some with interp-patch --ckpt RUN")

@@ -22,7 +22,7 @@ from interp.checkpoints import (
 )
 from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
 from interp.drawing import draw_facts
-from interp.facts import FactSet, read_facts
+from interp.facts import FactSet, check_tokens, read_facts
 from interp.fields import LARGEST_SEED, argument
 from interp.model import DecoderConfig, HookedDecoder, device_of
 from interp.training.metrics import read_metrics
@@ -161,7 +161,8 @@ class Suite:
     ) -> FactSet:
         """``n`` facts of this run's training people; see ``interp.drawing.draw_facts``."""
         named = (attribute,) if isinstance(attribute, str) else attribute
-        named = argument("attribute", named, tuple[str, ...])
+        if not (named := argument("attribute", named, tuple[str, ...])):
+            raise ValueError(f"attribute is empty; name some of {', '.join(ATTRIBUTES)}")
         facts = draw_facts(
             self.population,
             self.texts,
@@ -171,13 +172,16 @@ class Suite:
             corruption=corruption,
             n_context=argument("n_context", n_context, int),
             length=argument("length", length, int | None),
-            fewer=fewer,
+            fewer=argument("fewer", fewer, bool),
         )
         return replace(facts, vocabulary=self.vocabulary)
 
     def read_facts(self, path: str | Path) -> FactSet:
         """Facts from a CSV of one's own prompts; see ``interp.facts.read_facts``."""
-        return replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
+        facts = replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
+        shape = self.shape(self.steps[0])
+        check_tokens(facts, shape.d_vocab, shape.n_ctx)
+        return facts
 
 
 def load_suite(path: str | Path) -> Suite:

@@ -187,6 +187,7 @@ def over_checkpoints(
                 "site": name,
                 "checkpoint": checkpoints[step],
                 "versions": made_of,
+                "run": suite.run.get("digests", {}).get("config", ""),
                 **asked,
             }
             for step in steps

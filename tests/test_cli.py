@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from analyses.cli import STUDIES
 from interp import cli
+from interp.files import write_bytes
 
 BIN = Path(sys.executable).parent
 ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report", "interp-analyse localization")
@@ -251,3 +254,62 @@ def test_a_second_process_on_the_same_results_is_refused(copy):
 def test_what_a_configuration_refuses_is_said_without_its_class():
     result = run("interp-analyse", "localization", "--ckpt", "x", "--facts", "1")
     one_line(result, "interp-analyse: error: facts is 1; it must be at least 2")
+
+
+def test_a_dry_run_checks_all_that_a_run_would_and_computes_nothing(copy):
+    plan = ("interp-patch", "--ckpt", copy, "--sites", "z", "--facts", "12", "--plan")
+    path = copy / "step-000020" / "model.safetensors"
+    shutil.copy(copy / "step-000000" / "model.safetensors", path)
+    code, said, notes = run(*plan)
+    assert code == 0 and "TFLOP at most" in said
+    (note,) = [line for line in notes.splitlines() if line.startswith("interp-patch: note:")]
+    assert note.endswith(
+        "steps 0, 20 have identical weights; see that each is the checkpoint it says"
+    )
+    weights = load_file(path)
+    weights["embed_out.weight"][3, 4] = torch.nan
+    save_file(weights, path, {"format": "pt"})
+    one_line(run(*plan), "step-000020/model.safetensors: embed_out.weight holds NaN")
+    (copy / "step-000030" / "config.json").write_text("{}")
+    one_line(run(*plan), "step-000030/config.json: model_type is None")
+    assert not (copy / "results").exists() and not (copy / "report.html").exists()
+
+
+def test_results_of_another_run_are_not_joined_with_this_runs_curves(copy, tmp_path):
+    results = copy / "results" / "patching"
+    made = ("interp-patch", "--ckpt", copy, "--sites", "z", "--facts", "6", "--steps", "20,30")
+    assert run(*made)[0] == 0
+    report = ("interp-report", "--results", results, "--out", tmp_path / "page.html")
+    code, _, said = run(*report)
+    assert code == 0 and said == ""
+    assert "How knowledge came" in (tmp_path / "page.html").read_text()
+    shutil.copy(copy / "step-000020/model.safetensors", copy / "step-000030/model.safetensors")
+    code, _, said = run(*report)
+    assert (
+        code == 0
+        and "the results are of another run than the one in" in said
+        and said.count("\n") == 1
+    )
+    assert "How knowledge came" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_report_never_replaces_a_file_that_is_no_page(copy):
+    before = (copy / "run.json").read_bytes()
+    patch = ("interp-patch", "--ckpt", copy, "--sites", "z", "--facts", "6")
+    one_line(run(*patch, "--report", copy / "run.json"), "run.json is no HTML file; name one, such")
+    assert (copy / "run.json").read_bytes() == before
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(copy):
+    command = f"{BIN / 'interp-patch'} --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: interp-patch") and done.stderr == ""
+
+
+def test_what_a_killed_process_left_of_a_page_is_removed_when_it_is_written_again(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine, theirs = (tmp_path / f".page.html.{pid}.tmp" for pid in (ended.pid, os.getppid()))
+    mine.write_text("half"), theirs.write_text("half")
+    write_bytes(tmp_path / "page.html", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [theirs.name, "page.html"]

@@ -182,3 +182,24 @@ def test_facts_can_be_read_from_ones_own_prompts(suite, words, tmp_path):
 def test_a_csv_that_cannot_be_used_is_refused_by_row(suite, words, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | changes)))
+
+
+def test_a_row_whose_prompts_are_the_same_is_refused(suite, words, tmp_path):
+    same = words | {"corrupted_prompt": words["clean_prompt"]}
+    with pytest.raises(ValueError, match="row 1: clean_prompt and corrupted_prompt are the same"):
+        suite.read_facts(write_csv(tmp_path / "mine.csv", **same))
+
+
+def test_a_name_that_stands_twice_is_refused(suite, words, tmp_path):
+    name, other = words["name"], " ".join(words["corrupted_prompt"].split()[:3])
+    twice = {"clean_prompt": f"{name} and {words['clean_prompt']}"}
+    twice["corrupted_prompt"] = f"{other} and {words['corrupted_prompt']}"
+    with pytest.raises(ValueError, match="row 1: .* stands 2 times in the clean prompt"):
+        suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | twice)))
+
+
+def test_a_prompt_that_is_longer_than_the_model_takes_is_refused(suite, words, tmp_path):
+    more = " ".join(["was"] * 520)
+    long = {key: f"{words[key]} {more}" for key in ("clean_prompt", "corrupted_prompt")}
+    with pytest.raises(ValueError, match="fact 0 has .* tokens with its value, the model takes at"):
+        suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | long)))

@@ -49,9 +49,7 @@ def test_a_damaged_state_says_what_to_do(suite, config, tmp_path):
     write_state(trained(suite, config, 0), tmp_path)
     path = tmp_path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(
-        ValueError, match=r"is damaged .*; copy it again, or train again"
-    ):
+    with pytest.raises(ValueError, match=r"is damaged .*; copy it again, or train again"):
         read_state(trained(suite, config, 0), tmp_path, steps=[0])
 
 

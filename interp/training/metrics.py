@@ -1,5 +1,6 @@
 """The rows of metrics.parquet: what a model knew at each checkpoint."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from interp.config import ATTRIBUTES, TrainConfig
 from interp.files import read_table, table_bytes, write_bytes
 from interp.model import HookedDecoder
 from interp.training.evaluation import AVERAGE, evaluate
+from interp.training.run_folder import config_digest, read_record
 from interp.training.trainee import Trainee
 
 SPLITS = ("train", "held-out")
@@ -64,6 +66,7 @@ class Metrics:
             for split, biographies in self.sets.items()
         ]
         self.table = pd.concat([self.table, *rows], ignore_index=True)[list(COLUMNS)]
+        self.table.attrs = {"config": config_digest(asdict(self.config))}
         write_bytes(self.path, table_bytes(self.table))
 
 
@@ -71,9 +74,14 @@ def read_metrics(path: Path) -> pd.DataFrame:
     """A run's metrics.parquet.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing or damaged, or has other columns.
+        FileNotFoundError, ValueError: it is missing or damaged, has other columns, or is of
+            another run than the folder's.
     """
     table = read_table(path)
+    of_run = (path.parent / "run.json").is_file()
+    recorded = read_record(path.parent).get("digests") if of_run else None
+    if recorded and table.attrs.get("config", recorded["config"]) != recorded["config"]:
+        raise ValueError(f"{path} is of another run than its run.json; copy this run's own")
     for name in dict.fromkeys((*COLUMNS, *table.columns)):
         if name not in table:
             wrong = f"it has no column {name!r}"
@@ -83,6 +91,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
             table[name].dtype.kind not in ("iu" if name == "step" else "iuf") and name not in _TEXTS
         ):
             wrong = f"column {name!r} holds {table[name].dtype}, not numbers"
+        elif name in ("accuracy", "max_probability") and not table[name].between(0, 1 + 1e-6).all():
+            wrong = f"column {name!r} is not from 0 to 1"
         else:
             continue
         raise ValueError(f"{path} is damaged ({wrong}); copy it again, or train again")

@@ -77,7 +77,7 @@ def _check_record(record: dict) -> None:
     recorded = record.get("digests", {})
     if not isinstance(recorded, dict):
         raise ValueError(f"digests is {shortened(recorded)}; it must be an object")
-    if recorded and recorded.get("config") != digests(record, {})["config"]:
+    if recorded and recorded.get("config") != config_digest(record["config"]):
         raise ValueError("config is not the one that the run was begun with")
     baseline = record["no_knowledge_baseline"]
     if set(baseline) != set(ATTRIBUTES):
@@ -171,9 +171,13 @@ def digests(record: dict, files: dict[str, bytes]) -> dict[str, str]:
     """Digests of what determines a run: its configuration as recorded, its population and its
     tokenizer.
     """
-    config = json.dumps(record["config"], sort_keys=True).encode()
-    parts = {name: files[name] for name in _IN_DIGESTS if name in files} | {"config": config}
-    return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    found = {name: hashlib.sha256(files[name]).hexdigest() for name in _IN_DIGESTS}
+    return found | {"config": config_digest(record["config"])}
+
+
+def config_digest(config: dict) -> str:
+    """Of a training configuration, by which files of one run are told from another's."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _check_free(out: Path, files: dict[str, bytes]) -> None:
