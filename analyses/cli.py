@@ -109,10 +109,10 @@ def _emergence(arguments: list[str]) -> None:
     interp-analyse emergence --curves docs/accuracy.csv --out times.csv
     """
     config = parse(EmergenceConfig, "interp-analyse emergence", _emergence.__doc__, arguments)
-    from interp.files import check_page, write_bytes
+    from interp.files import check_file, write_bytes
 
     if config.out:
-        check_page(Path(config.out))
+        check_file(Path(config.out))
         if os.path.exists(config.curves) and _is_same(config.out, config.curves):
             raise ValueError(f"out is {config.out}, the file of the curves; choose another --out")
     from analyses.emergence import run, said

@@ -231,7 +231,7 @@ def _say_plan(
     from interp.patching.intervention import Intervention
     from interp.patching.plan import plan
 
-    shape, tera = suite.shape(suite.steps[0]), 0.0
+    shape, tera = suite.shape, 0.0
     for direction in directions:
         how = {"direction": direction, **_options(config)}
         print(Intervention(**how))

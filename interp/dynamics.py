@@ -225,7 +225,7 @@ def power_law(
     return PowerLaw(factor, low, high, fit.slope, *slope, fit.rvalue**2)
 
 
-def format_step(step: float, spacing: float | int = 1, *, sign: str = "") -> str:
+def format_step(step: float | int, spacing: float | int = 1, *, sign: str = "") -> str:
     """A step, or a number of steps, for reading: whole ones as they are, others to at least a tenth
     of ``spacing``, the distance of the checkpoints around it.
     """

@@ -139,8 +139,19 @@ def check_page(path: Path) -> None:
     Raises:
         ValueError: it has another name, or no file can be written there.
     """
-    if path.suffix != ".html" or (path.exists() and not path.is_file()):
+    check_file(path)
+    if path.suffix != ".html":
         raise ValueError(f"{path} is no HTML file; name one, such as {path.name}.html")
+
+
+def check_file(path: Path) -> None:
+    """Makes the folder of ``path`` if need be.
+
+    Raises:
+        ValueError: no file can be written there.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file; name one")
     check_writable(path.parent)
 
 

@@ -92,7 +92,12 @@ class Suite:
             )
         return self.folders[step]
 
-    def shape(self, step: int) -> DecoderConfig:
+    @property
+    def shape(self) -> DecoderConfig:
+        """Of the model at the first step; reads no weights."""
+        return self.shape_at(self.steps[0])
+
+    def shape_at(self, step: int) -> DecoderConfig:
         """Of the model at ``step``; reads no weights.
 
         Raises:
@@ -117,7 +122,7 @@ class Suite:
             ValueError: a checkpoint is damaged, differs in shape from the others, or has fewer
                 tokens than the run's tokenizer.
         """
-        shapes = {step: self.shape(step) for step in steps}
+        shapes = {step: self.shape_at(step) for step in steps}
         first, shape = next(iter(shapes.items()))
         for step, other in shapes.items():
             for name, value in asdict(other).items():
@@ -179,8 +184,7 @@ class Suite:
     def read_facts(self, path: str | Path) -> FactSet:
         """Facts from a CSV of one's own prompts; see ``interp.facts.read_facts``."""
         facts = replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
-        shape = self.shape(self.steps[0])
-        check_tokens(facts, shape.d_vocab, shape.n_ctx)
+        check_tokens(facts, self.shape.d_vocab, self.shape.n_ctx)
         return facts
 
 

@@ -157,7 +157,10 @@ def test_checkpoints_are_at_0_the_dense_the_sparse_and_the_last_step(dense_until
         (lambda: StudyConfig(workers=10**6), "workers is 1000000; it must be at most 256"),
         (lambda: PhasesConfig(ckpt=()), "ckpt is empty; name at least one"),
         (lambda: PhasesConfig(ckpt=("",)), "ckpt is empty; name a file or folder"),
-        (lambda: EmergenceConfig("x.csv", confidence=1.0), "confidence is 1.0; it must be below 1"),
+        (
+            lambda: EmergenceConfig("x.csv", confidence=1.0),
+            "confidence is 1.0; it must be at most 0.9999",
+        ),
         (lambda: EmergenceConfig(""), "curves is empty"),
     ],
 )

@@ -194,12 +194,12 @@ def test_a_name_that_stands_twice_is_refused(suite, words, tmp_path):
     name, other = words["name"], " ".join(words["corrupted_prompt"].split()[:3])
     twice = {"clean_prompt": f"{name} and {words['clean_prompt']}"}
     twice["corrupted_prompt"] = f"{other} and {words['corrupted_prompt']}"
-    with pytest.raises(ValueError, match="row 1: .* stands 2 times in the clean prompt"):
+    with pytest.raises(ValueError, match=r"row 1: .* stands 2 times in the clean prompt"):
         suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | twice)))
 
 
 def test_a_prompt_that_is_longer_than_the_model_takes_is_refused(suite, words, tmp_path):
     more = " ".join(["was"] * 520)
     long = {key: f"{words[key]} {more}" for key in ("clean_prompt", "corrupted_prompt")}
-    with pytest.raises(ValueError, match="fact 0 has .* tokens with its value, the model takes at"):
+    with pytest.raises(ValueError, match=r"fact 0 has .* tokens with its value, the model takes"):
         suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | long)))

@@ -259,7 +259,7 @@ def test_what_is_written_can_be_asked_for_its_statistics(double, facts):
         (lambda x: sharing(x, k=0), "k is 0"),
         (lambda x: sharing(x.drop_vars("answer"), k=2), "no answer; keep the coordinates"),
         (lambda x: sharing(x[:, :1], k=2), "got 1 fact"),
-        (lambda x: gini(x.where(x != 0)), "16 of the effects are NaN; select one role"),
+        (lambda x: gini(x.where(x != 0)), "16 of the effects are NaN or infinite; select one role"),
         (lambda x: gini(x[0]), "the effects have dims fact; give effects"),
         (lambda x: gini(x.rename(fact="step")), "the effects have dims neuron, step"),
     ],
