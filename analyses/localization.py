@@ -75,6 +75,7 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
         "people": digest_of(people),
         "n_facts": len(facts),
         "seed": config.seed,
+        "device": device_of(config.device).partition(":")[0],
     }
     options = {"seed": config.seed, "max_memory": config.max_memory}
     options["device"] = device_of(config.device)

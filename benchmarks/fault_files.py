@@ -112,7 +112,7 @@ RESULTS = [
         )
         for how, command, right in (("patched again", AGAIN, ""), ("a report of it", REPORT, ""))
     ),
-    Row("results of another run among a run's", REPORT, "run", None,
+    Row("results of another run among a run's", REPORT, "run", "",
         "[copy(str(path), f'done/results/patching/{path.name}') for path in "
         "Path('other/results/patching').glob('*.nc')]"),
     Row("the results of another run alone", REPORT, "run", None,

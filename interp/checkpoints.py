@@ -48,9 +48,11 @@ def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) 
         }
         write_bytes(temporary / "model.safetensors", to_bytes(weights, {"format": "pt"}))
         write_json(temporary / "config.json", neox_config(model.cfg))
+        replaced = folder.with_name(f".{folder.name}.old.{os.getpid()}.tmp")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(replaced)
         temporary.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -69,7 +71,7 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
         model = HookedDecoder(cfg)
     stored = _stored_shapes(cfg)
     weights = {
-        name: torch.zeros(weight.shape, device=device)
+        name: torch.zeros(weight.shape, dtype=torch.float32, device=device)
         for name, weight in model.state_dict().items()
         if name not in stored
     }
@@ -187,7 +189,8 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
 
 def _is_old_buffer(name: str) -> bool:
     """Buffers of older GPT-NeoX files, which follow from the config."""
-    return name.endswith((".attention.bias", ".masked_bias", ".rotary_emb.inv_freq"))
+    buffers = r"attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
+    return re.fullmatch(rf"gpt_neox\.layers\.[0-9]+\.{buffers}", name) is not None
 
 
 def _layer_of(name: str) -> str | None:

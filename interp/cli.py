@@ -131,7 +131,7 @@ def _patch(arguments: list[str]) -> None:
     sites = _checked_sites(suite, facts, steps, config, directions)
     if config.plan:
         checked_tensors(suite, steps)
-        _say_plan(suite, facts, sites, len(steps), config, sorted(directions))
+        _say_plan(suite, facts, sites, steps, config, sorted(directions))
         return
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
     target = Path(config.report) if config.report else suite.path / "report.html"
@@ -224,21 +224,21 @@ def _say_plan(
     suite,
     facts,
     sites: list[str],
-    n_steps: int,
+    steps: list[int],
     config: PatchConfig,
     directions: Sequence[str],
 ) -> None:
     from interp.patching.intervention import Intervention
     from interp.patching.plan import plan
 
-    shape, tera = suite.shape, 0.0
+    shape, tera = suite.shape_at(steps[0]), 0.0
     for direction in directions:
         how = {"direction": direction, **_options(config)}
         print(Intervention(**how))
         for p in plan(shape, facts, sites=sites, max_memory=config.max_memory, **how):
             print(f"  {p}")
-            tera += p.flops / 1e12 * n_steps
-    at = "1 checkpoint" if n_steps == 1 else f"{n_steps} checkpoints"
+            tera += p.flops / 1e12 * len(steps)
+    at = "1 checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
     print(f"at {at}: {tera:.2f} TFLOP at most")
 
 
@@ -308,9 +308,10 @@ def _default_config(arguments: list[str]) -> TrainConfig:
 
 def _are_of(results, run: Path) -> bool:
     """Whether the last checkpoint of ``results`` is the one that the run folder has."""
+    from interp.boundary.step_folders import step_folders
     from interp.suite import load_suite
 
-    if not (run / "run.json").is_file():
+    if not (run / "run.json").is_file() or not step_folders(run):
         return False
     suite, checkpoints = load_suite(run), next(iter(results.values())).attrs["checkpoints"]
     step, digest = max((int(step), digest) for step, digest in json.loads(checkpoints).items())

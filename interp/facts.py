@@ -104,7 +104,7 @@ class FactSet:
     def __getitem__(self, index):
         if isinstance(index, (int, np.integer)):
             return self._fact(int(index))
-        at = np.arange(len(self))[index if isinstance(index, slice) else _places(index)]
+        at = np.arange(len(self))[index if isinstance(index, slice) else _places(index, len(self))]
         n_pos = int(self.lengths[at].max()) if len(at) else 0
         corrupted, others = self.corrupted, self.corrupted_answers
         return FactSet(
@@ -167,6 +167,9 @@ def from_tokens(
             "they must be aligned token by token"
         )
     names, named = named_roles(roles, [len(prompt) for prompt in prompts])
+    if names and set(names) <= set(PROMPT_ROLES):
+        named = [[PROMPT_ROLES.index(names[i]) for i in row] for row in named]
+        names = PROMPT_ROLES
     right = answers_of(answers, len(prompts), "answers")
     wrong = None
     if corrupted_answers is not None:
@@ -307,6 +310,10 @@ def check_tokens(facts: FactSet, n_vocab: int, n_ctx: int) -> None:
 
 def _check(facts: FactSet) -> None:
     """Raises a ValueError unless a fact set is one."""
+    for name, value in vars(facts).items():
+        if isinstance(value, Tensor) and value.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} is of type {value.dtype}; give token ids as int64")
+    argument("texts", facts.texts, pd.DataFrame)
     n, n_pos = facts.clean.shape
     for name in ("corrupted", "lengths", "roles", "answers", "corrupted_answers", "texts"):
         table = getattr(facts, name)
@@ -357,8 +364,10 @@ def _refuse(wrong: Bool[Tensor, " fact"], what: str) -> None:
         raise ValueError(f"fact {fact} {what}; correct or leave out that fact")
 
 
-def _places(index: object) -> np.ndarray:
+def _places(index: object, n: int) -> np.ndarray:
     places = np.asarray(index)
+    if places.dtype == bool and places.shape != (n,):
+        raise ValueError(f"a mask of {places.size} entries can't choose among {n} facts; give {n}")
     if not places.size:
         return places.astype(int)
     if places.ndim != 1 or places.dtype.kind not in "iub":

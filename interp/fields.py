@@ -84,9 +84,10 @@ def _checked(name: str, value: Any, kind: Any, declared: Any) -> Any:
     (kind,) = (k for k in kinds if k is not NoneType)
     if get_origin(kind) is not tuple:
         return _bounded(name, _typed(name, value, kind, declared), declared)
-    if not isinstance(value, list | tuple):
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, list | tuple | range):
         (of, _) = get_args(kind)
-        raise ValueError(f"{name} is {shortened(value)}; it must be a tuple, of {_WORDS[of]} each")
+        raise ValueError(f"{name} is {shortened(value)}; give a list, each entry {_WORDS[of]}")
     if "path" in declared and not value:
         raise ValueError(f"{name} is empty; name at least one")
     return tuple(_checked(name, part, get_args(kind)[0], declared) for part in value)

@@ -4,6 +4,7 @@ read so that what is wrong with one is said in a line that names it; locks again
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,11 +173,10 @@ def only_process(folder: Path, doing: str) -> Iterator[None]:
             f"another process is {doing} {folder}; wait until it has ended, or stop it"
         ) from None
     try:
-        for leftover in (
-            *folder.glob(".*.tmp"),
-            *folder.glob("resume/.*.tmp"),
-        ):  # of a process that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for leftover in (*folder.glob(".*.tmp"), *folder.glob("resume/.*.tmp")):
+            writer = re.fullmatch(r"\..+\.([0-9]+)\.tmp", leftover.name)
+            if writer and not _is_running(writer[1]):  # of a process that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
     finally:
         lock.release()

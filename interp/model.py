@@ -258,7 +258,8 @@ class MLP(nn.Module):
 
 def rotation(pos: Int[Tensor, "*pos"], cfg: DecoderConfig) -> Rotation:
     """Rotary angles pos · base^(−2i / n_rotary), with an axis of one for the heads."""
-    exponent = torch.arange(0, cfg.n_rotary, 2, device=pos.device) / cfg.n_rotary
+    even = torch.arange(0, cfg.n_rotary, 2, dtype=torch.float32, device=pos.device)
+    exponent = even / cfg.n_rotary
     angle = rearrange(pos, "... -> ... 1 1") * (1 / cfg.rotary_base**exponent)
     sin = angle.sin()
     return Rotation(torch.stack((angle.cos(),) * 2, -2), torch.stack((-sin, sin), -2))

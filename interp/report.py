@@ -67,6 +67,12 @@ def build_report(
     results = by_site(results)
     if not results or any("step" not in result.dims for result in results.values()):
         raise ValueError("a report needs results with a step; make them with interp.patch_suite")
+    for result in results.values():
+        if any(result[end].isnull().all() for end in ("clean", "corrupted")):
+            raise ValueError(
+                "a report needs facts with corrupted prompts and answers; read these results with "
+                "interp.effect(result, 'first_logprob')"
+            )
     common = sorted(set.intersection(*(set(r.step.values.tolist()) for r in results.values())))
     if not common:
         raise ValueError("the sites have no step in common; patch them at the same steps")

@@ -64,7 +64,8 @@ def checksum(result: xr.Dataset) -> str:
     digest = hashlib.sha256(_plain(attrs).encode())
     for name in sorted(map(str, result.variables)):
         variable = result.variables[name]
-        digest.update(f"{name} {variable.dims} {variable.shape} {_plain(variable.attrs)}".encode())
+        about = (name, name in result.coords, variable.dims, variable.shape)
+        digest.update(f"{about} {_plain(variable.attrs)}".encode())
         if variable.dtype.kind == "f":
             digest.update(np.ascontiguousarray(variable.values).tobytes())
         else:

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -78,7 +78,7 @@ def patch_suite(
     argument("suite", suite, Suite), argument("facts", facts, FactSet)
     check_choice("precision", precision, Precision)
     device = device_of(device)
-    made_from = argument("made_from", made_from, dict | None)
+    made_from = _plain(argument("made_from", made_from, dict | None) or {})
     given = argument("steps", steps, tuple[int, ...] | None)
     steps = suite.steps if given is None else sorted(set(given))
     sites = check_sweep(suite, facts, steps, sites, how)
@@ -96,7 +96,7 @@ def patch_suite(
         "device": torch.device(device).type,
         "facts": digest_of(facts),
         "n_facts": len(facts),
-        **(made_from or {}),
+        "made_from": made_from,
     }
     done = over_checkpoints(
         suite,
@@ -129,6 +129,8 @@ def check_sweep(
     check_vocabulary(facts, suite.vocabulary, str(suite.path))
     sites = check_sites(sites, parallel=shape.parallel, direction=how.direction)
     check_fit(shape, sites, how)
+    if not how.whole_value:
+        facts = replace(facts, answers=facts.answers[:, :1])
     cells_of(facts, how)
     check_tokens(facts, shape.d_vocab, shape.n_ctx)
     return sites
@@ -177,6 +179,10 @@ def over_checkpoints(
         return {step: _of_weights(results, tensors[step]) for step, results in found.items()}
     made_of = {name: version(name) for name in ("interp", "torch")}
     computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
+    made_of |= {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "default_dtype": str(torch.get_default_dtype()),
+    }
     made_of |= {"source": source_digest(Path(computes))}
     made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
     with only_process(out, "writing results to"):
@@ -229,6 +235,14 @@ def digest_of(facts: FactSet) -> str:
             text = value.to_json(orient="split") if name == "texts" else json.dumps(value)
             digest.update(f"{name} {text}".encode())
     return digest.hexdigest()
+
+
+def _plain(made_from: dict) -> dict:
+    """As JSON has it."""
+    try:
+        return json.loads(json.dumps(made_from, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"made_from can't be recorded ({error}); give texts and numbers") from None
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-_CHECKSUM = "checksum"
+_CHECKSUM = "interp_checksum"
 
 
 def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

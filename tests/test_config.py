@@ -52,10 +52,10 @@ class Asked:
         ({"keep": "x"}, "keep is 'x'; it must be one of all, last"),
         ({"keep": ["all"]}, "keep is ['all']; it must be one of all, last"),
         ({"norm": 0.0}, "norm is 0.0; it must be positive"),
-        ({"layers": 3}, "layers is 3; it must be a tuple, of a whole number each"),
+        ({"layers": 3}, "layers is 3; give a list, each entry a whole number"),
         ({"layers": (0, -1)}, "layers is -1; it must be at least 0"),
         ({"layers": (0, 1.5)}, "layers is 1.5; it must be a whole number"),
-        ({"words": "ab"}, "words is 'ab'; it must be a tuple, of text each"),
+        ({"words": "ab"}, "words is 'ab'; give a list, each entry text"),
         ({"out": ""}, "out is empty; name a file or folder"),
         ({"runs": ()}, "runs is empty; name at least one"),
         ({"runs": ("a", " ")}, "runs is empty; name a file or folder"),
@@ -194,7 +194,7 @@ def test_wrong_types_are_refused_from_python_too():
         "precision is 'x'; it must be one of fp32, bf16, auto",
         "n_people is 64.0; it must be a whole number",
         "facts is 2.5; it must be a whole number",
-        "attributes is 'major'; it must be a tuple, of text each",
+        "attributes is 'major'; give a list, each entry text",
     ]
 
 
@@ -216,7 +216,7 @@ def test_a_recorded_configuration_is_read_as_it_was_and_older_ones_with_defaults
         ({n: v for n, v in RECORDED.items() if n != "d_mlp"}, "config lacks the field 'd_mlp'"),
         (RECORDED | {"n_people": "64"}, "n_people is '64'; it must be a whole number"),
         (RECORDED | {"n_people": [64]}, r"n_people is \[64\]; it must be a whole number"),
-        (RECORDED | {"schedule": "5:1"}, "schedule is '5:1'; it must be a tuple"),
+        (RECORDED | {"schedule": "5:1"}, "schedule is '5:1'; give a list"),
         (RECORDED | {"keep": "x"}, "keep is 'x'; it must be one of all, last"),
         (RECORDED | {"compile": 1}, "compile is 1; it must be true or false"),
         (RECORDED | {"n_people": 1}, "n_people is 1; it must be at least 2"),

@@ -93,3 +93,10 @@ def test_a_folder_is_let_go_after_an_error_inside(tmp_path):
         raise KeyError
     with only_process(tmp_path / "new", "training in"):
         assert (tmp_path / "new").is_dir()
+
+
+def test_only_what_interp_left_is_removed_from_a_folder(tmp_path):
+    mine, theirs = tmp_path / ".notes.tmp", tmp_path / ".step-000100.999999999.tmp"
+    mine.write_text("mine"), theirs.mkdir()
+    with only_process(tmp_path, "testing in"):
+        assert mine.exists() and not theirs.exists()

@@ -6,10 +6,12 @@ import pytest
 import torch
 from oracle import HOOKS, inputs, metrics, random_model
 
-from interp.facts import FactSet, from_tokens
+from interp.facts import PROMPT_ROLES, FactSet, from_tokens
 from interp.patching import patch, patch_sites
 from interp.patching.plan import plan
+from interp.report import build_report
 from interp.results import effect, interval, recovered
+from interp.sweep import patch_suite
 
 CLEAN = torch.tensor([[1, 5, 6, 7, 8], [1, 6, 9, 7, 4], [1, 2, 3, 4, 5]])
 CORRUPTED = torch.tensor([[1, 9, 6, 7, 8], [1, 5, 9, 7, 4], [1, 7, 3, 4, 5]])
@@ -173,6 +175,7 @@ def test_roles_of_minus_1_are_no_roles(small, own):
         ({"answers": [4, 5]}, "answers has 2 entries for 3 prompts"),
         ({"answers": [4, 5, []]}, "fact 2 has no token, a gap or a negative id in its answers"),
         ({"answers": [4, 5, 0.5]}, r"answers 2 is \[0.5\]; give whole numbers"),
+        ({"answers": [4, [5, -1, 6], 6]}, "fact 1 has no token, a gap or a negative id"),
         ({"answers": [4, 5, -3]}, "fact 2 has no token, a gap or a negative id in its answers"),
         ({"corrupted_answers": [4, 9, 9]}, "fact 0 has two answers that begin with the same token"),
         ({"clean": []}, r"clean is \[\]; give token ids, a row a fact"),
@@ -255,3 +258,31 @@ def test_no_facts_and_facts_by_mask(own, small):
         own[0.5]
     with pytest.raises(ValueError, match="there are no facts to patch"):
         patch(small, own[[]], site="z", by="pos")
+
+
+def test_a_mask_of_another_length_is_refused(own):
+    with pytest.raises(ValueError, match="a mask of 2 entries can't choose among 3 facts"):
+        own[[True, False]]
+
+
+def test_a_change_that_makes_nan_is_refused_and_not_taken_for_a_missing_cell(suite, own):
+    model = random_model(suite, ln_eps=0.0)
+    options = {"by": "pos", "direction": "noising", "replacement": "zero"}
+    with pytest.raises(
+        ValueError, match=r"patching resid_post at layer \d makes logits that are not"
+    ):
+        patch(model, own, site="resid_post", **options)
+
+
+def test_the_roles_of_biographies_are_those_of_the_runs_own_facts(own):
+    names = ["bos", "name_first", "name_last", "cue", "final"]
+    named = from_tokens(CLEAN, CORRUPTED, answers=[4, 5, 6], roles=names)
+    assert named.role_names == PROMPT_ROLES and named[0].roles == tuple(names)
+
+
+def test_a_report_of_facts_without_twins_says_what_it_needs(suite):
+    alone = from_tokens(CLEAN, answers=[4, 5, 6])
+    options = {"by": "pos", "direction": "noising", "replacement": "mean"}
+    tree = patch_suite(suite, alone, sites=["z"], steps=[0, 30], **options)
+    with pytest.raises(ValueError, match="a report needs facts with corrupted prompts and answers"):
+        build_report(tree, title="Alone")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from interp.boundary.step_folders import step_folders
 from interp.checkpoints import read_checkpoint, write_checkpoint
+from interp.model import DecoderConfig, HookedDecoder
 from interp.suite import load_suite
 
 
@@ -177,3 +178,37 @@ def test_a_step_with_fewer_tokens_than_the_tokenizer_is_refused(copy):
     suite = load_suite(copy)
     with pytest.raises(ValueError, match=r"the tokenizer in .* has \d+ tokens, its models \d+"):
         suite.check(suite.steps)
+
+
+@pytest.mark.parametrize("low", [0x4B50, 0x0280, 0x0480])
+def test_weights_whose_header_begins_like_a_pickle_are_read(copy, low):
+    path = copy / "step-000030" / "model.safetensors"
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    longer = low + 65536 * (n > low)
+    header = content[8 : 8 + n] + b" " * (longer - n)
+    path.write_bytes(longer.to_bytes(8, "little") + header + content[8 + n :])
+    assert path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04")
+    assert read_checkpoint(copy / "step-000030").cfg.n_layers == 3
+
+
+def test_a_folder_that_is_replaced_is_whole_at_every_moment(model, copy, monkeypatch):
+    folder, seen = copy / "step-000030", []
+    remove = shutil.rmtree
+
+    def watched(path, **options):
+        seen.append(folder.is_dir() and len(list(folder.iterdir())) == 2)
+        remove(path, **options)
+
+    monkeypatch.setattr("interp.checkpoints.shutil.rmtree", watched)
+    write_checkpoint(model, folder, dtype=torch.float32)
+    assert seen and all(seen) and len(list(copy.glob(".*.tmp"))) == 0
+
+
+@pytest.mark.parametrize(("d_head", "n_rotary"), [(44, 30), (10, 6), (64, 16), (98, 58)])
+def test_any_rotary_share_is_read_as_it_was_written(tmp_path, d_head, n_rotary):
+    cfg = DecoderConfig(1, 1, d_head, 8, 5, rotary_dim=n_rotary)
+    write_checkpoint(HookedDecoder(cfg), tmp_path / "step", dtype=torch.float32)
+    assert read_checkpoint(tmp_path / "step").cfg == cfg
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "step")
+    assert theirs.gpt_neox.layers[0].attention.rotary_ndims == n_rotary

@@ -8,6 +8,7 @@ from functools import wraps
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from interp import provenance, sweep
@@ -216,3 +217,35 @@ def test_a_step_of_another_shape_is_refused_before_anything_is_patched(run, fact
 def test_what_cannot_be_swept_is_refused(suite, facts, options, message):
     with pytest.raises(ValueError, match=message):
         patch_suite(suite, facts, sites=["z"], **options)
+
+
+def test_where_facts_come_from_never_stands_for_what_they_are(suite, facts, tmp_path):
+    other = suite.facts(12, seed=4)
+    for given in (facts, other):
+        made_from = {"facts": "mine.csv", "checkpoint": "x", "site": "y"}
+        options = {"steps": [30], "out": tmp_path, "made_from": made_from}
+        tree = patch_suite(suite, given, sites=["z"], **options)
+        assert tree["z"].clean_prompt.values.tolist() == given.texts.clean_prompt.tolist()
+    with pytest.raises(ValueError, match="made_from can't be recorded"):
+        patch_suite(suite, facts, sites=["z"], made_from={"n": np.int64(3)})
+
+
+def test_another_precision_of_products_is_another_question(suite, facts, tmp_path, monkeypatch):
+    patched = count_patched(monkeypatch)
+    for precision in ("highest", "high", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            patch_suite(suite, facts, sites=["z"], steps=[30], out=tmp_path)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert len(patched) == 2
+
+
+def test_rotary_angles_do_not_follow_the_default_type(suite, facts):
+    plain = patch(suite.load(30), facts, site="z")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        other = patch(suite.load(30), facts, site="z")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_allclose(other.patched, plain.patched, atol=1e-5)

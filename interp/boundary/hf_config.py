@@ -4,6 +4,7 @@ Every key is either read, known to leave the logits as they are, or refused by n
 left out counts as what ``transformers.GPTNeoXConfig`` takes for it.
 """
 
+from math import nextafter
 from pathlib import Path
 
 from interp.fields import shortened
@@ -131,7 +132,7 @@ def neox_config(cfg: DecoderConfig) -> dict:
         "max_position_embeddings": cfg.n_ctx,
         "hidden_act": "gelu",
         "layer_norm_eps": cfg.ln_eps,
-        "rotary_pct": cfg.n_rotary / cfg.d_head,
+        "rotary_pct": _share(cfg.n_rotary, cfg.d_head),
         "rotary_emb_base": cfg.rotary_base,
         "use_parallel_residual": cfg.parallel,
         "attention_bias": True,
@@ -140,6 +141,12 @@ def neox_config(cfg: DecoderConfig) -> dict:
         "bos_token_id": 1,
         "eos_token_id": None,
     }
+
+
+def _share(n_rotary: int, d_head: int) -> float:
+    """A share of which ``int(d_head · share)``, as it is read, gives ``n_rotary`` back."""
+    share = n_rotary / d_head
+    return share if int(d_head * share) == n_rotary else nextafter(share, 1)
 
 
 _ROTARY_KEYS = ("rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct")

@@ -209,6 +209,11 @@ def is_causal(model: nn.Module, tokens: Int[Tensor, " pos"]) -> bool:
         later = pos >= start[:, None]
         other = torch.where(later, (same + 1) % model.cfg.d_vocab, same)
         before, after = _logits(model, same), _logits(model, other)
+        if before.isnan().any():
+            raise ValueError(
+                f"the logits of this {type(model).__name__} are NaN; see that its weights are "
+                "finite"
+            )
         if not torch.equal(before[~later], after[~later]):
             return False
     return True

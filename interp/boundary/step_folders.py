@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-LAST_STEP = 2**31 - 1
-"""Steps are stored in 32 bits."""
+from interp.fields import LARGEST_STEP
+
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _CONVERT = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -40,10 +40,10 @@ def step_folders(run: Path) -> dict[int, Path]:
         if not re.match(r"step(-|[ _]?[0-9])", path.name):
             continue
         step = step_of(path)
-        if step is None or step > LAST_STEP or not path.is_dir():
+        if step is None or step > LARGEST_STEP or not path.is_dir():
             raise ValueError(
                 f"{path} is not a checkpoint folder; rename it, or make it a folder step-N with N "
-                f"up to {LAST_STEP}"
+                f"up to {LARGEST_STEP}"
             )
         if step in folders:
             raise ValueError(
@@ -86,8 +86,8 @@ def check_files(folder: Path) -> None:
                 "together; move it away, or merge it into the weights"
             )
     with weights.open("rb") as file:
-        begins = file.read(2)
-    if begins in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        begins = file.read(9)
+    if begins[8:] != b"{" and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", begins):
         raise ValueError(
             f"{weights} is a pickle, which is never opened; name it pytorch_model.bin and convert "
             f"it with {_CONVERT.format(folder)}"

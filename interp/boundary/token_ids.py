@@ -33,7 +33,11 @@ def answers_of(given: object, n: int, name: str) -> list[list[int]]:
     ]
     if len(rows) != n:
         raise ValueError(f"{name} has {len(rows)} entries for {n} prompts; give one each")
-    return [[token for token in row if token != NO_TOKEN] for row in rows]
+    return [row[: len(row) - _n_pads(row)] for row in rows]
+
+
+def _n_pads(row: list[int]) -> int:
+    return next((i for i, token in enumerate(reversed(row)) if token != NO_TOKEN), len(row))
 
 
 def _listed(given: object, name: str) -> list:
@@ -56,8 +60,13 @@ def named_roles(roles: object, lengths: list[int]) -> tuple[tuple[str, ...], lis
     """The names in order of appearance, and each position's number among them."""
     if roles is None:
         return (), [[NO_TOKEN] * n for n in lengths]
-    if all(isinstance(name, str) for name in roles):
+    listed = isinstance(roles, (list, tuple))
+    if listed and all(isinstance(name, str) for name in roles):
         roles = [roles] * len(lengths)
+    if not listed or not all(
+        isinstance(row, (list, tuple)) and all(isinstance(x, str) for x in row) for row in roles
+    ):
+        raise ValueError(f"roles is {str(roles)[:60]!r}; give a list of names, or one a prompt")
     if [len(row) for row in roles] != lengths:
         raise ValueError(
             f"roles name {[len(row) for row in roles][:5]} positions of prompts of {lengths[:5]} "

@@ -5,7 +5,7 @@ values that a question needs.
 import numpy as np
 
 from interp.boundary.model_check import check_plain
-from interp.facts import PROMPT_ROLES, FactSet, check_tokens
+from interp.facts import PROMPT_ROLES, FactSet, check_tokens, check_vocabulary
 from interp.model import HookedDecoder
 
 
@@ -34,7 +34,11 @@ def check_inputs(
         )
     if not len(facts):
         raise ValueError("there are no facts; give one or more")
+    check_vocabulary(facts, model.vocabulary, "the model")
     check_tokens(facts, model.cfg.d_vocab, model.cfg.n_ctx)
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} of the model holds NaN or infinite numbers; load it again")
     if names:
         _check_names(facts)
     if twins and (facts.corrupted is None or facts.corrupted_answers is None):

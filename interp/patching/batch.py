@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from interp.boundary.model_check import check_finite
 from interp.facts import FactSet
 from interp.model import HookedDecoder
-from interp.patching.cells import EDGES, Cells
+from interp.patching.cells import EDGES, Cells, Rows
 from interp.patching.engine import Engine, check_same_logits
 from interp.patching.hooked import HookedEngine, embedding_of
 from interp.patching.intervention import Intervention, kept_sites, n_parts
@@ -104,6 +104,7 @@ class Batch:
                 plain, self.cells, base, source, self.may_differ, max_bytes=self.max_bytes
             )
             for rows, scores in sweep:
+                _check_patched(rows, scores)
                 for site in np.unique(rows.site):
                     at = rows.site == site
                     place = (rows.layer, rows.part, rows.group, rows.source, rows.fact)
@@ -159,6 +160,7 @@ class Batch:
                 [last], way.cells, base, way.source, self.may_differ, max_bytes=self.max_bytes
             )
             for rows, scores in sweep:
+                _check_patched(rows, scores)
                 group = rows.group if way.group is None else np.full(len(rows), way.group)
                 part = np.searchsorted(parts, rows.part)
                 patched[:, layer_at[rows.layer], part, group, number, rows.fact] = scores
@@ -188,6 +190,17 @@ class Batch:
         other = engine_of(self.model, given, self.max_bytes)
         theirs = other.turned(other.run(given, self.kept), back=True)
         return engine.turned(taken_from(plain, theirs, same_place(places, given.places)))
+
+
+def _check_patched(rows: Rows, scores: Float[np.ndarray, "metric row"]) -> None:
+    """Raises a ValueError where a change made log-probabilities that are not finite, since NaN
+    stands for cells that a fact does not have.
+    """
+    for row in np.flatnonzero(~np.isfinite(scores[1:3]).all(0))[:1]:
+        raise ValueError(
+            f"patching {rows.site[row]} at layer {rows.layer[row]} makes logits that are not "
+            "finite; patch in fp32, or leave that layer out"
+        )
 
 
 def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:

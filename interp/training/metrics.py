@@ -96,4 +96,9 @@ def read_metrics(path: Path) -> pd.DataFrame:
         else:
             continue
         raise ValueError(f"{path} is damaged ({wrong}); copy it again, or train again")
+    for row in table[table.duplicated(["step", *_TEXTS]) | (table.step < 0)].itertuples():
+        raise ValueError(
+            f"{path} is damaged (step {row.step}, {row.split}, {row.attribute} is there twice, or "
+            "negative); copy it again"
+        )
     return table
