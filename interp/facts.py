@@ -159,13 +159,8 @@ def from_tokens(
     """
     prompts = prompts_of(clean, lengths, "clean")
     others = None if corrupted is None else prompts_of(corrupted, lengths, "corrupted")
-    if others is not None and [len(x) for x in prompts] != [len(x) for x in others]:
-        pairs = enumerate(zip(prompts, others))
-        i, (one, two) = next((i, pair) for i, pair in pairs if len(pair[0]) != len(pair[1]))
-        raise ValueError(
-            f"fact {i} has a clean prompt of {len(one)} tokens and a corrupted one of {len(two)}; "
-            "they must be aligned token by token"
-        )
+    if others is not None:
+        _check_aligned(prompts, others)
     names, named = named_roles(roles, [len(prompt) for prompt in prompts])
     if names and set(names) <= set(PROMPT_ROLES):
         named = [[PROMPT_ROLES.index(names[i]) for i in row] for row in named]
@@ -192,6 +187,19 @@ def from_tokens(
         pd.DataFrame(texts, index=range(len(prompts))),
         names,
     )
+
+
+def _check_aligned(prompts: list[list[int]], others: list[list[int]]) -> None:
+    if len(prompts) != len(others):
+        raise ValueError(f"{len(prompts)} clean prompts and {len(others)} corrupted; give one each")
+    for i, (one, two) in enumerate(zip(prompts, others)):
+        if len(one) != len(two):
+            raise ValueError(
+                f"fact {i} has a clean prompt of {len(one)} tokens and a corrupted one of "
+                f"{len(two)}; they must be aligned token by token"
+            )
+        if one == two:
+            raise ValueError(f"fact {i} has a corrupted prompt like its clean one; change it")
 
 
 def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:

@@ -55,6 +55,8 @@ def _places(result: xr.Dataset) -> dict[str, list[str]]:
         return {"at any position": labels}
     if any("+" in label or label == "all" for label in labels):
         return {"at any group": labels}
+    if "final" not in labels or not any(x.startswith("name") for x in labels):
+        return {"at any role": labels}
     return {"at name tokens": [x for x in labels if x.startswith("name")], "at final": ["final"]}
 
 

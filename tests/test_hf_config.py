@@ -232,3 +232,11 @@ def test_json_that_says_something_else_than_one_object_is_damaged(tmp_path, text
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match=message):
         read_checkpoint(folder)
+
+
+def test_rotary_keys_that_older_transformers_wrote_twice_are_read(tmp_path):
+    folder = saved(tmp_path / "step")
+    older = {"rotary_pct": 0.5, "rotary_emb_base": 300, "rope_scaling": None}
+    older |= {"partial_rotary_factor": 0.5, "rope_theta": 300}
+    rewrite(folder, lambda config: (config.pop("rope_parameters"), config.update(older)))
+    assert difference(folder) < 2e-5

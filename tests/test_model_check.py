@@ -278,3 +278,12 @@ def test_the_first_fact_that_is_not_finite_is_named():
     check_finite(scores[:, :2], np.array([5, 6]), "clean")
     with pytest.raises(ValueError, match=r"on fact 7, corrupted prompt, .*\(2 of 4 facts\)"):
         check_finite(scores, np.arange(5, 9), "corrupted")
+
+
+def test_autocast_and_mixed_precisions_are_refused(suite):
+    model = suite.load(30)
+    with pytest.raises(ValueError, match=r"torch.autocast is on"), torch.autocast("cpu"):
+        check_plain(model)
+    model.blocks[0].mlp.double()
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.up.weight is torch.float64, other weights"):
+        check_plain(model)

@@ -7,6 +7,7 @@ import torch
 from oracle import HOOKS, inputs, metrics, random_model
 
 from interp.facts import PROMPT_ROLES, FactSet, from_tokens
+from interp.headline import _places
 from interp.patching import patch, patch_sites
 from interp.patching.plan import plan
 from interp.report import build_report
@@ -48,11 +49,11 @@ def test_tables_lists_and_lengths_say_the_same(own):
     ragged = from_tokens(
         [row.tolist() for row in CLEAN],
         [row.tolist() for row in CORRUPTED],
-        answers=torch.tensor([[4], [5], [6]]),
+        answers=[torch.tensor(4), torch.tensor([5]), 6],
         corrupted_answers=np.array([5, 6, 7]),
     )
     wide = torch.nn.functional.pad(CLEAN, (0, 2), value=77)
-    padded = from_tokens(wide, wide, answers=[4, 5, 6], lengths=[5, 5, 5])
+    padded = from_tokens(wide, answers=[4, 5, 6], lengths=[5, 5, 5])
     assert torch.equal(ragged.clean, own.clean) and torch.equal(padded.clean, own.clean)
     assert own[0].clean.tolist() == [1, 5, 6, 7, 8] and own[0].roles == ()
     assert own.texts.clean_prompt[0] == "1 5 6 7 8" and own[1].answer.tolist() == [5]
@@ -190,6 +191,9 @@ def test_roles_of_minus_1_are_no_roles(small, own):
         ),
         ({"lengths": [5, 6, 5]}, "fact 1 has length 6, its clean prompt 5 tokens"),
         ({"lengths": [5, 0, 5]}, "fact 1 has length 0"),
+        ({"corrupted": CORRUPTED[:2]}, "3 clean prompts and 2 corrupted; give one each"),
+        ({"corrupted": CLEAN}, "fact 0 has a corrupted prompt like its clean one"),
+        ({"answers": [4, 5, 2**70]}, r"answers 2 is \[1180591620717411303424\]; give whole"),
         ({"lengths": [5]}, "lengths has 1 entries, clean has 3"),
         ({"roles": ["x"]}, r"roles name \[1, 1, 1\] positions of prompts of \[5, 5, 5\] tokens"),
         (
@@ -286,3 +290,11 @@ def test_a_report_of_facts_without_twins_says_what_it_needs(suite):
     tree = patch_suite(suite, alone, sites=["z"], steps=[0, 30], **options)
     with pytest.raises(ValueError, match="a report needs facts with corrupted prompts and answers"):
         build_report(tree, title="Alone")
+
+
+def test_the_headline_names_the_strongest_cell_of_any_role(suite):
+    named = from_tokens(
+        CLEAN, CORRUPTED, answers=[4, 5, 6], corrupted_answers=[5, 6, 7], roles=NAMES
+    )
+    tree = patch_suite(suite, named, sites=["resid_pre", "z"], steps=[0, 30])
+    assert set(_places(tree["z"].to_dataset())) == {"at any role"}

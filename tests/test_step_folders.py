@@ -94,7 +94,7 @@ def test_the_command_that_converts_a_pickle_does(model, tmp_path):
         read_checkpoint(tmp_path / "step")
     command = str(refused.value).partition("convert it with python ")[2]
     subprocess.run(f"{sys.executable} {command}", shell=True, check=True, capture_output=True)
-    again = read_checkpoint(tmp_path / "step-safetensors")
+    again = read_checkpoint(tmp_path / "converted-step")
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
 

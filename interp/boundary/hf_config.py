@@ -86,6 +86,12 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
     for key in ("use_parallel_residual", "attention_bias", "tie_word_embeddings"):
         _check(path, key, values[key], isinstance(values[key], bool), "true or false")
     eps, (theta, share) = values["layer_norm_eps"], rotary
+    for key, used in (("rope_theta", theta), ("partial_rotary_factor", share)):
+        if given.get(key, used) != used:
+            raise ValueError(
+                f"{path}: key {key!r} (here {shortened(given[key])}) does not count for gpt_neox, "
+                f"where the other rotary keys say {shortened(used)}; make them agree"
+            )
     _check(path, "layer_norm_eps", eps, _number(eps) and 0 <= eps < 1, "a number from 0 to 1")
     _check(path, "the rotary base", theta, _number(theta) and theta > 0, "a number above 0")
     _check(path, "the rotary share", share, _number(share) and 0 < share <= 1, "a share up to 1")
@@ -149,7 +155,10 @@ def _share(n_rotary: int, d_head: int) -> float:
     return share if int(d_head * share) == n_rotary else nextafter(share, 1)
 
 
-_ROTARY_KEYS = ("rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct")
+_ROTARY_KEYS = (
+    *("rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct"),
+    *("rope_theta", "partial_rotary_factor"),  # which older transformers wrote beside them
+)
 
 
 def _rotary(given: dict, path: Path) -> tuple[object, object]:

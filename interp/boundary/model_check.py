@@ -92,10 +92,18 @@ def check_plain(model: HookedDecoder) -> None:
                 "PyTorch has hooks on all modules, which would not be run; remove them by the "
                 "handles that registering them returned"
             )
+    first = next(model.parameters())
+    if torch.is_autocast_enabled(first.device.type):
+        raise ValueError("torch.autocast is on, which only the model's own forward heeds; leave it")
     modules = dict(model.named_modules(remove_duplicate=False))
     expected = _parts_of(model.cfg)
     for name in {**modules, **expected}:
         _check_part(name, modules.get(name), expected.get(name))
+    for name, weight in model.named_parameters():
+        if weight.dtype != first.dtype:
+            raise ValueError(
+                f"{name} is {weight.dtype}, other weights {first.dtype}; convert the whole model"
+            )
 
 
 Part = tuple[type, dict[str, object], dict[str, torch.Size]]

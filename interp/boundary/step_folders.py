@@ -13,7 +13,7 @@ from interp.fields import LARGEST_STEP
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _CONVERT = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
-    "M.from_pretrained('{0}').save_pretrained('{0}-safetensors')\""
+    "M.from_pretrained('{0}').save_pretrained('{1}')\""
 )
 
 
@@ -69,12 +69,12 @@ def check_files(folder: Path) -> None:
         if pickles := _named(folder, _PICKLES):
             raise ValueError(
                 f"{pickles[0]} is a pickle, which is never opened; convert it with "
-                f"{_CONVERT.format(folder)}"
+                f"{_convert(folder)}"
             )
         if shards := _named(folder, ["*.safetensors"]):
             raise ValueError(
                 f"{folder} holds {shards[0].name} but no model.safetensors; put the weights into "
-                f"one file with {_CONVERT.format(folder)}"
+                f"one file with {_convert(folder)}"
             )
         raise FileNotFoundError(
             f"no model.safetensors in {folder}; copy the checkpoint again, or train it again"
@@ -90,8 +90,13 @@ def check_files(folder: Path) -> None:
     if begins[8:] != b"{" and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", begins):
         raise ValueError(
             f"{weights} is a pickle, which is never opened; name it pytorch_model.bin and convert "
-            f"it with {_CONVERT.format(folder)}"
+            f"it with {_convert(folder)}"
         )
+
+
+def _convert(folder: Path) -> str:
+    """The command that writes a folder's model to another folder, which is not taken for a step."""
+    return _CONVERT.format(folder, folder.with_name(f"converted-{folder.name}"))
 
 
 def _named(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -49,8 +49,10 @@ def _listed(given: object, name: str) -> list:
 
 def _ids(row: object, where: str) -> list[int]:
     row = row.tolist() if hasattr(row, "tolist") else row
+    if isinstance(row, (list, tuple)):
+        row = [x.tolist() if hasattr(x, "tolist") else x for x in row]
     if not isinstance(row, (list, tuple)) or not all(
-        isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in row
+        isinstance(x, int) and not isinstance(x, bool) and abs(x) < 2**63 for x in row
     ):
         raise ValueError(f"{where} is {str(row)[:60]}; give whole numbers")
     return [int(x) for x in row]
@@ -60,6 +62,7 @@ def named_roles(roles: object, lengths: list[int]) -> tuple[tuple[str, ...], lis
     """The names in order of appearance, and each position's number among them."""
     if roles is None:
         return (), [[NO_TOKEN] * n for n in lengths]
+    roles = roles.tolist() if hasattr(roles, "tolist") else roles
     listed = isinstance(roles, (list, tuple))
     if listed and all(isinstance(name, str) for name in roles):
         roles = [roles] * len(lengths)
