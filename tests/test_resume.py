@@ -185,7 +185,7 @@ def keep(table, rows):
     [
         (lambda t: keep(t, t.step != 10), "lacks rows of step 10, or holds others"),
         (lambda t: keep(t, t.split == "train"), "lacks rows of step 0, or holds others"),
-        (lambda t: pd.concat([t, t[:1]]), "lacks rows of step 0, or holds others"),
+        (lambda t: pd.concat([t, t[:1]]), "step 0, train, birth_date is there twice"),
         (lambda t: t.drop(columns="loss"), "it has no column 'loss'"),
         (lambda t: t.assign(bogus=1), "it has the unknown column 'bogus'"),
         (lambda t: t.assign(step=t.step.astype(str)), "column 'step' holds str, not numbers"),

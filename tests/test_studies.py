@@ -112,7 +112,7 @@ def copied(run, tmp_path):
         (lambda t: t[t.split == "train"], "rows at 4 of train people and 0 of held-out people"),
         (lambda t: t[(t.split == "train") | (t.step != 10)], "4 of train people and 3 of held-out"),
         (lambda t: t[:0], "rows at 0 of train people"),
-        (lambda t: pd.concat([t, t[t.step == 20]]), "has step 20, train, twice"),
+        (lambda t: pd.concat([t, t[t.step == 20]]), "step 20, train, .* is there twice"),
         (lambda t: t.assign(split=t.split.replace("train", "dev")), "has the split 'dev'"),
         (
             lambda t: t.assign(loss=t.loss.where(t.step < 20, np.nan)),

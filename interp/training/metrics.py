@@ -99,6 +99,6 @@ def read_metrics(path: Path) -> pd.DataFrame:
     for row in table[table.duplicated(["step", *_TEXTS]) | (table.step < 0)].itertuples():
         raise ValueError(
             f"{path} is damaged (step {row.step}, {row.split}, {row.attribute} is there twice, or "
-            "negative); copy it again"
+            "negative); copy it again, or train again"
         )
     return table
