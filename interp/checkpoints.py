@@ -104,7 +104,17 @@ def check_checkpoint(folder: Path, *, device: str = "cpu") -> DecoderConfig:
 def _check_tensors(
     path: Path, stored: dict[str, tuple[tuple[int, ...], str]], cfg: DecoderConfig
 ) -> None:
-    """Raises a ValueError unless shapes and types of a file's tensors are those of ``cfg``."""
+    """Raises a ValueError unless a file's names, shapes and types are those of ``cfg``."""
+    for name in stored:
+        if not name.startswith(("gpt_neox.", "embed_out.", "lm_head.")):
+            inside = re.search(r"(?<=\.)(gpt_neox|embed_out|lm_head)\.", name)
+            what = (
+                "of a wrapped model (by torch.compile or DataParallel); save the one inside, whose "
+                f"weight is called {name[inside.start() :]}"
+                if inside
+                else "which no GPTNeoXForCausalLM has; save the whole model, its output layer too"
+            )
+            raise ValueError(f"{path} holds {name}, {what}")
     n_layers = len({_layer_of(name) for name in stored} - {None})
     if n_layers != cfg.n_layers:  # before anything is made of that size
         raise ValueError(

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from interp.bios.population import NAME_PARTS, templates
 from interp.bios.text import ROLES, Texts, evaluation_templates, write_biographies
 from interp.config import ATTRIBUTES, Corruption, check_choice
-from interp.facts import NO_TOKEN, PROMPT_ROLES, FactSet, padded
+from interp.facts import NO_TOKEN, PROMPT_ROLES, TEXT_COLUMNS, FactSet, padded
 
 
 def draw_facts(
@@ -60,7 +60,7 @@ def draw_facts(
             f"with a {corruption} twin, whose value begins with another word; ask for fewer, use "
             "another corruption or a larger population"
         )
-    return _build(people, texts, chosen, twins)
+    return _build(people, texts, chosen, twins) if len(chosen) else _none()
 
 
 def _ask(
@@ -188,6 +188,14 @@ def _build(people: pd.DataFrame, texts: Texts, chosen: pd.DataFrame, twins: np.n
         answers=padded([_value(texts, p, a) for p, a in zip(person, attribute)], NO_TOKEN),
         corrupted_answers=padded([_value(texts, p, a) for p, a in zip(twins, attribute)], NO_TOKEN),
         texts=_table(people, chosen, twins),
+    )
+
+
+def _none() -> FactSet:
+    table = torch.zeros(0, 0, dtype=torch.int64)
+    return FactSet(
+        *(table, table, table.sum(1), table, table, table),
+        texts=pd.DataFrame(columns=TEXT_COLUMNS),
     )
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from interp.bios.tokenizer import BOS, encode
+from interp.bios.tokenizer import BOS, SPECIAL, encode
 from interp.boundary.csv_table import read_csv_table
 from interp.boundary.token_ids import NO_TOKEN, answers_of, named_roles, prompts_of
 from interp.fields import argument
@@ -198,8 +198,6 @@ def _check_aligned(prompts: list[list[int]], others: list[list[int]]) -> None:
                 f"fact {i} has a clean prompt of {len(one)} tokens and a corrupted one of "
                 f"{len(two)}; they must be aligned token by token"
             )
-        if one == two:
-            raise ValueError(f"fact {i} has a corrupted prompt like its clean one; change it")
 
 
 def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
@@ -216,7 +214,7 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
     """
     path = Path(argument("path", path, str, is_path=True))
     table = read_csv_table(path, needed=CSV_COLUMNS, optional=("attribute",))
-    ids = {column: encode(tokenizer, table[column].tolist()) for column in CSV_COLUMNS}
+    ids = _encoded(path, table, tokenizer)
     bos = tokenizer.token_to_id(BOS)
     roles = []
     for i, (clean, corrupted, name) in enumerate(
@@ -233,8 +231,7 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
                 f"{where}: clean_prompt and corrupted_prompt are the same, {row.clean_prompt!r}; "
                 "give another name to the one"
             )
-        first, other = ids["answer"][i], ids["corrupted_answer"][i]
-        if not first or not other or first[0] == other[0]:
+        if ids["answer"][i][0] == ids["corrupted_answer"][i][0]:
             raise ValueError(
                 f"{where}: the answers {row.answer!r} and {row.corrupted_answer!r} must begin with "
                 "different words"
@@ -251,6 +248,28 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
         corrupted_answers=padded(ids["corrupted_answer"], NO_TOKEN),
         texts=texts,
     )
+
+
+def _encoded(path: Path, table: pd.DataFrame, tokenizer: Tokenizer) -> dict[str, list[list[int]]]:
+    """Token ids of each text, by column."""
+    special = {tokenizer.token_to_id(token): token for token in SPECIAL.values()}
+    ids = {column: [] for column in CSV_COLUMNS}
+    for number, row in table.iterrows():
+        for column in CSV_COLUMNS:
+            where = f"{path}, row {number}: {column}"
+            try:
+                (tokens,) = encode(tokenizer, [row[column]])
+            except ValueError as error:
+                raise ValueError(f"{where} {error}") from None
+            if not tokens:
+                raise ValueError(f"{where} is empty; write at least one word")
+            for token in special.keys() & set(tokens):
+                raise ValueError(
+                    f"{where} {row[column]!r} holds {special[token]}, which is no word (<bos> is "
+                    "put before each prompt); leave it out"
+                )
+            ids[column].append(tokens)
+    return ids
 
 
 def role_masks(facts: FactSet) -> Bool[Tensor, "role fact pos"]:
@@ -350,6 +369,9 @@ def _check(facts: FactSet) -> None:
         table = getattr(facts, name)
         if table is not None:
             _refuse((inside & (table < 0)).any(1), f"has a negative token id in its {name} prompt")
+    if facts.corrupted is not None:
+        same = ((facts.clean == facts.corrupted) | ~inside).all(1)
+        _refuse(same, "has a corrupted prompt like its clean one")
     for name in ("answers", "corrupted_answers"):
         table = getattr(facts, name)
         if table is not None:

@@ -110,7 +110,9 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
             raise ValueError(f"{path} is no result file; move it away")
     files.sort(key=lambda path: path.stat().st_mtime_ns)
     if not files:
-        raise FileNotFoundError(f"no results in {folder}; write some with interp-patch --ckpt RUN")
+        inside = sorted({path.parent for path in folder.glob("results/*/step-*.nc")})
+        advice = f"give {inside[0]}" if inside else "write some with interp-patch --ckpt RUN"
+        raise FileNotFoundError(f"no results in {folder}; {advice}")
     newest = open_result(files[-1])
     if "direction" not in newest.attrs or "site" not in newest.attrs:
         raise ValueError(f"{files[-1]} is no result of interp-patch; give the folder of one")
@@ -206,13 +208,12 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
 
 def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """``of_metric`` of facts with twins."""
-    values = of_metric(result, metric)
-    if values.corrupted.isnull().all():
+    if "corrupted" in result and result["corrupted_first_logprob"].isnull().all():
         raise ValueError(
             "these facts have no corrupted prompts, so no gap of which there could be a share; use "
-            "interp.effect"
+            "interp.effect(result, metric='first_logprob')"
         )
-    return values
+    return of_metric(result, metric)
 
 
 def effect(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:

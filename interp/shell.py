@@ -74,7 +74,22 @@ def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T
             for line in lines[1:]
             if line and not line.startswith(("Parsing error", "For full", f"{name} "))
         )
-        raise ValueError(re.sub(r"^Error parsing \w+: ", "", text)) from None
+        raise ValueError(_plainly(text)) from None
+
+
+def _plainly(text: str) -> str:
+    """What tyro has against the arguments, without Python's words and help texts."""
+    text = re.sub(r" ?Argument helptext:.*", "", text)
+    text = re.sub(r" Perhaps you meant: ([a-z][\w-]*) .*", r"; did you mean --\1?", text)
+    for python, wanted in (
+        ("invalid literal for int() with base 10", "a whole number, such as 100"),
+        ("could not convert string to float", "a number, such as 0.95"),
+        ("Could not find valid parse for arguments", "its values with blanks between, such as 0 1"),
+    ):
+        text = re.sub(
+            rf"Error parsing (\S+): {re.escape(python)}: (.*)$", rf"\1 is \2; give {wanted}", text
+        )
+    return re.sub(r"^Error parsing \w+: ", "", text)
 
 
 def _without_none(said: str) -> str:

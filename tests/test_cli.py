@@ -156,6 +156,9 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
         (["interp-patch", "--ckpt", "RUN", "--seed", "-1"], "seed is -1"),
         (["interp-patch", "--ckpt", "RUN", "--report", "/dev/null"], "/dev/null is not a file"),
         (["interp-patch", "--ckpt", "RUN", "--facts", "0"], "asked for 0 facts"),
+        (["interp-patch", "--ckpt", "RUN", "--facts", "1e2"], "--facts is '1e2'; give a whole num"),
+        (["interp-patch", "--ckpt", "RUN", "--fcats", "9"], "--fcats, 9; did you mean --facts?"),
+        (["interp-patch", "--ckpt", "RUN", "--layers", "0,1"], "--layers is ['0,1']; give its val"),
         (
             ["interp-patch", "--ckpt", "RUN", "--facts", "9999"],
             "asked for 9999 facts, the run has 240",

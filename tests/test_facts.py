@@ -5,7 +5,8 @@ import torch
 
 from interp.bios.population import NAME_PARTS, templates
 from interp.config import ATTRIBUTES
-from interp.facts import PROMPT_ROLES, role_masks
+from interp.drawing import draw_facts
+from interp.facts import PROMPT_ROLES, TEXT_COLUMNS, role_masks
 
 
 def full_name(person):
@@ -88,6 +89,14 @@ def test_facts_without_a_twin_are_passed_over(suite):
         suite.facts(240, corruption="swap-last")
     people = suite.facts(30, corruption="swap-last").texts.person
     assert len(people) == 30
+
+
+@pytest.mark.parametrize("length", [None, 500])
+def test_fewer_facts_may_be_none(suite, length):
+    alone = suite.population.assign(first=range(len(suite.population)))  # nobody shares a name
+    asked = {"n": 6, "attributes": ATTRIBUTES, "seed": 0, "length": length}
+    drawn = draw_facts(alone, suite.texts, **asked, corruption="swap-last", fewer=True)
+    assert len(drawn) == 0 and list(drawn.texts) == list(TEXT_COLUMNS)
 
 
 def test_held_out_twins_were_never_trained_on(suite):
@@ -174,14 +183,45 @@ def test_facts_can_be_read_from_ones_own_prompts(suite, words, tmp_path):
             {"corrupted_prompt": "was born in"},
             "row 1: clean_prompt has 9 tokens, corrupted_prompt 3",
         ),
-        ({"clean_prompt": "Zaphod was born in the city of"}, "'Zaphod', not in the vocabulary"),
-        ({"corrupted_answer": ""}, "row 1: the answers .* must begin with different words"),
+        (
+            {"clean_prompt": "Zaphod was born in the city of"},
+            "row 1: clean_prompt 'Zaphod was .* holds 'Zaphod', not in the vocabulary",
+        ),
+        ({"corrupted_answer": " "}, "row 1: corrupted_answer is empty; write"),
+        ({"answer": "<pad>"}, "row 1: answer '<pad>' holds <pad>, which is no word"),
+        ({"clean_prompt": "<bos> was born in"}, "clean_prompt '<bos> was .* holds <bos>, which is"),
         ({"name": "born city"}, "'born city' does not stand in the clean prompt"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_refused_by_row(suite, words, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | changes)))
+
+
+def test_answers_that_begin_alike_are_refused(suite, words, tmp_path):
+    same = words | {"corrupted_answer": words["answer"]}
+    with pytest.raises(ValueError, match=r"row 1: the answers .* must begin with different words"):
+        suite.read_facts(write_csv(tmp_path / "mine.csv", **same))
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_fields_that_no_comma_separates_are_refused_by_what_does(
+    suite, words, tmp_path, mark, name
+):
+    path = write_csv(tmp_path / "mine.csv", **words)
+    path.write_text(path.read_text().replace(",", mark))
+    with pytest.raises(ValueError, match=f"has its fields separated by {name}; save it with comm"):
+        suite.read_facts(path)
+
+
+def test_rows_of_empty_fields_are_left_out_and_counted(suite, words, tmp_path):
+    path = write_csv(tmp_path / "mine.csv", **words)
+    header, row = path.read_text().splitlines()
+    path.write_text("\n".join([header, ",,,,", row, " , ,", row.replace(words["answer"], "")]))
+    with pytest.raises(ValueError, match=r"row 4: answer is empty"):
+        suite.read_facts(path)
+    path.write_text("\n".join([header, ",,,,", row, " , ,"]))
+    assert len(suite.read_facts(path)) == 1
 
 
 def test_a_row_whose_prompts_are_the_same_is_refused(suite, words, tmp_path):

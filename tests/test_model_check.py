@@ -224,6 +224,20 @@ def test_attention_to_later_tokens_is_found_wherever_it_is(model):
     assert not is_causal(within_a_prefix, tokens)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_rounding_that_does_not_repeat_itself_is_not_taken_for_later_tokens(causal):
+    torch.manual_seed(0)
+    model, tokens = Toy(40, causal=causal), torch.arange(3, 14)
+    rounded = model.forward
+
+    def forward(tokens):
+        logits = rounded(tokens)
+        return logits + 1e-6 * torch.rand_like(logits)
+
+    model.forward = forward
+    assert is_causal(model, tokens) == causal
+
+
 class ToPrefix(HookPoint):
     """Causal but for the first two tokens, which see each other."""
 

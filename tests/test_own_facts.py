@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracle import HOOKS, inputs, metrics, random_model
 
+from interp.boundary.token_ids import prompts_of
 from interp.facts import PROMPT_ROLES, FactSet, from_tokens
 from interp.headline import _places
 from interp.patching import patch, patch_sites
@@ -175,11 +176,13 @@ def test_roles_of_minus_1_are_no_roles(small, own):
     [
         ({"answers": [4, 5]}, "answers has 2 entries for 3 prompts"),
         ({"answers": [4, 5, []]}, "fact 2 has no token, a gap or a negative id in its answers"),
-        ({"answers": [4, 5, 0.5]}, r"answers 2 is \[0.5\]; give whole numbers"),
+        ({"answers": [4, 5, 0.5]}, r"answers 2 is \[0.5\]; give a list of token ids"),
         ({"answers": [4, [5, -1, 6], 6]}, "fact 1 has no token, a gap or a negative id"),
         ({"answers": [4, 5, -3]}, "fact 2 has no token, a gap or a negative id in its answers"),
         ({"corrupted_answers": [4, 9, 9]}, "fact 0 has two answers that begin with the same token"),
         ({"clean": []}, r"clean is \[\]; give token ids, a row a fact"),
+        ({"clean": CLEAN[0]}, "clean prompt 0 is 1; give a list of token ids"),
+        ({"answers": [[[4, 5]], 5, 6]}, r"answers 0 is \[\[4, 5\]\]; give a list of token ids"),
         ({"clean": [[1, 2], [], [3]]}, "fact 1 has a prompt length that is not from 1 to 2"),
         (
             {"clean": [[1, -2], [1, 2], [3, 4]]},
@@ -193,7 +196,7 @@ def test_roles_of_minus_1_are_no_roles(small, own):
         ({"lengths": [5, 0, 5]}, "fact 1 has length 0"),
         ({"corrupted": CORRUPTED[:2]}, "3 clean prompts and 2 corrupted; give one each"),
         ({"corrupted": CLEAN}, "fact 0 has a corrupted prompt like its clean one"),
-        ({"answers": [4, 5, 2**70]}, r"answers 2 is \[1180591620717411303424\]; give whole"),
+        ({"answers": [4, 5, 2**70]}, r"answers 2 is \[1180591620717411303424\]; give a list"),
         ({"lengths": [5]}, "lengths has 1 entries, clean has 3"),
         ({"roles": ["x"]}, r"roles name \[1, 1, 1\] positions of prompts of \[5, 5, 5\] tokens"),
         (
@@ -210,6 +213,11 @@ def test_token_ids_that_do_not_fit_are_refused_by_fact(arguments, message):
         from_tokens(given.pop("clean"), given.pop("corrupted", None), **given)
 
 
+def test_a_table_of_another_library_is_quoted_in_one_line():
+    with pytest.raises(ValueError, match=r"^clean is 0 1 2 3 4 0 1 5 .*; give token ids, a row a"):
+        prompts_of(pd.DataFrame(CLEAN), None, "clean")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -218,6 +226,10 @@ def test_token_ids_that_do_not_fit_are_refused_by_fact(arguments, message):
             "fact 1 has a prompt length that is not from 1 to 5",
         ),
         ({"lengths": torch.tensor([0, 5, 5])}, "fact 0 has a prompt length"),
+        (
+            {"corrupted": torch.cat([CORRUPTED[:2], CLEAN[2:]])},
+            "fact 2 has a corrupted prompt like its clean one",
+        ),
         ({"answers": torch.tensor([[4, 1], [-1, 5], [6, 1]])}, "fact 1 has no token, a gap"),
         ({"roles": torch.full((3, 5), 7)}, "fact 0 has a position without one of the 7 role_names"),
         (
@@ -282,6 +294,15 @@ def test_the_roles_of_biographies_are_those_of_the_runs_own_facts(own):
     names = ["bos", "name_first", "name_last", "cue", "final"]
     named = from_tokens(CLEAN, CORRUPTED, answers=[4, 5, 6], roles=names)
     assert named.role_names == PROMPT_ROLES and named[0].roles == tuple(names)
+
+
+def test_a_share_of_facts_without_twins_is_refused_and_the_effect_advised_is_there(small):
+    alone = from_tokens(CLEAN, answers=[4, 5, 6])
+    result = patch(small, alone, site="z", by="pos", direction="noising", replacement="zero")
+    for metric in ("logit_diff", "first_logprob"):
+        with pytest.raises(ValueError, match=r"no corrupted prompts, .*metric='first_logprob'\)"):
+            recovered(result, metric)
+    assert effect(result, metric="first_logprob").notnull().all()
 
 
 def test_a_report_of_facts_without_twins_says_what_it_needs(suite):

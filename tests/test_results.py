@@ -254,6 +254,12 @@ def test_a_folder_without_results_is_refused(tmp_path, folder):
         read_folder(tmp_path / folder)
 
 
+def test_a_run_folder_in_place_of_its_results_is_told_where_they_are(tmp_path):
+    write_at(tmp_path / "results" / "patching", 1, REQUEST)
+    with pytest.raises(FileNotFoundError, match=r"no results in .*; give .*results/patching$"):
+        read_folder(tmp_path)
+
+
 def test_joined_steps_keep_each_steps_own_clean_and_corrupted_scores():
     later = one_result(PATCHED, [6.0, 5.0, 4.0], CORRUPTED)
     joined = join_steps({300: later, 100: one_result(PATCHED, CLEAN, CORRUPTED)})

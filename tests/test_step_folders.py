@@ -64,6 +64,18 @@ def test_a_file_or_a_circular_link_in_place_of_a_folder_is_refused(copy):
         step_folders(copy)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_link_to_nothing_and_a_pointer_to_a_large_file_are_called_that(copy, name):
+    path = copy / "step-000030" / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS .*; .*git lfs pull"):
+        load_suite(copy).check([30])
+    path.unlink()
+    path.symlink_to("../../blobs/4d7a")
+    with pytest.raises(FileNotFoundError, match=rf"{name} is a link to \.\./.*4d7a, which is not"):
+        load_suite(copy).check([30])
+
+
 def test_a_link_to_a_checkpoint_folder_is_one(copy, tmp_path):
     (copy / "step-000030").rename(tmp_path / "elsewhere")
     (copy / "step-000030").symlink_to(tmp_path / "elsewhere")
@@ -107,6 +119,18 @@ def test_weights_in_several_files_are_refused_with_the_command_that_joins_them(m
         read_checkpoint(tmp_path / "shards")
 
 
+def test_the_command_that_renames_a_variant_does(model, tmp_path):
+    write_checkpoint(model, tmp_path / "step", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "step", dtype=torch.float32)
+    theirs.save_pretrained(tmp_path / "fp16", variant="fp16")
+    with pytest.raises(ValueError, match=r"holds model.fp16.safetensors but no model") as refused:
+        read_checkpoint(tmp_path / "fp16")
+    command = str(refused.value).partition("one file with python ")[2]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, capture_output=True)
+    again = read_checkpoint(tmp_path / "converted-fp16")
+    assert torch.equal(again.unembed.weight, model.unembed.weight)
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "model-00002-of-00002.safetensors"])
 def test_what_would_change_the_weights_is_refused(copy, name):
     (copy / "step-000030" / name).write_text("{}")
@@ -130,7 +154,18 @@ def change_weights(folder, change):
     ("change", "message"),
     [
         (lambda w: w.update({k: x.long() for k, x in w.items()}), "is of type I64; only F64, F32"),
-        (lambda w: w.update(extra=torch.ones(2)), r"extra has shape \(2,\), .* no such weight"),
+        (
+            lambda w: w.update({"gpt_neox.extra": torch.ones(2)}),
+            r"extra has shape \(2,\), .* no such weight",
+        ),
+        (
+            lambda w: w.update({"score.weight": w.pop("embed_out.weight")}),
+            "holds score.weight, which no GPTNeoXForCausalLM has; save the whole model",
+        ),
+        (
+            lambda w: w.update({f"_orig_mod.module.{k}": w.pop(k) for k in list(w)}),
+            r"holds _orig_mod.module.\w+\..*, of a wrapped model .*is called (gpt_neox|embed_out)",
+        ),
         (
             lambda w: w.update({"lm_head.weight": w["embed_out.weight"].clone()}),
             "has embed_out.weight twice, under two names",

@@ -14,7 +14,8 @@ def read_csv_table(
     path: Path, *, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Every field of a comma-separated UTF-8 file as text. The index numbers the rows below the
-    header from 1, blank ones included, which are left out.
+    header from 1, those included that are left out: blank ones, and those of empty fields only, as
+    spreadsheets write them.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not such a CSV, a column that is missing, twice
@@ -31,14 +32,15 @@ def read_csv_table(
     _check_header(path, header, needed, optional, columns)
     rows, numbers = [], []
     for number, record in enumerate(records, 1):
-        if record and len(record) != len(header):
+        if not any(field.strip() for field in record):
+            continue
+        if len(record) != len(header):
             raise ValueError(
                 f"{path}, row {number}: {len(record)} fields under {len(header)} columns; write "
                 f"one under each of {', '.join(header)}, and quote those that hold commas"
             )
-        if record:
-            rows.append(record)
-            numbers.append(number)
+        rows.append(record)
+        numbers.append(number)
     if not rows:
         raise ValueError(f"{path} holds no rows; write one below the header")
     return pd.DataFrame(rows, numbers, header, dtype=object)
@@ -74,6 +76,9 @@ def _check_header(
 ) -> None:
     if not header:
         raise ValueError(f"{path} is empty; {columns}")
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise ValueError(f"{path} has its fields separated by {name}; save it with commas")
     if missing := [name for name in needed if name not in header]:
         has = ", ".join(map(repr, header))
         raise ValueError(f"{path} has no column {', '.join(missing)} but {has}; {columns}")

@@ -52,6 +52,7 @@ WITHOUT_EFFECT = frozenset(
 """Keys of training, of generation and of Hugging Face's own book-keeping: the logits in evaluation
 are the same whatever they hold.
 """
+_INSTEAD = "open others with TransformerLens's bridge, and give that to interp.patch"
 _MOST = 2**24
 """Larger sizes are no model's."""
 
@@ -67,12 +68,11 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
     family = given.get("model_type")
     if family != "gpt_neox":
         raise ValueError(
-            f"{path}: model_type is {family!r}, and only gpt_neox can be loaded; open others with "
-            "TransformerLens's bridge, and give that to interp.patch"
+            f"{path}: model_type is {family!r}, and only gpt_neox can be loaded; {_INSTEAD}"
         )
     classes = given.get("architectures") or []
-    neox = isinstance(classes, list) and all(str(x).startswith("GPTNeoXFor") for x in classes)
-    _check(path, "architectures", classes, neox, "GPTNeoXForCausalLM")
+    neox = isinstance(classes, list) and set(map(str, classes)) <= {"GPTNeoXForCausalLM"}
+    _check(path, "architectures", classes, neox, "the list ['GPTNeoXForCausalLM']")
     rotary = _rotary(given, path)
     for key in given:
         if key not in {*SIZES, *OTHERS, *WITHOUT_EFFECT, *_ROTARY_KEYS}:
@@ -95,8 +95,9 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
     _check(path, "layer_norm_eps", eps, _number(eps) and 0 <= eps < 1, "a number from 0 to 1")
     _check(path, "the rotary base", theta, _number(theta) and theta > 0, "a number above 0")
     _check(path, "the rotary share", share, _number(share) and 0 < share <= 1, "a share up to 1")
-    _check(path, "hidden_act", values["hidden_act"], values["hidden_act"] == "gelu", "gelu")
-    _check(path, "tie_word_embeddings", True, not values["tie_word_embeddings"], "false")
+    act = values["hidden_act"]
+    _check(path, "hidden_act", act, act == "gelu", "gelu", _INSTEAD)
+    _check(path, "tie_word_embeddings", True, not values["tie_word_embeddings"], "false", _INSTEAD)
     d_model, n_heads = values["hidden_size"], values["num_attention_heads"]
     if d_model % n_heads:
         raise ValueError(
@@ -172,8 +173,7 @@ def _rotary(given: dict, path: Path) -> tuple[object, object]:
     kind = inside.get("rope_type", inside.get("type", "default"))
     if kind != "default":
         raise ValueError(
-            f"{path}: {place} has rope_type {kind!r}, and only 'default' is supported; patch this "
-            "model through TransformerLens's bridge"
+            f"{path}: {place} has rope_type {kind!r}, and only 'default' is supported; {_INSTEAD}"
         )
     if unknown := inside.keys() - {*ROTARY, "type"}:
         raise ValueError(
@@ -185,9 +185,10 @@ def _rotary(given: dict, path: Path) -> tuple[object, object]:
     return theta, inside.get("partial_rotary_factor", older_share)
 
 
-def _check(path: Path, key: str, got: object, fine: bool, wanted: str) -> None:
+def _check(path: Path, key: str, got: object, fine: bool, wanted: str, instead: str = "") -> None:
     if not fine:
-        raise ValueError(f"{path}: {key} is {shortened(got)}; only {wanted} can be loaded")
+        remedy = f"only {wanted} can be loaded" + (f"; {instead}" if instead else "")
+        raise ValueError(f"{path}: {key} is {shortened(got)}; {remedy}")
 
 
 def _whole(value: object) -> bool:

@@ -204,9 +204,10 @@ def is_causal(model: nn.Module, tokens: Int[Tensor, " pos"]) -> bool:
     For every place in the prompt all later tokens are changed. A causal model computes what comes
     before from the same numbers in the same order, so those logits stay the same to the last bit;
     where attention goes forward they don't. Both runs have the same shape and each prompt the same
-    row, so no kernel rounds them differently. If rounding differs all the same, the answer is no,
-    and more is computed than need be: an error is on the safe side. A model whose cfg says
-    ``attention_dir`` is taken at its word if that is not causal. Takes two forward passes a token.
+    row, so no kernel rounds them differently. Where they are not the same, the unchanged tokens are
+    run again: on a device whose kernels do not repeat themselves a model counts as causal up to
+    four times the difference of two equal runs. A model whose cfg says ``attention_dir`` is taken
+    at its word if that is not causal. Takes two forward passes a token.
     """
     if getattr(model.cfg, "attention_dir", "causal") != "causal":
         return False
@@ -222,7 +223,8 @@ def is_causal(model: nn.Module, tokens: Int[Tensor, " pos"]) -> bool:
                 f"the logits of this {type(model).__name__} are NaN; see that its weights are "
                 "finite"
             )
-        if not torch.equal(before[~later], after[~later]):
+        apart = (before - after)[~later].abs().max()
+        if apart > 0 and apart > 4 * (before - _logits(model, same)).abs().max():
             return False
     return True
 

@@ -13,7 +13,7 @@ from interp.fields import LARGEST_STEP
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _CONVERT = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
-    "M.from_pretrained('{0}').save_pretrained('{1}')\""
+    "M.from_pretrained('{0}'{1}).save_pretrained('{2}')\""
 )
 
 
@@ -60,11 +60,20 @@ def check_files(folder: Path) -> None:
         FileNotFoundError, ValueError: config.json or model.safetensors is missing; there are other
             weights, or pickled ones.
     """
+    weights = folder / "model.safetensors"
+    for path in (folder / "config.json", weights):
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(
+                f"{path} is a link to {path.readlink()}, which is not there; copy what it links to"
+            )
+        if path.is_file() and _begins(path, 20).startswith(b"version https://git"):
+            raise ValueError(
+                f"{path} is a pointer of Git LFS to the file; fetch that with git lfs pull"
+            )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"no config.json in {folder}; give a step folder of a run, or a GPT-NeoX folder"
         )
-    weights = folder / "model.safetensors"
     if not weights.is_file():
         if pickles := _named(folder, _PICKLES):
             raise ValueError(
@@ -72,9 +81,10 @@ def check_files(folder: Path) -> None:
                 f"{_convert(folder)}"
             )
         if shards := _named(folder, ["*.safetensors"]):
+            variant = re.fullmatch(r"model\.([A-Za-z]\w*)\.safetensors", shards[0].name)
             raise ValueError(
                 f"{folder} holds {shards[0].name} but no model.safetensors; put the weights into "
-                f"one file with {_convert(folder)}"
+                f"one file with {_convert(folder, variant and variant[1])}"
             )
         raise FileNotFoundError(
             f"no model.safetensors in {folder}; copy the checkpoint again, or train it again"
@@ -85,8 +95,7 @@ def check_files(folder: Path) -> None:
                 f"{path} stands beside model.safetensors, and it is unknown how they belong "
                 "together; move it away, or merge it into the weights"
             )
-    with weights.open("rb") as file:
-        begins = file.read(9)
+    begins = _begins(weights, 9)
     if begins[8:] != b"{" and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", begins):
         raise ValueError(
             f"{weights} is a pickle, which is never opened; name it pytorch_model.bin and convert "
@@ -94,9 +103,15 @@ def check_files(folder: Path) -> None:
         )
 
 
-def _convert(folder: Path) -> str:
+def _convert(folder: Path, variant: str | None = None) -> str:
     """The command that writes a folder's model to another folder, which is not taken for a step."""
-    return _CONVERT.format(folder, folder.with_name(f"converted-{folder.name}"))
+    asked = f", variant='{variant}'" if variant else ""
+    return _CONVERT.format(folder, asked, folder.with_name(f"converted-{folder.name}"))
+
+
+def _begins(path: Path, n: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(n)
 
 
 def _named(folder: Path, patterns: Sequence[str]) -> list[Path]:

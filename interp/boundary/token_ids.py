@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from interp.fields import shortened
+
 NO_TOKEN = -1
 
 
@@ -43,7 +45,7 @@ def _n_pads(row: list[int]) -> int:
 def _listed(given: object, name: str) -> list:
     rows = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(rows, (list, tuple)) or not rows:
-        raise ValueError(f"{name} is {given!r}; give token ids, a row a fact")
+        raise ValueError(f"{name} is {shortened(given)}; give token ids, a row a fact")
     return list(rows)
 
 
@@ -54,7 +56,7 @@ def _ids(row: object, where: str) -> list[int]:
     if not isinstance(row, (list, tuple)) or not all(
         isinstance(x, int) and not isinstance(x, bool) and abs(x) < 2**63 for x in row
     ):
-        raise ValueError(f"{where} is {str(row)[:60]}; give whole numbers")
+        raise ValueError(f"{where} is {shortened(row)}; give a list of token ids")
     return [int(x) for x in row]
 
 
@@ -69,7 +71,7 @@ def named_roles(roles: object, lengths: list[int]) -> tuple[tuple[str, ...], lis
     if not listed or not all(
         isinstance(row, (list, tuple)) and all(isinstance(x, str) for x in row) for row in roles
     ):
-        raise ValueError(f"roles is {str(roles)[:60]!r}; give a list of names, or one a prompt")
+        raise ValueError(f"roles is {shortened(roles)}; give a list of names, or one a prompt")
     if [len(row) for row in roles] != lengths:
         raise ValueError(
             f"roles name {[len(row) for row in roles][:5]} positions of prompts of {lengths[:5]} "

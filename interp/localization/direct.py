@@ -15,7 +15,6 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.boundary.model_check import check_plain
 from interp.facts import FactSet
 from interp.localization.inputs import check_inputs
 from interp.model import HookedDecoder
@@ -36,7 +35,6 @@ class FinalRead:
 @torch.inference_mode()
 def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
     """The linear map from the residual stream to logits, at each fact's answer position."""
-    check_plain(model)
     check_inputs(model, facts)
     device = model.embed.weight.device
     name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
@@ -60,7 +58,6 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         ``constant`` (fact): nats, positive towards the clean answer; they add up to ``logit_diff``
         (fact).
     """
-    check_plain(model)
     check_inputs(model, facts, twins=True)
     device, n_layers = model.embed.weight.device, model.cfg.n_layers
     sites = ("attn.hook_z", "hook_mlp_out")
@@ -104,7 +101,6 @@ def copying(model: HookedDecoder, facts: FactSet) -> xr.DataArray:
     Source: Elhage et al. 2021, "Copying / primitive in-context learning"; without eigenvalues, so
     that it reads as a share.
     """
-    check_plain(model)
     check_inputs(model, facts)
     cfg = model.cfg
     attribute, answers = facts.texts.attribute.to_numpy(object), facts.answers[:, 0]

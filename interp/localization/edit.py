@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.bios.text import Texts
-from interp.boundary.model_check import check_plain
 from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES
 from interp.facts import FactSet
 from interp.localization.inputs import check_inputs
@@ -75,7 +74,6 @@ def edit_facts(
     Raises:
         ValueError: as ``find_edits``; more others than people.
     """
-    check_plain(model)
     check_inputs(model, facts, twins=True)
     person, twin = (rows_of(suite, facts.texts[x]) for x in ("person", "corrupted_person"))
     attribute = numbers_of(facts.texts.attribute)

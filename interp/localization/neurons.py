@@ -16,7 +16,6 @@ import xarray as xr
 from einops import einsum
 from jaxtyping import Bool, Float
 
-from interp.boundary.model_check import check_plain
 from interp.facts import FactSet
 from interp.localization.direct import final_directions
 from interp.localization.inputs import check_inputs, check_layer
@@ -117,7 +116,6 @@ def written(model: HookedDecoder, facts: FactSet, *, layer: int) -> xr.DataArray
     to ``logit_diff``; the MLP's own bias is no neuron's. There is no role to choose: logits are
     read at ``final``, so what a neuron writes elsewhere has no direct effect. Correlational.
     """
-    check_plain(model)
     check_inputs(model, facts, twins=True)
     check_layer(model, layer)
     device, name = model.embed.weight.device, f"blocks.{layer}.mlp.hook_post"

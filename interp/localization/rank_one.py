@@ -77,7 +77,6 @@ def find_edits(
         ValueError: no such layer or role, facts of other people than the run's, or more sentences
             than training templates.
     """
-    check_plain(model)
     check_inputs(model, facts, twins=True)
     check_layer(model, layer)
     most = suite.config.n_train_templates
