@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.config import StudyConfig
+from analyses.options import StudyConfig
 from analyses.studies import (
     Study,
     curves,
@@ -29,7 +29,7 @@ from analyses.studies import (
 )
 from interp.config import TrainConfig
 from interp.statistics import holm
-from interp.training.runs import OnStep
+from interp.training.run_many import OnStep
 
 REFERENCES = {
     "smoke": (0, 4, 12),

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 from plotly.subplots import make_subplots
 
-from interp.figures.curves import band
-from interp.figures.labels import FONT
+from interp.report.figures.curves import band
+from interp.report.figures.labels import FONT
 from interp.statistics import margin
 
 _LEGEND = {"bgcolor": "rgba(0,0,0,0)", "tracegroupgap": 0}

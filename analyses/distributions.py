@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.config import StudyConfig
+from analyses.options import StudyConfig
 from analyses.studies import (
     Study,
     curves,
@@ -27,12 +27,12 @@ from analyses.studies import (
     trained,
     variants,
 )
-from interp.bios.batches import evaluation_set, sampling_weights
 from interp.config import TrainConfig
-from interp.figures.labels import FONT
+from interp.data.batches import evaluation_set, sampling_weights
+from interp.report.figures.labels import FONT
 from interp.suite import load_suite
 from interp.training.evaluation import by_person
-from interp.training.runs import OnStep
+from interp.training.run_many import OnStep
 
 ALPHAS = {
     "smoke": (0.0, 1.0),

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analyses.config import EmergenceConfig
-from interp.dynamics import format_step
-from interp.emergence import MARKS, Order, emergence, order, read_curves
+from analyses.options import EmergenceConfig
+from interp.dynamics.emergence import MARKS, Order, emergence, order, read_curves
+from interp.dynamics.plateau import format_step
 
 
 def run(config: EmergenceConfig) -> tuple[pd.DataFrame, Order | None]:
-    """One row a curve: what ``interp.emergence.emergence`` says of it; and the order in which those
-    that emerged did so, None for fewer than two.
+    """One row a curve: what ``interp.dynamics.emergence.emergence`` says of it; and the order in
+    which those that emerged did so, None for fewer than two.
     """
     curves = read_curves(Path(config.curves))
     if "curve" not in curves.dims:

@@ -15,16 +15,16 @@ import pandas as pd
 import xarray as xr
 
 from analyses import localization_depth as in_depth
-from analyses.config import LocalizationConfig
+from analyses.options import LocalizationConfig
 from analyses.studies import average_metrics
-from interp.dynamics import Phases, phases
-from interp.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
-from interp.localization.checkpoint import QUESTIONS, localize
-from interp.localization.jobs import ROLES, by_attribute, roles
-from interp.model import device_of
-from interp.results import join_steps
+from interp.dynamics.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
+from interp.dynamics.plateau import Phases, phases
+from interp.localization.component_ablation import ROLES, by_attribute, roles
+from interp.localization.localize import QUESTIONS, localize
+from interp.model.decoder import device_of
+from interp.results.store import join_steps
+from interp.results.sweep import digest_of, over_checkpoints
 from interp.suite import load_suite, select_steps
-from interp.sweep import digest_of, over_checkpoints
 
 KINDS = {"needed": ROLES, "in place": tuple(role for role in ROLES if role != "memory")}
 """Which curves' midpoints are put in order: causes of all jobs; and attention, of heads alone."""
@@ -41,17 +41,17 @@ class Localization:
     answers: dict[str, xr.Dataset]
     """By question, with a leading ``step``."""
     roles: pd.DataFrame
-    """One row a (step, attribute, cell), as ``interp.localization.jobs.roles`` gives them."""
+    """One row a (step, attribute, cell), as ``component_ablation.roles`` gives them."""
     curves: xr.DataArray
     """``job_curves``."""
     formed: xr.Dataset | None
-    """``interp.emergence.emergence`` of the curves; None with too few checkpoints."""
+    """``interp.dynamics.emergence.emergence`` of the curves; None with too few checkpoints."""
     orders: dict
-    """``interp.emergence.order`` of the jobs, for each of ``KINDS``."""
+    """``interp.dynamics.emergence.order`` of the jobs, for each of ``KINDS``."""
     lags: xr.Dataset | None
-    """``interp.emergence.lag_to`` of the curves, to the end of the plateau; None without one."""
+    """``emergence.lag_to`` of the curves, to the end of the plateau; None without one."""
     by_attribute: pd.DataFrame
-    """``interp.localization.jobs.by_attribute`` at the last step."""
+    """``interp.localization.component_ablation.by_attribute`` at the last step."""
     depth: dict[str, xr.Dataset]
     """What was asked of the last step only: ``analyses.localization_depth``."""
 

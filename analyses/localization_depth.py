@@ -3,12 +3,12 @@
 import numpy as np
 import xarray as xr
 
-from interp.localization.direct import copying
-from interp.localization.edit import edit_facts
-from interp.localization.jobs import ALPHA, needs
+from interp.localization.component_ablation import ALPHA, needs
+from interp.localization.fact_editing import edit_facts
+from interp.localization.logit_attribution import copying
 from interp.localization.neurons import written
 from interp.patching import patch
-from interp.results import effect, recovered
+from interp.results.metrics import effect, recovered
 from interp.statistics import greater_than_0
 
 DEPTH = ("severed", "neurons", "edits", "feeds", "parts", "copying", "value")

@@ -7,9 +7,9 @@ import pandas as pd
 import xarray as xr
 
 from analyses.localization import Localization, leaders, place_of
-from interp.dynamics import format_step
-from interp.emergence import MARKS
-from interp.localization.jobs import MIN_SHARE, ROLES
+from interp.dynamics.emergence import MARKS
+from interp.dynamics.plateau import format_step
+from interp.localization.component_ablation import MIN_SHARE, ROLES
 from interp.localization.neurons import effective_number, gini, sharing
 from interp.statistics import margin
 

@@ -14,15 +14,15 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.config import PhasesConfig
+from analyses.options import PhasesConfig
 from analyses.studies import Study, curves, outcomes, sample_in_words, trained, variants
-from interp.bios.batches import evaluation_set
 from interp.config import TrainConfig
-from interp.dynamics import format_step, plateau_end_interval
+from interp.data.batches import evaluation_set
+from interp.dynamics.plateau import format_step, plateau_end_interval
 from interp.localization.attention_statistics import STATISTICS, attention_statistics
 from interp.suite import load_suite
 from interp.training.evaluation import by_person
-from interp.training.runs import MACHINE, OnStep
+from interp.training.run_many import MACHINE, OnStep
 
 SEEDS = {"smoke": 2, "laptop": 3, "paper": 5}
 N_SEQUENCES = 512

@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.config import StudyConfig
+from analyses.options import StudyConfig
 from analyses.studies import Study, curves, in_words, outcomes, sample_in_words, trained, variants
 from interp.config import TrainConfig
-from interp.dynamics import format_step, power_law
-from interp.figures.labels import FONT
-from interp.training.runs import OnStep
+from interp.dynamics.plateau import format_step, power_law
+from interp.report.figures.labels import FONT
+from interp.training.run_many import OnStep
 
 SIZES = {
     "smoke": (12, 24, 48),

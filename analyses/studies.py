@@ -12,18 +12,24 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import ttest_1samp
 
-from analyses.config import StudyConfig
+from analyses.options import StudyConfig
 from interp.config import TrainConfig
-from interp.dynamics import format_step, knowledge_start, phases, plateau_crossing, rises_from
+from interp.dynamics.plateau import (
+    format_step,
+    knowledge_start,
+    phases,
+    plateau_crossing,
+    rises_from,
+)
 from interp.files import write_bytes, write_json
 from interp.process import local_workers
 from interp.provenance import provenance
-from interp.report import anchor, figure_html, page
+from interp.report.page import anchor, figure_html, page
 from interp.statistics import margin
 from interp.training.evaluation import AVERAGE
-from interp.training.metrics import SPLITS, read_metrics
+from interp.training.metrics_table import SPLITS, read_metrics
 from interp.training.run_folder import read_record
-from interp.training.runs import OnStep, train_all
+from interp.training.run_many import OnStep, train_all
 
 _NOT_NAMED = ("device", "precision", "compile", "n_evaluated", "checkpoint_every", "dense_every",
               "dense_until", "keep")  # fmt: skip

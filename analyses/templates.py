@@ -8,10 +8,10 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.config import StudyConfig
+from analyses.options import StudyConfig
 from analyses.studies import Study, curves, in_words, outcomes, trained, variants
 from interp.config import TrainConfig
-from interp.training.runs import OnStep
+from interp.training.run_many import OnStep
 
 COUNTS = {"smoke": (1, 16), "laptop": (1, 2, 4, 8, 16), "paper": (1, 2, 4, 8, 16)}
 

@@ -127,7 +127,7 @@ CALLS = [
             ("{'a': small}, None", "out|None"),
             ("{'a': small}, 'new', executor=5", "executor"))),
         ("interp.train_all({}, 'new')", "run", "{}"),
-        *((f"interp.emergence.emergence({given})", message, None) for given, message in (
+        *((f"interp.dynamics.emergence.emergence({given})", message, None) for given, message in (
             ("None", "curve|None"), ("result.patched", "step"), ("curve[:3]", "8"),
             ("curve, confidence=2", "confidence"), ("curve, n_resamples=0", "n_resamples"),
             ("curve, seed=-1", "seed"), ("curve[::-1]", "step"), ("curve * np.inf", "infinite"),

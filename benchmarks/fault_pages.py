@@ -56,9 +56,9 @@ def _train_hostile() -> None:
 
     loop.draw_population = drawn
     sys.argv = [*trained("hostile").split()]
-    from interp.cli import train
+    from interp.cli.interp_train import main
 
-    train()
+    main()
 
 
 def _report_of_prompts() -> None:

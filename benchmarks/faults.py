@@ -38,7 +38,7 @@ from benchmarks.fault_kills import (
 from benchmarks.fault_pages import hostile_texts
 from benchmarks.fault_rows import ROWS, bad_inputs
 from benchmarks.fault_runner import BAD, KINDS, Findings, load
-from interp.shell import progress
+from interp.cli.shell import progress
 
 PARTS = ("A", "B", "C", "D", "E", "F")
 

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.patching import CHECKPOINT, compare, large_model
 from interp.patching import patch, patch_sites
-from interp.results import effect
+from interp.results.metrics import effect
 from interp.suite import load_suite
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")

@@ -27,11 +27,11 @@ from transformer_lens import patching
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
 
-from interp.checkpoints import write_checkpoint
-from interp.facts import FactSet
-from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.data.facts import FactSet
+from interp.model.checkpoint_io import write_checkpoint
+from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch
-from interp.patching.ops import Linear
+from interp.patching.tensor_ops import Linear
 from interp.suite import Suite, load_suite
 
 CHECKPOINT = "checkpoints/demo"

@@ -1,4 +1,4 @@
-"""Precision and recall of ``interp.localization.jobs.roles`` where it is known who can have which
+"""Precision and recall of ``component_ablation.roles`` where it is known who can have which
 role, and how far roles move with the weights that have them.
 
 Trained in: models that do without some heads and MLPs, so that who does a job is known before
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from interp.config import PRESETS
-from interp.facts import FactSet
+from interp.data.facts import FactSet
 from interp.localization import needs, read_off, readable_gain, roles
-from interp.model import HookedDecoder
+from interp.model.decoder import HookedDecoder
 from interp.suite import load_suite
 from interp.training.loop import train
 

@@ -26,14 +26,14 @@ from transformer_lens import TransformerBridge
 from transformer_lens.config import TransformerBridgeConfig
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from interp.bios.batches import training_batch
-from interp.bios.population import draw_population
-from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
 from interp.config import PRESETS, TrainConfig
-from interp.model import has_bf16
+from interp.data.batches import training_batch
+from interp.data.biographies import Biographies, Texts, lay_out, tokenizer_for
+from interp.data.population import draw_population
+from interp.model.decoder import has_bf16
 from interp.process import tune_process
 from interp.training.loop import make_step
-from interp.training.trainee import make_trainee
+from interp.training.optimizer import make_trainee
 
 BLOCKS, STEPS = 5, 12
 PAPER_BATCH = 4

@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 from playwright.sync_api import Page, sync_playwright
 
 import interp
-from interp.figures import cell_label, enough_and_needed, patch_heatmaps
-from interp.results import moved
+from interp.report.figures import cell_label, enough_and_needed, patch_heatmaps
+from interp.results.metrics import moved
 
 FOLDER = Path(__file__).parent / "figures"
 N_FACTS = 120
@@ -67,7 +67,7 @@ def main() -> None:
             interp.patch_suite(suite, facts, sites=sites, steps=[last], direction=direction)
             for direction in ("denoising", "noising")
         ]
-        figures["both"] = enough_and_needed(*map(interp.figures.by_site, both))
+        figures["both"] = enough_and_needed(*map(interp.report.figures.by_site, both))
     FOLDER.mkdir(exist_ok=True)
     with browser_page() as page:
         for name, figure in figures.items():
@@ -76,7 +76,7 @@ def main() -> None:
 
 def say_strongest(name: str, tree) -> None:
     """For the captions."""
-    for site, result in interp.figures.by_site(tree).items():
+    for site, result in interp.report.figures.by_site(tree).items():
         shares = moved(result).estimate.isel(step=0)
         shares = shares.stack(cell=shares.dims).dropna("cell")
         order = shares.argsort().values[::-1][:5]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 from make_figures import browser_page, write_png
 
-from analyses.cli import STUDIES
-from interp.report import anchor
+from analyses.interp_analyse import STUDIES
+from interp.report.page import anchor
 
 RESULTS = Path(__file__).parents[1] / "analyses" / "results" / "laptop"
 

@@ -10,31 +10,25 @@ _HOMES = {
     "TrainConfig": "interp.config",
     "preset": "interp.config",
     "train": "interp.training.loop",
-    "train_all": "interp.training.runs",
+    "train_all": "interp.training.run_many",
     "load_suite": "interp.suite",
     "patch": "interp.patching.patch",
-    "patch_suite": "interp.sweep",
-    "plan": "interp.patching.plan",
-    "recovered": "interp.results",
-    "effect": "interp.results",
-    "interval": "interp.results",
-    "build_report": "interp.report",
+    "patch_suite": "interp.results.sweep",
+    "plan": "interp.patching.cost",
+    "recovered": "interp.results.metrics",
+    "effect": "interp.results.metrics",
+    "interval": "interp.results.metrics",
+    "build_report": "interp.report.page",
 }
-_MODULES = (
-    "config",
-    "dynamics",
-    "emergence",
-    "facts",
-    "figures",
-    "localization",
-    "model",
-    "patching",
-    "report",
-    "results",
-    "suite",
-    "sweep",
-    "training",
-)
+_MODULES = {
+    "config": "interp.config",
+    "dynamics": "interp.dynamics",
+    "facts": "interp.data.facts",
+    "figures": "interp.report.figures",
+    "localization": "interp.localization",
+    "patching": "interp.patching",
+    "suite": "interp.suite",
+}
 __all__ = [*_HOMES, *_MODULES]
 
 
@@ -42,7 +36,7 @@ def __getattr__(name: str):
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     if name in _MODULES:
-        return import_module(f"interp.{name}")
+        return import_module(_MODULES[name])
     raise AttributeError(f"module 'interp' has no attribute {name!r}")
 
 

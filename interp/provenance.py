@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-_SHOWS = ("figures", "headline.py", "report.py", "shell.py", "cli.py")
+_SHOWS = ("report", "cli")
 """Parts of interp that show results and change no number of theirs."""
 
 

@@ -11,21 +11,21 @@ from pathlib import Path
 import pandas as pd
 from tokenizers import Tokenizer
 
-from interp.bios.text import Texts, lay_out
-from interp.bios.tokenizer import read_tokenizer, vocabulary_digest
-from interp.boundary.step_folders import step_folders, step_of
-from interp.checkpoints import (
+from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
+from interp.data.biographies import Texts, lay_out
+from interp.data.facts import FactSet, check_tokens, read_facts
+from interp.data.sample_facts import draw_facts
+from interp.data.tokenizer import read_tokenizer, vocabulary_digest
+from interp.fields import LARGEST_SEED, argument
+from interp.model.checkpoint_folder import step_folders, step_of
+from interp.model.checkpoint_io import (
     check_checkpoint,
     checkpoint_sha256,
     read_checkpoint,
     tensor_digests,
 )
-from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
-from interp.drawing import draw_facts
-from interp.facts import FactSet, check_tokens, read_facts
-from interp.fields import LARGEST_SEED, argument
-from interp.model import DecoderConfig, HookedDecoder, device_of
-from interp.training.metrics import read_metrics
+from interp.model.decoder import DecoderConfig, HookedDecoder, device_of
+from interp.training.metrics_table import read_metrics
 from interp.training.run_folder import check_recorded, read_population, read_record
 
 
@@ -164,7 +164,7 @@ class Suite:
         length: int | None = None,
         fewer: bool = False,
     ) -> FactSet:
-        """``n`` facts of this run's training people; see ``interp.drawing.draw_facts``."""
+        """``n`` facts of this run's training people; see ``sample_facts.draw_facts``."""
         named = (attribute,) if isinstance(attribute, str) else attribute
         if not (named := argument("attribute", named, tuple[str, ...])):
             raise ValueError(f"attribute is empty; name some of {', '.join(ATTRIBUTES)}")
@@ -182,7 +182,7 @@ class Suite:
         return replace(facts, vocabulary=self.vocabulary)
 
     def read_facts(self, path: str | Path) -> FactSet:
-        """Facts from a CSV of one's own prompts; see ``interp.facts.read_facts``."""
+        """Facts from a CSV of one's own prompts; see ``interp.data.facts.read_facts``."""
         facts = replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
         check_tokens(facts, self.shape.d_vocab, self.shape.n_ctx)
         return facts

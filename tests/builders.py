@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.bios.population import templates
-from interp.bios.text import NO_ATTRIBUTE, ROLES, Biographies
 from interp.config import ATTRIBUTES
-from interp.results import join_steps
+from interp.data.biographies import NO_ATTRIBUTE, ROLES, Biographies
+from interp.data.population import templates
+from interp.results.store import join_steps
 
 LABELS = ("name_first", "name_last", "final")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from interp.config import PRESETS, TrainConfig
-from interp.facts import FactSet
-from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.data.facts import FactSet
+from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 
 HOOKS = {
     "embed": "hook_embed",

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import cli
-from analyses.config import EmergenceConfig
+from analyses import interp_analyse as cli
 from analyses.emergence import run, said
+from analyses.options import EmergenceConfig
 
 STEPS = np.arange(12) * 100
 

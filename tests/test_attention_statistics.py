@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from interp.bios.batches import evaluation_set
-from interp.bios.text import ROLES
+from interp.data.batches import evaluation_set
+from interp.data.biographies import ROLES
 from interp.localization.attention_statistics import STATISTICS, attention_statistics
-from interp.model import DecoderConfig, HookedDecoder
+from interp.model.decoder import DecoderConfig, HookedDecoder
 
 
 @pytest.fixture(scope="module")

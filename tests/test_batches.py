@@ -5,11 +5,11 @@ import pytest
 from builders import sentence, tokens_by_row
 from scipy.stats import chisquare
 
-from interp.bios.batches import evaluation_set, sampling_weights, training_batch
-from interp.bios.population import draw_population
-from interp.bios.text import lay_out, tokenizer_for
-from interp.bios.tokenizer import encode
 from interp.config import ATTRIBUTES, preset
+from interp.data.batches import evaluation_set, sampling_weights, training_batch
+from interp.data.biographies import lay_out, tokenizer_for
+from interp.data.population import draw_population
+from interp.data.tokenizer import encode
 
 CONFIG = preset("tiny", n_people=10, n_held_out=6, n_evaluated=4, batch_size=8, n_train_templates=4)
 PEOPLE = draw_population(10, 6, CONFIG, seed=0)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from playwright.sync_api import sync_playwright
 
-from interp.report import build_report
-from interp.sweep import patch_suite
+from interp.report.page import build_report
+from interp.results.sweep import patch_suite
 
 BROWSER = os.environ.get("REPORT_BROWSER") or shutil.which("chromium")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

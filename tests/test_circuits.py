@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from interp.facts import PROMPT_ROLES, TEXT_COLUMNS, FactSet
-from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.data.facts import PROMPT_ROLES, TEXT_COLUMNS, FactSet
+from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch
-from interp.results import recovered
+from interp.results.metrics import recovered
 
 ROLES = ("bos", "name_first", "name_middle", "name_last", "cue", "final")
 TOKENS = ("bos", "first+", "first-", "middle", "last+", "last-", "cue", "final", "right", "wrong")

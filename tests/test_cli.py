@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from analyses.cli import STUDIES
-from interp import cli
+from analyses.interp_analyse import STUDIES
+from interp.cli import interp_patch, interp_report, interp_train
 from interp.files import write_bytes
 
 BIN = Path(sys.executable).parent
@@ -101,7 +101,12 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
     assert "noising" in page and "held-out" in page
 
 
-EXAMPLES = re.findall(r"^    (interp-patch .*)$", cli._patch.__doc__, re.M)
+COMMANDS = {
+    "interp-train": interp_train.main,
+    "interp-patch": interp_patch.main,
+    "interp-report": interp_report.main,
+}
+EXAMPLES = re.findall(r"^    (interp-patch .*)$", interp_patch._patch.__doc__, re.M)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -112,7 +117,7 @@ def test_every_example_of_the_help_can_be_planned(example, suite, tmp_path, monk
     words += "" if "--plan" in words else " --plan"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [*shlex.split(words), "--facts", "12"])
-    cli.patch()
+    interp_patch.main()
     said = capsys.readouterr().out
     assert " cells on 12 facts; " in said and " MB at most" in said
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
@@ -199,7 +204,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *rest])
     with pytest.raises(SystemExit) as end:
-        getattr(cli, name.removeprefix("interp-"))()
+        COMMANDS[name]()
     one_line((end.value.code, "", capsys.readouterr().err), message)
     assert not list(copy.rglob("*.nc")) and not list(tmp_path.glob("x/step-*"))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from interp.bios.batches import evaluation_set
-from interp.dynamics import phases
+from interp.data.batches import evaluation_set
+from interp.dynamics.plateau import phases
 from interp.suite import load_suite
 from interp.training.evaluation import evaluate
 

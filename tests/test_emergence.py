@@ -7,8 +7,7 @@ import xarray as xr
 from scipy.optimize import isotonic_regression
 from scipy.stats import binom
 
-from interp import emergence as module
-from interp.emergence import (
+from interp.dynamics.emergence import (
     ANY_ORDER,
     DRIFT,
     IN_NOISE,
@@ -20,6 +19,7 @@ from interp.emergence import (
     order,
     read_curves,
 )
+from interp.dynamics.plateau import emergence as module
 
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560])
 RISE = np.array([1, 1, 1, 1, 5, 8, 11, 11, 11, 11.0])

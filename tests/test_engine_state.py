@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from oracle import random_model
 
+from interp.patching.activations import prompts
 from interp.patching.engine import Engine
 from interp.patching.intervention import Intervention, cells_of
-from interp.patching.runs import prompts
 
 SITES = ["resid_pre", "k"]
 

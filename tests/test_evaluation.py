@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from interp.bios.batches import evaluation_set
-from interp.bios.text import ROLES
 from interp.config import ATTRIBUTES
+from interp.data.batches import evaluation_set
+from interp.data.biographies import ROLES
 from interp.training.evaluation import AVERAGE, by_person, evaluate
-from interp.training.layout import select_rows
+from interp.training.packing import select_rows
 
 
 @pytest.fixture(scope="module")

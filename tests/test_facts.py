@@ -3,10 +3,10 @@ import pandas as pd
 import pytest
 import torch
 
-from interp.bios.population import NAME_PARTS, templates
 from interp.config import ATTRIBUTES
-from interp.drawing import draw_facts
-from interp.facts import PROMPT_ROLES, TEXT_COLUMNS, role_masks
+from interp.data.facts import PROMPT_ROLES, TEXT_COLUMNS, role_masks
+from interp.data.population import NAME_PARTS, templates
+from interp.data.sample_facts import draw_facts
 
 
 def full_name(person):

@@ -4,8 +4,9 @@ import pytest
 import xarray as xr
 from builders import LABELS, one_result, result_with_shares, sweep
 
-from interp.dynamics import Phases
-from interp.figures import (
+from interp.dynamics.plateau import Phases
+from interp.patching import patch
+from interp.report.figures import (
     cell_label,
     effect_over_training,
     enough_and_needed,
@@ -13,8 +14,7 @@ from interp.figures import (
     patch_heatmaps,
     training_curves,
 )
-from interp.patching import patch
-from interp.results import interval, recovered
+from interp.results.metrics import interval, recovered
 
 SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
 HEADS = np.stack((SHARES, SHARES[::-1] - 0.45), 1)

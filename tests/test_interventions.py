@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import HOOKS, inputs, metrics, random_model
 
 from interp.config import HEAD_SITES, SITES
-from interp.facts import PROMPT_ROLES
+from interp.data.facts import PROMPT_ROLES
 from interp.patching import Intervention, edits, engine, patch, patch_sites
 
 EDGES = ("edge", "knockout", "head_knockout")

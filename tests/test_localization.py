@@ -14,18 +14,19 @@ import torch
 import xarray as xr
 from oracle import random_model
 
-from analyses import cli, localization
+from analyses import interp_analyse as cli
+from analyses import localization
 from analyses import localization_depth as in_depth
-from analyses.config import LocalizationConfig
 from analyses.localization import find, leaders, run
 from analyses.localization_report import report
-from interp.localization.attention import attention
-from interp.localization.checkpoint import QUESTIONS, localize
-from interp.localization.direct import copying, direct_attribution
-from interp.localization.jobs import needs
-from interp.localization.memory import probe, read_off
+from analyses.options import LocalizationConfig
+from interp.data.sentences import numbers_of, training_sentences, write_sentences
+from interp.localization.attention_to_names import attention
+from interp.localization.component_ablation import needs
+from interp.localization.localize import QUESTIONS, localize
+from interp.localization.logit_attribution import copying, direct_attribution
 from interp.localization.neurons import written
-from interp.localization.sentences import numbers_of, training_sentences, write_sentences
+from interp.localization.probes import probe, read_off
 
 
 @pytest.fixture(scope="module")

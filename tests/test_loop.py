@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from interp.bios.batches import evaluation_set, training_batch
-from interp.checkpoints import checkpoint_sha256
+from interp.data.batches import evaluation_set, training_batch
+from interp.model.checkpoint_io import checkpoint_sha256
 from interp.training import loop, memory_estimate, run_folder
 from interp.training.evaluation import evaluate
 from interp.training.loop import learning_rate, make_step, train
 from interp.training.memory_estimate import check_memory, least_bytes
+from interp.training.optimizer import make_trainee
 from interp.training.run_folder import read_config, read_record
-from interp.training.trainee import make_trainee
 
 
 class Stop(Exception):
@@ -141,11 +141,11 @@ def test_a_copied_run_without_its_state_is_not_resumed_but_left_alone(run, confi
 COMPILE = """
 import sys
 from dataclasses import replace
-from interp.bios.batches import training_batch
+from interp.data.batches import training_batch
 from interp.config import TrainConfig
 from interp.suite import load_suite
 from interp.training.loop import make_step
-from interp.training.trainee import make_trainee
+from interp.training.optimizer import make_trainee
 
 suite = load_suite(sys.argv[1])
 for compiled in (False, True):

@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from transformer_lens.hook_points import HookPoint
 
-from interp.boundary.model_check import check_agree, check_finite, check_plain, is_causal
-from interp.localization.attention import attention
-from interp.localization.direct import copying, direct_attribution
-from interp.localization.memory import probe, read_off
+from interp.localization.attention_to_names import attention
+from interp.localization.logit_attribution import copying, direct_attribution
 from interp.localization.neurons import written
-from interp.localization.rank_one import find_edits
-from interp.model import HookedDecoder
+from interp.localization.probes import probe, read_off
+from interp.localization.rome import find_edits
+from interp.model.decoder import HookedDecoder
+from interp.model.model_check import check_agree, check_finite, check_plain, is_causal
 from interp.patching import patch
+from interp.patching.activations import prompts
 from interp.patching.engine import Engine, check_same_logits
-from interp.patching.runs import prompts
 
 
 class LoraLinear(nn.Module):
@@ -199,7 +199,9 @@ def test_the_engines_logits_are_the_models_own_in_every_precision(model, facts, 
 
 
 def test_a_forward_that_computes_something_else_is_noticed_by_its_logits(model, facts, monkeypatch):
-    monkeypatch.setattr("interp.model.F.gelu", lambda x: nn.functional.silu(1.702 * x) / 1.702)
+    monkeypatch.setattr(
+        "interp.model.decoder.F.gelu", lambda x: nn.functional.silu(1.702 * x) / 1.702
+    )
     with pytest.raises(ValueError, match=r"the model's own forward gives logits up to .* away"):
         patch(model, facts, site="z")
 

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from oracle import random_model
 
-from interp.localization.direct import direct_attribution
+from interp.localization.logit_attribution import direct_attribution
 from interp.localization.neurons import (
     effective_number,
     gini,
@@ -17,7 +17,7 @@ from interp.localization.neurons import (
     written,
 )
 from interp.patching import patch
-from interp.results import effect
+from interp.results.metrics import effect
 
 
 def effects(values, **coords):

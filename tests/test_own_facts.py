@@ -6,14 +6,14 @@ import pytest
 import torch
 from oracle import HOOKS, inputs, metrics, random_model
 
-from interp.boundary.token_ids import prompts_of
-from interp.facts import PROMPT_ROLES, FactSet, from_tokens
-from interp.headline import _places
+from interp.data.facts import PROMPT_ROLES, FactSet, from_tokens
+from interp.data.token_ids import prompts_of
 from interp.patching import patch, patch_sites
-from interp.patching.plan import plan
-from interp.report import build_report
-from interp.results import effect, interval, recovered
-from interp.sweep import patch_suite
+from interp.patching.cost import plan
+from interp.report.headline import _places
+from interp.report.page import build_report
+from interp.results.metrics import effect, interval, recovered
+from interp.results.sweep import patch_suite
 
 CLEAN = torch.tensor([[1, 5, 6, 7, 8], [1, 6, 9, 7, 4], [1, 2, 3, 4, 5]])
 CORRUPTED = torch.tensor([[1, 9, 6, 7, 8], [1, 5, 9, 7, 4], [1, 7, 3, 4, 5]])

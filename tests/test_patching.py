@@ -9,10 +9,10 @@ from transformer_lens import patching as tl_patching
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
 
-from interp.checkpoints import write_checkpoint
 from interp.config import DEFAULT_SITES as SITES
 from interp.config import Direction, check_choice
-from interp.model import DecoderConfig, HookedDecoder, initialise
+from interp.model.checkpoint_io import write_checkpoint
+from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.patching import engine, patch, patch_sites
 
 RESIDUAL = ("resid_pre", "resid_mid", "attn_out", "mlp_out")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.bios.population import (
+from interp.config import ATTRIBUTES, PoolSizes
+from interp.data.population import (
     NAME_PARTS,
     check_population,
     draw_population,
@@ -15,7 +16,6 @@ from interp.bios.population import (
     pools,
     templates,
 )
-from interp.config import ATTRIBUTES, PoolSizes
 
 SMALL = PoolSizes(
     n_first_names=2, n_middle_names=5, n_last_names=10, n_cities=2, n_universities=3, n_majors=4,

@@ -9,15 +9,26 @@ from pathlib import Path
 
 import pytest
 
-import analyses.cli
-from interp import cli, shell
+import analyses.interp_analyse
+from interp.cli import interp_patch, interp_report, interp_train, shell
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORTER = {
     "interp-train --preset tiny --out runs/tiny": "--n-steps 20 --dense-until 10",
     "interp-analyse localization --ckpt checkpoints/demo": "--facts 12 --people 40 --workers 1",
-} | {f"interp-analyse {name}": "--preset smoke --workers 1" for name in analyses.cli.STUDIES}
+} | {
+    f"interp-analyse {name}": "--preset smoke --workers 1"
+    for name in analyses.interp_analyse.STUDIES
+}
+
+
+COMMANDS = {
+    "interp-train": interp_train.main,
+    "interp-patch": interp_patch.main,
+    "interp-report": interp_report.main,
+    "interp-analyse": analyses.interp_analyse.analyse,
+}
 
 
 def blocks(kind):
@@ -47,8 +58,7 @@ def test_every_command_runs_in_the_order_of_the_page(folder, monkeypatch):
     for command in commands:
         words = shlex.split(command) + shlex.split(SHORTER.get(command, ""))
         monkeypatch.setattr(sys, "argv", words)
-        command = words[0].removeprefix("interp-")
-        getattr(analyses.cli if command == "analyse" else cli, command)()
+        COMMANDS[words[0]]()
 
 
 @pytest.mark.parametrize("code", blocks("python"))

@@ -4,11 +4,11 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from interp.boundary.repeated_weights import repeated_weights
-from interp.report import build_report
-from interp.results import repeats_in
+from interp.report.page import build_report
+from interp.results.repeated_weights import repeated_weights
+from interp.results.store import repeats_in
+from interp.results.sweep import over_checkpoints, patch_suite
 from interp.suite import load_suite
-from interp.sweep import over_checkpoints, patch_suite
 
 
 def suite_of(steps, **changes):

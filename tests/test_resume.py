@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from interp.bios.batches import training_batch
-from interp.checkpoints import checkpoint_sha256, write_checkpoint
+from interp.data.batches import training_batch
+from interp.model.checkpoint_io import checkpoint_sha256, write_checkpoint
 from interp.training.loop import make_step, train
+from interp.training.optimizer import make_trainee
 from interp.training.resume import read_state, write_state
-from interp.training.trainee import make_trainee
 
 
 def trained(suite, config, n_steps):

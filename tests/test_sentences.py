@@ -6,16 +6,16 @@ import pytest
 import torch
 from builders import hand_written_people, sentence
 
-from interp.bios.text import lay_out, tokenizer_for
-from interp.bios.tokenizer import encode
 from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES, N_TEMPLATES
-from interp.facts import PROMPT_ROLES
-from interp.localization.sentences import (
+from interp.data.biographies import lay_out, tokenizer_for
+from interp.data.facts import PROMPT_ROLES
+from interp.data.sentences import (
     numbers_of,
     rows_of,
     training_sentences,
     write_sentences,
 )
+from interp.data.tokenizer import encode
 
 
 @pytest.mark.parametrize("attribute", range(len(ATTRIBUTES)))
@@ -36,7 +36,8 @@ def test_a_sentence_is_its_template_with_the_name_in_it_up_to_the_value(attribut
 
 
 def test_the_prompt_of_a_fact_is_one_of_its_evaluation_sentences_with_the_same_roles(suite, facts):
-    person, attribute = rows_of(suite, facts.texts.person), numbers_of(facts.texts.attribute)
+    person = rows_of(suite.population, facts.texts.person)
+    attribute = numbers_of(facts.texts.attribute)
     for i, fact in enumerate(facts):
         which = suite.texts.template_order[person[i], attribute[i], -N_EVALUATION_TEMPLATES:]
         n = len(which)
@@ -54,7 +55,8 @@ def test_the_prompt_of_a_fact_is_one_of_its_evaluation_sentences_with_the_same_r
 
 
 def test_training_sentences_stand_fact_by_fact_and_are_never_evaluation_sentences(suite, facts):
-    person, attribute = rows_of(suite, facts.texts.person), numbers_of(facts.texts.attribute)
+    person = rows_of(suite.population, facts.texts.person)
+    attribute = numbers_of(facts.texts.attribute)
     written = training_sentences(suite.texts, person, attribute, 3)
     np.testing.assert_array_equal(written.answers, facts.answers[:, 0].repeat_interleave(3))
     asked = {tuple(fact.clean.tolist()) for fact in facts}
@@ -63,5 +65,5 @@ def test_training_sentences_stand_fact_by_fact_and_are_never_evaluation_sentence
 
 
 def test_people_of_no_run_are_refused(suite):
-    with pytest.raises(ValueError, match=r"person -1 is not in the population of .*suite\.facts"):
-        rows_of(suite, pd.Series([0, -1]))
+    with pytest.raises(ValueError, match=r"person -1 is not in the run's population.*suite\.facts"):
+        rows_of(suite.population, pd.Series([0, -1]))

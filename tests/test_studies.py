@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import attention_patching, cli, curriculum, distributions, phases, scaling
+from analyses import attention_patching, curriculum, distributions, phases, scaling
+from analyses import interp_analyse as cli
 from analyses.attention_patching import FEW, FROZEN, REFERENCES
 from analyses.beside_paper import across_seeds
-from analyses.config import BASES, CurriculumConfig, PhasesConfig, StudyConfig
+from analyses.options import BASES, CurriculumConfig, PhasesConfig, StudyConfig
 from analyses.paper import panel
 from analyses.studies import (
     average_metrics,
@@ -27,9 +28,9 @@ from analyses.studies import (
     trained,
     variants,
 )
-from interp.bios.batches import training_batch
 from interp.config import preset
-from interp.report import anchor
+from interp.data.batches import training_batch
+from interp.report.page import anchor
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
 from interp.training.run_folder import read_config
@@ -71,7 +72,7 @@ def test_each_study_runs_and_a_second_time_trains_nothing(out, capsys, monkeypat
     assert len(tables) == n_tables and all(len(x.splitlines()) > 1 for x in tables.values())
     page = (out / f"{name}.html").read_text()
     assert f"interp-analyse {name} --preset smoke" in page and page.count("plotly-graph-div") >= 1
-    monkeypatch.setattr("interp.training.runs.train", None)  # would fail if called
+    monkeypatch.setattr("interp.training.run_many.train", None)  # would fail if called
     ask(monkeypatch, *words)
     assert capsys.readouterr().out == first
     assert {path.name: path.read_bytes() for path in out.glob(f"{prefix}*.csv")} == tables

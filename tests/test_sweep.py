@@ -11,11 +11,12 @@ import pytest
 import torch
 import xarray as xr
 
-from interp import provenance, sweep
+from interp import provenance
 from interp.patching import patch
-from interp.results import open_result
+from interp.results import sweep
+from interp.results.store import open_result
+from interp.results.sweep import digest_of, patch_suite
 from interp.suite import load_suite
-from interp.sweep import digest_of, patch_suite
 
 SITES = ["attn_out", "z"]
 
@@ -102,7 +103,7 @@ def test_worker_processes_give_the_same_results(suite, facts, tmp_path):
 
 def test_a_killed_sweep_keeps_what_it_had_and_goes_on(run, tmp_path, monkeypatch):
     code = (
-        "import sys; from interp.suite import load_suite; from interp.sweep import patch_suite\n"
+        "import sys; from interp import load_suite, patch_suite\n"
         "suite = load_suite(sys.argv[1]); facts = suite.facts(12, seed=3)\n"
         "patch_suite(suite, facts, sites=['z'], out=sys.argv[2])"
     )

@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from interp.tensor_file import digest_of, read_tensors, to_bytes
+from interp.model.tensor_file import digest_of, read_tensors, to_bytes
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([1.5], dtype=torch.bfloat16)}
 

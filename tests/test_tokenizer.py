@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from interp.bios.tokenizer import build_tokenizer, encode, save_tokenizer
+from interp.data.tokenizer import build_tokenizer, encode, save_tokenizer
 
 PIECES = ["As a birth date,", "Mary-Ann O'Brien", "always gives", "14 March 1987", "."]
 TEXT = "As a birth date, Mary-Ann O'Brien always gives 14 March 1987."

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from interp.bios.text import ROLES, Biographies
-from interp.boundary.model_check import check_plain
-from interp.model import HookedDecoder
-from interp.training.layout import select_rows
+from interp.data.biographies import ROLES, Biographies
+from interp.model.decoder import HookedDecoder
+from interp.model.model_check import check_plain
+from interp.training.packing import select_rows
 
 STATISTICS = ("last_name_to_name", "attribute_to_name", "attribute_to_text", "normalised_entropy")
 _NAME = [i for i, role in enumerate(ROLES) if role.startswith("name")]

@@ -4,9 +4,9 @@ values that a question needs.
 
 import numpy as np
 
-from interp.boundary.model_check import check_plain
-from interp.facts import PROMPT_ROLES, FactSet, check_tokens, check_vocabulary
-from interp.model import HookedDecoder
+from interp.data.facts import PROMPT_ROLES, FactSet, check_tokens, check_vocabulary
+from interp.model.decoder import HookedDecoder
+from interp.model.model_check import check_plain
 
 
 def check_inputs(
@@ -22,7 +22,7 @@ def check_inputs(
 
     Args:
         sequential: its MLPs must read what the attention of their layer wrote.
-        names: the facts must have the roles ``interp.facts.PROMPT_ROLES``, names among them.
+        names: the facts must have the roles ``interp.data.facts.PROMPT_ROLES``, names among them.
         twins: they must have another answer each, that of the corrupted prompt.
         values: of each attribute two or more first tokens of values must be there to choose from.
     """

@@ -16,10 +16,10 @@ import xarray as xr
 from einops import einsum
 from jaxtyping import Bool, Float
 
-from interp.facts import FactSet
-from interp.localization.direct import final_directions
+from interp.data.facts import FactSet
 from interp.localization.inputs import check_inputs, check_layer
-from interp.model import HookedDecoder
+from interp.localization.logit_attribution import final_directions
+from interp.model.decoder import HookedDecoder
 
 RELATIONS = ("any", "same_value", "same_attribute", "same_person", "none")
 TEXTS = ("person", "corrupted_person", "attribute", "answer", "corrupted_answer")

@@ -6,15 +6,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from interp.boundary.model_check import check_finite
-from interp.facts import FactSet
-from interp.model import HookedDecoder
-from interp.patching.cells import EDGES, Cells, Rows
-from interp.patching.engine import Engine, check_same_logits
-from interp.patching.hooked import HookedEngine, embedding_of
-from interp.patching.intervention import Intervention, kept_sites, n_parts
-from interp.patching.paths import arrivals, is_path, parse_path
-from interp.patching.runs import (
+from interp.data.facts import FactSet
+from interp.model.decoder import HookedDecoder
+from interp.model.model_check import check_finite
+from interp.patching.activations import (
     PlaceSums,
     Prompts,
     Run,
@@ -23,6 +18,11 @@ from interp.patching.runs import (
     same_place,
     taken_from,
 )
+from interp.patching.engine import Engine, check_same_logits
+from interp.patching.grid import EDGES, Cells, Rows
+from interp.patching.hooks import HookedEngine, embedding_of
+from interp.patching.intervention import Intervention, kept_sites, n_parts
+from interp.patching.path_patching import arrivals, is_path, parse_path
 
 Results = dict[str, Float[np.ndarray, "metric layer part group source fact"]]
 """By site. Of a path the last stop's layer and part; ``source`` is the way up to it."""

@@ -8,8 +8,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.patching.cells import AT_ENTRY, CUTS, EDGES, ON_KEYS, Rows
-from interp.patching.ops import softmax
+from interp.patching.grid import AT_ENTRY, CUTS, EDGES, ON_KEYS, Rows
+from interp.patching.tensor_ops import softmax
 
 if TYPE_CHECKING:
     from interp.patching.live import Sweep

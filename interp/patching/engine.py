@@ -18,14 +18,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.boundary.model_check import check_agree
-from interp.model import Block, DecoderConfig, HookedDecoder, rotation
-from interp.patching.cells import Cells, Rows
+from interp.model.decoder import Block, DecoderConfig, HookedDecoder, rotation
+from interp.model.model_check import check_agree
+from interp.model.packed_attention import Rotation
+from interp.patching.activations import Layer, Prompts, Run, metrics_of
 from interp.patching.edits import Edit, changed_stream
+from interp.patching.grid import Cells, Rows
 from interp.patching.live import Sweep, live, rows_by_entry
-from interp.patching.ops import Linear, put, rotate, softmax, with_rows
-from interp.patching.runs import Layer, Prompts, Run, metrics_of
-from interp.ragged import Rotation
+from interp.patching.tensor_ops import Linear, put, rotate, softmax, with_rows
 
 TOKENS_AT_ONCE = 4096
 """More is not faster, and leaves the processor's caches."""

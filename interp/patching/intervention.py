@@ -19,11 +19,11 @@ from interp.config import (
     Frozen,
     Replacement,
 )
-from interp.facts import NO_TOKEN, FactSet, role_masks
+from interp.data.facts import NO_TOKEN, FactSet, role_masks
 from interp.fields import LARGEST_SEED, argument, check_fields, number
-from interp.patching.cells import AT_ENTRY, CUTS, EDGES, Cells, Shape
-from interp.patching.paths import count_ways, is_path, parse_path
-from interp.patching.runs import name_roles
+from interp.patching.activations import name_roles
+from interp.patching.grid import AT_ENTRY, CUTS, EDGES, Cells, Shape
+from interp.patching.path_patching import count_ways, is_path, parse_path
 
 _PASTED = {
     "run": "activation",

@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool
 
-from interp.patching.cells import AT_ENTRY, CUTS, Cells, Rows, concatenate, reached, rows_of
-from interp.patching.runs import Run
+from interp.patching.activations import Run
+from interp.patching.grid import AT_ENTRY, CUTS, Cells, Rows, concatenate, reached, rows_of
 
 if TYPE_CHECKING:
     from interp.patching.engine import Engine

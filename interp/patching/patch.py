@@ -18,14 +18,14 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import nn
 
-from interp.boundary.model_check import check_model, check_plain
 from interp.config import CONTROL, DEFAULT_SITES, METRICS
-from interp.facts import TEXT_COLUMNS, FactSet, check_tokens, check_vocabulary
+from interp.data.facts import TEXT_COLUMNS, FactSet, check_tokens, check_vocabulary
 from interp.fields import argument
-from interp.model import HookedDecoder
+from interp.model.decoder import HookedDecoder
+from interp.model.model_check import check_model, check_plain
 from interp.patching.batch import Batch, mean_run, spread_of_names
-from interp.patching.cells import EDGES, Shape
-from interp.patching.hooked import HOOKS, check_hooks, reach
+from interp.patching.grid import EDGES, Shape
+from interp.patching.hooks import HOOKS, check_hooks, reach
 from interp.patching.intervention import (
     Intervention,
     axes_of,
@@ -37,7 +37,7 @@ from interp.patching.intervention import (
     memory_chunks,
     piece_bytes,
 )
-from interp.patching.paths import is_path
+from interp.patching.path_patching import is_path
 
 
 def patch(
@@ -48,7 +48,7 @@ def patch(
     Args:
         model: a ``HookedDecoder``; or, slower, any ``HookedRootModule`` or ``TransformerBridge``
             with TransformerLens's hook names.
-        site: one of ``interp.config.SITES``, or a path (see ``interp.patching.paths``) such as
+        site: one of ``interp.config.SITES``, or a path (see ``path_patching``) such as
             ``z-logits`` or ``L0H2.z-q``.
         max_memory: gigabytes (10⁹ bytes) that activations may take.
         options: the fields of ``Intervention``.

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from interp.bios.text import ROLES, Biographies
 from interp.config import ATTRIBUTES
-from interp.model import HookedDecoder
-from interp.training.attention_patching import patched_hidden
-from interp.training.layout import select_rows, to_ragged
+from interp.data.biographies import ROLES, Biographies
+from interp.model.decoder import HookedDecoder
+from interp.training.packing import select_rows, to_ragged
+from interp.training.reference_attention import patched_hidden
 
 AVERAGE = "average"
 

@@ -20,21 +20,22 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.bios.batches import training_batch
-from interp.bios.population import draw_population
-from interp.bios.text import Biographies, Texts, lay_out, tokenizer_for
-from interp.bios.tokenizer import read_tokenizer
-from interp.boundary.step_folders import step_folders, step_name
-from interp.checkpoints import read_checkpoint, write_checkpoint
 from interp.config import TrainConfig
+from interp.data.batches import training_batch
+from interp.data.biographies import Biographies, Texts, lay_out, tokenizer_for
+from interp.data.population import draw_population
+from interp.data.tokenizer import read_tokenizer
 from interp.fields import argument
 from interp.files import check_writable, only_process
-from interp.model import HookedDecoder, device_of, has_bf16
-from interp.ragged import Ragged
-from interp.training.attention_patching import patched_hidden
-from interp.training.layout import next_tokens, to_ragged
+from interp.model.checkpoint_folder import step_folders, step_name
+from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
+from interp.model.decoder import HookedDecoder, device_of, has_bf16
+from interp.model.packed_attention import Ragged
 from interp.training.memory_estimate import check_memory
-from interp.training.metrics import Metrics
+from interp.training.metrics_table import Metrics
+from interp.training.optimizer import Trainee, make_optimizer, make_trainee
+from interp.training.packing import next_tokens, to_ragged
+from interp.training.reference_attention import patched_hidden
 from interp.training.resume import mend_checkpoints, read_state, write_state
 from interp.training.run_folder import (
     begin,
@@ -43,7 +44,6 @@ from interp.training.run_folder import (
     read_config,
     read_population,
 )
-from interp.training.trainee import Trainee, make_optimizer, make_trainee
 
 OnStep = Callable[[int, float], None]
 

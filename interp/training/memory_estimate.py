@@ -11,9 +11,9 @@ import os
 
 import torch
 
-from interp.bios.population import NAME_PARTS
 from interp.config import ATTRIBUTES, N_TEMPLATES, TrainConfig
-from interp.model import device_of
+from interp.data.population import NAME_PARTS
+from interp.model.decoder import device_of
 
 _SHORTEST = 1 + len(ATTRIBUTES) * (len(NAME_PARTS) + 3)
 """Tokens of a biography: <bos>, then sentences of a name, a word, a value, a full stop."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from interp.boundary.step_folders import step_folders, step_name
-from interp.checkpoints import check_checkpoint, read_checkpoint, write_checkpoint
 from interp.config import TrainConfig
 from interp.files import write_bytes
-from interp.model import DecoderConfig
-from interp.tensor_file import opened, read_tensors, to_bytes
-from interp.training.trainee import Trainee
+from interp.model.checkpoint_folder import step_folders, step_name
+from interp.model.checkpoint_io import check_checkpoint, read_checkpoint, write_checkpoint
+from interp.model.decoder import DecoderConfig
+from interp.model.tensor_file import opened, read_tensors, to_bytes
+from interp.training.optimizer import Trainee
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

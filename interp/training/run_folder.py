@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from interp.bios.batches import sampling_weights
-from interp.bios.population import SPLITS, check_population, no_knowledge_baseline
-from interp.bios.tokenizer import tokenizer_files
-from interp.boundary.step_folders import step_folders
 from interp.config import ATTRIBUTES, TrainConfig, train_config
+from interp.data.batches import sampling_weights
+from interp.data.population import SPLITS, check_population, no_knowledge_baseline
+from interp.data.tokenizer import tokenizer_files
 from interp.fields import shortened
 from interp.files import read_json, read_table, table_bytes, write_bytes, write_json
+from interp.model.checkpoint_folder import step_folders
 from interp.provenance import provenance
 
 _RECORDED = {

@@ -1,0 +1,175 @@
+"""``interp-patch``. Heavy imports wait until the arguments are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from interp.cli.interp_report import metrics_of, write_report
+from interp.cli.shell import command_line, guarded, parse, progress
+from interp.config import Corruption, PatchConfig
+
+
+def main() -> None:
+    """Entry point of ``interp-patch``."""
+    guarded("interp-patch", _patch)
+
+
+def _patch(arguments: list[str]) -> None:
+    """Patch activations at every checkpoint of a run, and write results and an interactive report.
+
+    Examples:
+
+    interp-patch --ckpt checkpoints/demo
+
+    interp-patch --ckpt checkpoints/demo --sites z --attributes major company --facts 64
+
+    interp-patch --ckpt checkpoints/demo --steps every:4 --direction noising --report noising.html
+
+    interp-patch --ckpt checkpoints/demo/step-001000 --sites q k v pattern
+
+    interp-patch --ckpt checkpoints/demo --sites mlp_out --window 3 --corruption noise
+
+    interp-patch --ckpt checkpoints/demo --sites z mlp_post --corruption mean --direction noising
+
+    interp-patch --ckpt checkpoints/demo --sites resid_pre --corruption swap-last
+
+    interp-patch --ckpt checkpoints/demo --sites attn_out mlp_out --direction both
+
+    interp-patch --ckpt checkpoints/demo --steps 6500 --sites z-logits L0H1.z-q embed-v-logits
+
+    interp-patch --ckpt checkpoints/demo --sites resid_pre --groups name_first+name_middle all
+
+    interp-patch --ckpt checkpoints/demo --sites edge --by pos --attributes major
+
+    interp-patch --ckpt checkpoints/demo --sites knockout --direction noising --plan
+
+    interp-patch --ckpt checkpoints/demo --sites head_knockout --sources cue --direction noising
+
+    interp-patch --ckpt checkpoints/demo --sites resid_pre --frozen mlp_out --layers 0 1
+
+    Running the same again reuses what is there. It can be stopped at any time; the next run goes on
+    from the last checkpoint done.
+    """
+    config = parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
+    from interp.files import check_page, check_writable
+    from interp.results.store import read_other_direction
+    from interp.results.sweep import checked_tensors
+    from interp.suite import load_suite, select_steps
+
+    suite = load_suite(config.ckpt)
+    # What is asked last, the report shows first.
+    directions = ("noising", "denoising") if config.direction == "both" else (config.direction,)
+    steps = select_steps(suite, config.steps)
+    facts = _facts(suite, config)
+    sites = _checked_sites(suite, facts, steps, config, directions)
+    if config.plan:
+        checked_tensors(suite, steps)
+        _say_plan(suite, facts, sites, steps, config, sorted(directions))
+        return
+    out = Path(config.out) if config.out else suite.path / "results" / "patching"
+    target = Path(config.report) if config.report else suite.path / "report.html"
+    check_writable(out), check_page(target)
+    metrics = metrics_of(suite.path)
+    command = command_line("interp-patch", arguments)
+    tree = _sweep(suite, facts, sites, steps, config, directions, out, command)
+    write_report(tree, read_other_direction(out, tree), suite.path, metrics, target, command)
+    print(f"results: {out}\nreport:  {target}  (open it in a browser)")
+
+
+def _checked_sites(
+    suite, facts, steps: list[int], config: PatchConfig, directions: Sequence[str]
+) -> list[str]:
+    """Raises a ValueError where a direction can't be patched as asked."""
+    from interp.patching.intervention import Intervention
+    from interp.results.sweep import check_sweep
+
+    for direction in directions:
+        how = Intervention(direction=direction, **_options(config))
+        sites = check_sweep(suite, facts, steps, config.sites, how)
+    return sites
+
+
+def _sweep(
+    suite,
+    facts,
+    sites: list[str],
+    steps: list[int],
+    config: PatchConfig,
+    directions: Sequence[str],
+    out: Path,
+    command: str,
+):
+    """Results of the last direction."""
+    from interp.model.decoder import device_of
+    from interp.results.sweep import patch_suite
+
+    with progress() as bar:
+        task = bar.add_task(
+            f"patching {len(sites)} sites on {len(facts)} facts, checkpoint",
+            total=len(steps) * len(directions),
+        )
+        for i, direction in enumerate(directions):
+            tree = patch_suite(
+                suite,
+                facts,
+                sites=sites,
+                steps=steps,
+                direction=direction,
+                **_options(config),
+                max_memory=config.max_memory,
+                out=out,
+                device=device_of(config.device),
+                precision=config.precision,
+                workers=config.workers,
+                command=command,
+                made_from={"corruption": config.corruption},
+                on_step=lambda n_done, i=i: bar.update(task, completed=i * len(steps) + n_done),
+            )
+    return tree
+
+
+def _facts(suite, config: PatchConfig):
+    """What the configuration asks for; by position, of the commonest length."""
+    asked = {
+        "attribute": config.attributes,
+        "seed": config.seed,
+        "corruption": config.corruption if config.corruption in get_args(Corruption) else "swap",
+    }
+    if config.by == "role":
+        return suite.facts(config.facts, **asked)
+    lengths = suite.facts(config.facts, **asked).lengths
+    return suite.facts(config.facts, **asked, length=int(lengths.mode().values))
+
+
+def _options(config: PatchConfig) -> dict:
+    """The fields of an ``Intervention`` but for its direction."""
+    ablations = ("noise", "mean", "zero", "resample")
+    same = (
+        *("by", "groups", "sources", "layers", "window", "frozen", "n_neurons"),
+        *("noise_std", "noise_draws", "seed"),
+    )
+    return {name: getattr(config, name) for name in same} | {
+        "replacement": config.corruption if config.corruption in ablations else "run"
+    }
+
+
+def _say_plan(
+    suite,
+    facts,
+    sites: list[str],
+    steps: list[int],
+    config: PatchConfig,
+    directions: Sequence[str],
+) -> None:
+    from interp.patching.cost import plan
+    from interp.patching.intervention import Intervention
+
+    shape, tera = suite.shape_at(steps[0]), 0.0
+    for direction in directions:
+        how = {"direction": direction, **_options(config)}
+        print(Intervention(**how))
+        for p in plan(shape, facts, sites=sites, max_memory=config.max_memory, **how):
+            print(f"  {p}")
+            tera += p.flops / 1e12 * len(steps)
+    at = "1 checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
+    print(f"at {at}: {tera:.2f} TFLOP at most")

@@ -1,0 +1,91 @@
+"""Training batches and evaluation sets: pure functions of (configuration, seed, step)."""
+
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float
+
+from interp.config import ATTRIBUTES, TrainConfig
+from interp.data.biographies import (
+    Biographies,
+    Texts,
+    evaluation_templates,
+    training_templates,
+    write_biographies,
+)
+
+
+def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
+    """The batch of optimizer step ``step``: people by ``sampling_weights``, fresh templates,
+    sentences in random order.
+    """
+    rng = np.random.default_rng([config.seed, 2, step])
+    people = _draw(sampling_weights(config, step), config.batch_size, rng)
+    template = training_templates(texts, people, config.n_train_templates, rng)
+    if config.shuffled:
+        return _in_random_order(texts, people, template, rng)
+    order = np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape)
+    return write_biographies(texts, people, order, template)
+
+
+def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
+    """One biography, in evaluation templates, of each of ``n_evaluated`` people of ``split``, or of
+    all where there are fewer: evenly spaced, so that frequent and rare people have their share.
+    """
+    first, size = {"train": (0, config.n_people), "held-out": (config.n_people, config.n_held_out)}[
+        split
+    ]
+    n = min(size, config.n_evaluated)
+    people = first + np.arange(n) * size // n
+    rng = np.random.default_rng([config.seed, 3, first])
+    return _in_random_order(texts, people, evaluation_templates(texts, people, rng), rng)
+
+
+def sampling_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " person"]:
+    """Probability with which each training person is drawn at ``step``."""
+    end = 0
+    for n_steps, weights in _stages(config):
+        end += n_steps
+        if step < end:
+            return _of_groups(config.n_people, weights)
+    warm = config.warmup_people and step < config.warmup_steps
+    n_eligible = config.warmup_people if warm else config.n_people
+    celebrities = config.celebrities, config.celebrity_weight
+    return _weights(config.n_people, n_eligible, config.power_law, *celebrities)
+
+
+@lru_cache(maxsize=4)
+def _stages(config: TrainConfig) -> list[tuple[int, tuple[float, ...]]]:
+    return config.stages
+
+
+@lru_cache(maxsize=4)
+def _of_groups(n_people: int, weights: tuple[float, ...]) -> Float[np.ndarray, " person"]:
+    return _normalised(np.array(weights)[np.arange(n_people) * len(weights) // n_people])
+
+
+@lru_cache(maxsize=4)
+def _weights(
+    n_people: int, n_eligible: int, power_law: float, n_celebrities: int, celebrity_weight: float
+) -> Float[np.ndarray, " person"]:
+    number = np.arange(n_people)
+    weights = (number + 1.0) ** -power_law * (number < n_eligible)
+    return _normalised(weights * np.where(number < n_celebrities, celebrity_weight, 1.0))
+
+
+def _normalised(weights: Float[np.ndarray, " person"]) -> Float[np.ndarray, " person"]:
+    weights = weights / weights.sum()
+    weights.setflags(write=False)
+    return weights
+
+
+def _draw(weights: Float[np.ndarray, " person"], n: int, rng: np.random.Generator) -> np.ndarray:
+    edges = np.cumsum(weights)
+    return np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
+
+
+def _in_random_order(
+    texts: Texts, people: np.ndarray, template: np.ndarray, rng: np.random.Generator
+) -> Biographies:
+    order = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
+    return write_biographies(texts, people, order, np.take_along_axis(template, order, 1))

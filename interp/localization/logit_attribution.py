@@ -1,0 +1,132 @@
+"""What each part of the model writes towards the right value at the answer position (direct logit
+attribution, as in Elhage et al. 2021, https://transformer-circuits.pub/2021/framework).
+
+The logit difference is linear in the residual stream once the final LayerNorm's scale is held at
+that of the clean run: the parts' shares add up to it exactly. Direct effects only: a head whose
+output is used by a later MLP may write nothing of it here. Correlational.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.data.facts import FactSet
+from interp.localization.inputs import check_inputs
+from interp.model.decoder import HookedDecoder
+
+
+@dataclass(frozen=True)
+class FinalRead:
+    """The final LayerNorm and the unembedding as one linear map: logit of token t =
+    scale · (unembed[t] · x) + constant[t], for a residual stream x or a part of one.
+    """
+
+    scale: Float[Tensor, " fact"]
+    """1 ÷ standard deviation of the clean run's last residual stream at the answer position."""
+    unembed: Float[Tensor, "d_vocab d_model"]
+    constant: Float[Tensor, " d_vocab"]
+
+
+@torch.inference_mode()
+def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
+    """The linear map from the residual stream to logits, at each fact's answer position."""
+    check_inputs(model, facts)
+    device = model.embed.weight.device
+    name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    _, cache = model.run_with_cache(facts.clean.to(device), names_filter=[name])
+    final = cache[name][torch.arange(len(facts), device=device), facts.lengths.to(device) - 1]
+    variance = final.var(-1, unbiased=False)
+    weighted = model.unembed.weight * model.ln_final.weight
+    return FinalRead(
+        scale=(variance + model.cfg.ln_eps).rsqrt(),
+        unembed=weighted - weighted.mean(-1, keepdim=True),  # LayerNorm takes the mean off
+        constant=model.unembed.weight @ model.ln_final.bias,
+    )
+
+
+@torch.inference_mode()
+def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
+    """The clean run's ``logit_diff`` as a sum of what its parts write at ``final``.
+
+    Returns:
+        ``embed`` (fact), ``head`` (layer, head, fact), ``attn_bias`` and ``mlp`` (layer, fact),
+        ``constant`` (fact): nats, positive towards the clean answer; they add up to ``logit_diff``
+        (fact).
+    """
+    check_inputs(model, facts, twins=True)
+    device, n_layers = model.embed.weight.device, model.cfg.n_layers
+    sites = ("attn.hook_z", "hook_mlp_out")
+    names = ["hook_embed", *(f"blocks.{i}.{site}" for i in range(n_layers) for site in sites)]
+    logits, cache = model.run_with_cache(facts.clean.to(device), names_filter=names)
+    row = torch.arange(len(facts), device=device)
+    at = facts.lengths.to(device) - 1
+    answers, others = (x[:, 0].to(device) for x in (facts.answers, facts.corrupted_answers))
+    read = final_directions(model, facts)
+    towards = (read.unembed[answers] - read.unembed[others]) * read.scale[:, None]
+    z = torch.stack([cache[f"blocks.{i}.attn.hook_z"][row, at] for i in range(n_layers)])
+    mlp = torch.stack([cache[f"blocks.{i}.hook_mlp_out"][row, at] for i in range(n_layers)])
+    out = torch.stack([block.attn.out.weight for block in model.blocks])
+    out = rearrange(out, "layer o (head d) -> layer head d o", head=model.cfg.n_heads)
+    bias = torch.stack([block.attn.out.bias for block in model.blocks])
+    last = logits[row, at]
+    parts = {
+        "embed": ("fact", (cache["hook_embed"][row, at] * towards).sum(-1)),
+        "head": (
+            ("layer", "head", "fact"),
+            einsum(z, out, towards, "l fact h d, l h d o, fact o -> l h fact"),
+        ),
+        "attn_bias": (("layer", "fact"), bias @ towards.mT),
+        "mlp": (("layer", "fact"), einsum(mlp, towards, "layer fact o, fact o -> layer fact")),
+        "constant": ("fact", read.constant[answers] - read.constant[others]),
+        "logit_diff": ("fact", last[row, answers] - last[row, others]),
+    }
+    attrs = {"units": "nats", "sign": "positive towards the clean answer", "score": "correlational"}
+    return xr.Dataset(
+        {name: (dims, x.cpu().numpy(), attrs) for name, (dims, x) in parts.items()},
+        {"attribute": ("fact", facts.texts.attribute.to_numpy(object))},
+    )
+
+
+@torch.inference_mode()
+def copying(model: HookedDecoder, facts: FactSet) -> xr.DataArray:
+    """How often a head's OV circuit, given the embedding of a value's first token, raises that
+    value most of all values of its attribute (layer, head, attribute): share of the values among
+    ``facts``. Coordinate ``chance`` (attribute): 1 ÷ number of values. Correlational.
+
+    Source: Elhage et al. 2021, "Copying / primitive in-context learning"; without eigenvalues, so
+    that it reads as a share.
+    """
+    check_inputs(model, facts)
+    cfg = model.cfg
+    attribute, answers = facts.texts.attribute.to_numpy(object), facts.answers[:, 0]
+    unembed = final_directions(model, facts[:1]).unembed
+    names, shares, chance = list(dict.fromkeys(attribute)), [], []
+    for name in names:
+        values = answers[torch.from_numpy(attribute == name)].unique().to(unembed.device)
+        chance.append(1 / len(values))
+        of_layers = []
+        for block in model.blocks:
+            heads = rearrange(
+                block.attn.qkv(block.ln1(model.embed.weight[values])),
+                "value (head qkv d) -> qkv head value d",
+                head=cfg.n_heads,
+                qkv=3,
+            )[2]
+            out = rearrange(block.attn.out.weight, "o (head d) -> head d o", head=cfg.n_heads)
+            logits = einsum(
+                heads, out, unembed[values], "h given d, h d o, value o -> h given value"
+            )
+            own = torch.arange(len(values), device=values.device)
+            of_layers.append((logits.argmax(-1) == own).double().mean(-1))
+        shares.append(torch.stack(of_layers))
+    return xr.DataArray(
+        np.asarray(torch.stack(shares, -1).cpu(), np.float32),
+        dims=("layer", "head", "attribute"),
+        coords={"attribute": names, "chance": ("attribute", chance)},
+        attrs={"units": "share of values", "score": "correlational"},
+    )

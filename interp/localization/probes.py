@@ -1,0 +1,240 @@
+"""Where a name becomes its attributes: what can be read off the residual stream, by whom.
+
+A linear probe is fitted on some people and asked for others, so it can only succeed where the model
+writes a value in the same way for everybody who has it: before the look-up, a name says nothing
+about the values of people the probe has not seen. Both read-outs are correlational, and a linear
+probe that fails does not exclude a value that is there in another form.
+"""
+
+import numpy as np
+import torch
+import xarray as xr
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.data.facts import PROMPT_ROLES, FactSet
+from interp.localization.inputs import check_inputs
+from interp.localization.logit_attribution import final_directions
+from interp.model.decoder import HookedDecoder
+from interp.model.model_check import check_plain
+
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+PLACES = ("name_first", "name_middle", "name_last", "final")
+RIDGE = 1.0
+"""Penalty of a probe, on features of variance 1."""
+FACTS_AT_ONCE = 512
+
+
+def probe(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
+    """Whether a linear probe fitted on everybody else reads each fact's value off the residual
+    stream.
+
+    The probe is ridge regression on the first tokens of an attribute's values, one column each;
+    the largest prediction is its answer. Each fact is left out in turn, in closed form, so give
+    each person once an attribute.
+
+    Returns:
+        ``correct`` (labels, layer, site, role, fact): 1 or 0, NaN where a fact lacks the role. With
+        ``labels`` "shuffled" the values are dealt to other people at random: what a probe of this
+        kind scores on nothing. A mean over facts is an accuracy.
+
+    Raises:
+        ValueError: a person twice in an attribute.
+    """
+    check_plain(model)
+    check_inputs(model, facts, sequential=True, names=True, values=True)
+    texts = facts.texts
+    if texts.duplicated(["person", "attribute"]).any() and (texts.person >= 0).all():
+        raise ValueError(
+            "a person is asked for the same attribute twice, so that a probe could know the answer "
+            "from the other prompt; give each person once an attribute"
+        )
+    features = stream(model, facts)
+    attribute, answers = texts.attribute.to_numpy(object), facts.answers[:, 0].numpy()
+    rng = np.random.default_rng([seed, 8])
+    correct = np.full((2, *features.shape[:-1]), np.nan, np.float32)
+    for name in dict.fromkeys(attribute):
+        at = np.flatnonzero(attribute == name)
+        _check_places(features[..., at, :], name)
+        labels = np.stack((answers[at], rng.permutation(answers[at])))
+        correct[..., at] = _left_out(features[..., at, :], labels)
+    coords = {
+        "labels": ["real", "shuffled"],
+        "site": list(STREAM),
+        "role": list(PLACES),
+        "attribute": ("fact", attribute),
+        "person": ("fact", texts.person.to_numpy()),
+    }
+    attrs = {"units": "1 = read off rightly", "score": "correlational"}
+    return xr.Dataset(
+        {"correct": (("labels", "layer", "site", "role", "fact"), correct, attrs)}, coords
+    )
+
+
+@torch.inference_mode()
+def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer site role fact d"]:
+    """The residual stream of the clean prompts at the last token of each of ``PLACES``; NaN where a
+    prompt has none.
+    """
+    check_plain(model)
+    check_inputs(model, facts, sequential=True, names=True)
+    device, pieces = model.embed.weight.device, []
+    names = [f"blocks.{i}.hook_{x}" for i in range(model.cfg.n_layers) for x in STREAM]
+    for start in range(0, len(facts), FACTS_AT_ONCE):
+        part = facts[range(start, min(len(facts), start + FACTS_AT_ONCE))]
+        _, cache = model.run_with_cache(part.clean.to(device), names_filter=names)
+        at = last_of_roles(part).to(device)
+        row = torch.arange(len(part), device=device)
+        here = torch.stack([cache[name][row, at.clamp(min=0)] for name in names])
+        pieces.append(here.masked_fill((at < 0)[..., None], torch.nan).cpu())
+    whole = rearrange(
+        torch.cat(pieces, 2),
+        "(layer site) role fact d -> layer site role fact d",
+        site=len(STREAM),
+    )
+    return whole.numpy()
+
+
+def _check_places(features: Float[np.ndarray, "*place fact d"], attribute: str) -> None:
+    """Raises: not even two facts can be learnt from."""
+    whole = ~np.isnan(features).any((-1, *range(features.ndim - 2)))
+    if whole.sum() < 2:
+        raise ValueError(
+            f"{whole.sum()} of {len(whole)} facts on {attribute!r} have all the roles "
+            f"{', '.join(PLACES)}; a probe needs two or more that do"
+        )
+
+
+def last_of_roles(facts: FactSet) -> Int[Tensor, "role fact"]:
+    """Position of the last token of each of ``PLACES``; −1 where there is none."""
+    pos = torch.arange(facts.roles.shape[1])
+    indices = [PROMPT_ROLES.index(role) for role in PLACES]
+    return torch.stack([torch.where(facts.roles == i, pos, -1).amax(1) for i in indices])
+
+
+def _left_out(
+    features: Float[np.ndarray, "*place fact d"], values: Int[np.ndarray, "labels fact"]
+) -> Float[np.ndarray, "labels *place fact"]:
+    """1 where a ridge regression without the fact itself predicts its value; a row a row of values.
+
+    Left-out predictions in closed form: y_i − (y_i − ŷ_i) ÷ (1 − H_ii), H the hat matrix (Hastie,
+    Tibshirani and Friedman 2009, equation 7.52).
+    """
+    there = ~np.isnan(features).any((-1, *range(features.ndim - 2)))
+    correct = np.full((len(values), *features.shape[:-1]), np.nan, np.float32)
+    x = torch.from_numpy(features[..., there, :]).double()
+    x = x - x.mean(-2, keepdim=True)
+    x = x / x.std(-2, keepdim=True).clamp(min=1e-9)
+    x = torch.cat((x, torch.ones_like(x[..., :1])), -1)
+    penalty = torch.tensor([RIDGE] * (x.shape[-1] - 1) + [0.0]).double()  # none on the intercept
+    half = torch.linalg.solve(x.mT @ x + penalty.diag(), x.mT)
+    own = einsum(x, half, "... fact d, ... d fact -> ... fact")[..., None]
+    for i, labels in enumerate(values):
+        classes, y = np.unique(labels[there], return_inverse=True)
+        right = torch.from_numpy(y)
+        targets = torch.nn.functional.one_hot(right, len(classes)).double()
+        left_out = x @ (half @ targets) - own * targets  # times 1 − H_ii, the same for all values
+        correct[i][..., there] = (left_out.argmax(-1) == right).float().numpy()
+    return correct
+
+
+@torch.inference_mode()
+def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
+    """Whether the model's own weights read each fact's value off the residual stream.
+
+    Readers: ``unembed``, the final LayerNorm and the unembedding (nostalgebraist's logit lens); and
+    each head, ``L1H3``, what it would write of the values if the answer position looked at this
+    token alone: its layer's LayerNorm, V, O, and the unembedding under the clean run's final scale.
+
+    Returns:
+        ``correct`` (labels, reader, layer, site, role, fact): 1 where the right value's first token
+        gets most among those of its attribute in ``facts``, else 0; NaN where a prompt lacks the
+        role, and where the head comes before the residual stream. ``labels`` as in ``probe``.
+        ``logit`` and ``rank``, the same without ``labels``: of the right value minus the mean over
+        values, nats; and how many values get as much or more, 1 = none but itself.
+    """
+    check_plain(model)
+    check_inputs(model, facts, sequential=True, names=True, values=True)
+    cfg, device = model.cfg, model.embed.weight.device
+    streams = torch.from_numpy(stream(model, facts)).to(device)
+    read = final_directions(model, facts)
+    attribute, answers = facts.texts.attribute.to_numpy(object), facts.answers[:, 0].to(device)
+    shuffled, rng = answers.clone(), np.random.default_rng([seed, 8])
+    groups = [torch.from_numpy(np.flatnonzero(attribute == x)) for x in dict.fromkeys(attribute)]
+    for at in groups:
+        shuffled[at] = answers[torch.from_numpy(rng.permutation(at.numpy()))]
+    readers = ["unembed", *(f"L{i}H{h}" for i in range(cfg.n_layers) for h in range(cfg.n_heads))]
+    shape = (len(readers), *streams.shape[:-1])
+    correct = np.full((2, *shape), np.nan, np.float32)
+    logit, rank = np.full((2, *shape), np.nan, np.float32)
+    for number in range(len(readers)):
+        layer, head = divmod(number - 1, cfg.n_heads)
+        if number == 0:
+            written, directions = model.ln_final.unhooked(streams), model.unembed.weight
+        else:
+            written = _written_by(model, layer, head, streams) * read.scale[:, None]
+            directions = read.unembed
+        for at in groups:
+            logits = written[..., at, :] @ directions[answers[at].unique()].mT
+            right, other = (
+                torch.searchsorted(answers[at].unique(), labels[at])
+                for labels in (answers, shuffled)
+            )
+            there = ~logits.isnan().any(-1)
+            if number:
+                there &= _reachable(layer, streams.shape[:2], device)[..., None, None]
+            values = _scores(logits, right, other)
+            values = [x.where(there, torch.nan).cpu().numpy() for x in values]
+            for table, x in zip((*correct, logit, rank), values):
+                table[number][..., at] = x
+    dims = ("reader", "layer", "site", "role", "fact")
+    return xr.Dataset(
+        {
+            "correct": (("labels", *dims), correct, {"units": "1 = read off rightly"}),
+            "logit": (dims, logit, {"units": "nats"}),
+            "rank": (dims, rank, {"units": "1 = largest"}),
+        },
+        {
+            "labels": ["real", "shuffled"],
+            "reader": readers,
+            "site": list(STREAM),
+            "role": list(PLACES),
+            "attribute": ("fact", attribute),
+        },
+        {"score": "correlational"},
+    )
+
+
+def _scores(
+    logits: Float[Tensor, "*cell fact value"],
+    right: Int[Tensor, " fact"],
+    other: Int[Tensor, " fact"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whether the right value is first, whether another one is, and the right one's logit above the
+    mean and rank.
+    """
+    own, best = logits.gather(-1, right[:, None].expand(*logits.shape[:-1], 1)), logits.argmax(-1)
+    rank = (logits >= own).sum(-1).float()
+    return (best == right).float(), (best == other).float(), own[..., 0] - logits.mean(-1), rank
+
+
+def _written_by(
+    model: HookedDecoder, layer: int, head: int, streams: Float[Tensor, "*cell d_model"]
+) -> Float[Tensor, "*cell d_model"]:
+    """A head's output if it looked at nothing but a residual stream."""
+    attn, d = model.blocks[layer].attn, model.cfg.d_head
+    rows = slice((3 * head + 2) * d, (3 * head + 3) * d)
+    values = model.blocks[layer].ln1.unhooked(streams) @ attn.qkv.weight[rows].mT
+    return (values + attn.qkv.bias[rows]) @ attn.out.weight[:, head * d : (head + 1) * d].mT
+
+
+def _reachable(
+    layer: int, shape: tuple[int, int], device: torch.device
+) -> Bool[Tensor, "layer site"]:
+    """Which residual streams come before the attention of ``layer``: entering it or a layer before,
+    or inside or after a layer before.
+    """
+    at = torch.arange(shape[0], device=device)[:, None].expand(shape)
+    enters = torch.arange(shape[1], device=device) == STREAM.index("resid_pre")
+    return (at < layer) | ((at == layer) & enters)

@@ -1,0 +1,281 @@
+"""A small decoder with TransformerLens hooks, readable by Hugging Face as GPT-NeoX.
+
+Each block is pre-LayerNorm: ``x += attn(ln1(x)); x += mlp(ln2(x))``, or, with ``parallel``, both
+read the same ``x`` (Pythia). Positions are rotary. One implementation, three uses: training runs on
+the real tokens of a batch (``hidden``), hooked runs fire every ``HookPoint`` (``forward``), and the
+patching engine calls the parts of a block one by one.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from interp.model.packed_attention import Ragged, Rotation, attend, embed, rotate
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of a ``HookedDecoder``, under TransformerLens's names."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int = 512
+    parallel: bool = False
+    """Attention and MLP read the same residual stream, as in Pythia."""
+    rotary_dim: int | None = None
+    """Rotated dimensions of a head; None rotates all of them."""
+    rotary_base: float = 10_000.0
+    ln_eps: float = 1e-5
+    attention_bias: bool = True
+    """Without, a checkpoint has no biases of attention; the model holds zeros for them."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one "
+                "of them"
+            )
+        if self.n_rotary % 2 or not 0 < self.n_rotary <= self.d_head:
+            raise ValueError(
+                f"rotary positions need an even number of dimensions up to {self.d_head}, got "
+                f"{self.n_rotary}"
+            )
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def n_rotary(self) -> int:
+        return self.d_head if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def n_key_value_heads(self) -> int:
+        return self.n_heads
+
+
+class HookedDecoder(HookedRootModule):
+    """Decoder-only transformer whose activations are TransformerLens hook points."""
+
+    vocabulary: str = ""
+    """Digest of the vocabulary whose tokens it reads; empty if unknown."""
+
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model)
+        self.hook_embed = HookPoint()
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.ln_final = LayerNorm(cfg)
+        self.unembed = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
+        self.setup()
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits; every hook point fires."""
+        if tokens.shape[1] > self.cfg.n_ctx:
+            raise ValueError(
+                f"got {tokens.shape[1]} tokens, the model takes at most n_ctx = "
+                f"{self.cfg.n_ctx}; shorten them"
+            )
+        turn = rotation(torch.arange(tokens.shape[1], device=tokens.device), self.cfg)
+        resid = self.hook_embed(self.embed(tokens))
+        for block in self.blocks:
+            resid = block(resid, turn)
+        return self.unembed(self.ln_final(resid))
+
+    def hidden(
+        self, tokens: Int[Tensor, " token"], ragged: Ragged
+    ) -> Float[Tensor, "token d_model"]:
+        """What ``unembed`` reads at each real token of a batch; the fast path of training, where
+        attention hooks stay silent.
+        """
+        resid = embed(self.embed.weight, tokens)
+        for block in self.blocks:
+            resid = block(resid, ragged.turn, ragged)
+        return self.ln_final(resid)
+
+    def to_tokens(self, *_: object, **__: object) -> None:
+        """Raises: part of TransformerLens's model protocol, but a ``HookedDecoder`` has no
+        tokenizer.
+        """
+        raise ValueError("a HookedDecoder takes token ids; make them with suite.tokenizer")
+
+
+def initialise(model: HookedDecoder, *, std: float, seed: int) -> None:
+    """Fresh weights: normal(0, std), the two projections back into the residual stream smaller by
+    sqrt(2·n_layers), no bias.
+
+    Source: Radford et al. 2019, section 2.3.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            narrow = name.endswith(("attn.out.weight", "mlp.down.weight"))
+            scale = std / (2 * model.cfg.n_layers) ** 0.5 if narrow else std
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * scale)
+        else:
+            weight.data.fill_(float(name.endswith("weight")))
+
+
+def remove(model: HookedDecoder, component: str) -> None:
+    """Sets a head (L0H2) or MLP (L1-MLP) to 0, so that it writes nothing and, every gradient of its
+    weights being 0, never will; an MLP's output bias, the same for every token, stays.
+    """
+    layer, what = component[1:].replace("H", "-").split("-")
+    block, d = model.blocks[int(layer)], model.cfg.d_head
+    if what == "MLP":
+        zeros = [block.mlp.up.weight, block.mlp.up.bias, block.mlp.down.weight]
+    else:
+        own = slice(3 * int(what) * d, 3 * (int(what) + 1) * d)
+        columns = slice(int(what) * d, (int(what) + 1) * d)
+        attention = block.attn
+        zeros = [
+            attention.qkv.weight[own],
+            attention.qkv.bias[own],
+            attention.out.weight[:, columns],
+        ]
+    with torch.no_grad():
+        for weight in zeros:
+            weight.zero_()
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.parallel = cfg.parallel
+        self.ln1, self.attn = LayerNorm(cfg), Attention(cfg)
+        self.ln2, self.mlp = LayerNorm(cfg), MLP(cfg)
+        self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
+        self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()
+        if not cfg.parallel:
+            self.hook_resid_mid = HookPoint()
+
+    def forward(
+        self, resid: Float[Tensor, "*cell d_model"], turn: Rotation, ragged: Ragged | None = None
+    ) -> Float[Tensor, "*cell d_model"]:
+        resid = self.hook_resid_pre(resid)
+        attn_out = self.hook_attn_out(self.attn(self.ln1(resid), turn, ragged))
+        if self.parallel:
+            mlp_out = self.hook_mlp_out(self.mlp(self.ln2(resid)))
+            return self.hook_resid_post(resid + attn_out + mlp_out)
+        resid = self.hook_resid_mid(resid + attn_out)
+        return self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.eps = cfg.ln_eps
+        self.weight = nn.Parameter(torch.ones(cfg.d_model))
+        self.bias = nn.Parameter(torch.zeros(cfg.d_model))
+        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+        if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
+            return self.unhooked(x)
+        x = x - x.mean(-1, keepdim=True)
+        scale = self.hook_scale((x.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return self.hook_normalized(x / scale) * self.weight + self.bias
+
+    def unhooked(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+        """The same in one operation, where hooks stay silent."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.n_heads = cfg.n_heads
+        self.qkv = nn.Linear(cfg.d_model, 3 * cfg.d_model)
+        self.out = nn.Linear(cfg.d_model, cfg.d_model)
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern, self.hook_z = (
+            HookPoint(),
+            HookPoint(),
+            HookPoint(),
+        )
+
+    def forward(
+        self, x: Float[Tensor, "*cell d_model"], turn: Rotation, ragged: Ragged | None = None
+    ) -> Float[Tensor, "*cell d_model"]:
+        if ragged is not None:
+            return self.out(attend(self.qkv(x), ragged))
+        q, k, v = self.heads(x)
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        q, k = self.hook_rot_q(rotate(q, turn)), self.hook_rot_k(rotate(k, turn))
+        scores = (
+            einsum(q, k, "b dest head d, b src head d -> b head dest src") * q.shape[-1] ** -0.5
+        )
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        scores = self.hook_attn_scores(scores.masked_fill(future, -torch.inf))
+        pattern = self.hook_pattern(scores.softmax(-1))
+        z = self.hook_z(einsum(pattern, v, "b head dest src, b src head d -> b dest head d"))
+        return self.out(rearrange(z, "b p head d -> b p (head d)"))
+
+    def values(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+        """Values of every head, side by side; queries and keys are not computed."""
+        of_head = {"head": self.n_heads, "qkv": 3}
+        weight = rearrange(self.qkv.weight, "(head qkv d) m -> qkv (head d) m", **of_head)[2]
+        return F.linear(
+            x, weight, rearrange(self.qkv.bias, "(head qkv d) -> qkv (head d)", **of_head)[2]
+        )
+
+    def heads(
+        self, x: Float[Tensor, "*cell d_model"]
+    ) -> tuple[
+        Float[Tensor, "*cell head d_head"],
+        Float[Tensor, "*cell head d_head"],
+        Float[Tensor, "*cell head d_head"],
+    ]:
+        """Queries and keys before rotation, and values, of every head."""
+        return rearrange(
+            self.qkv(x), "... (head qkv d) -> qkv ... head d", head=self.n_heads, qkv=3
+        ).unbind()
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(cfg.d_model, cfg.d_mlp)
+        self.down = nn.Linear(cfg.d_mlp, cfg.d_model)
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+        return self.down(self.hook_post(F.gelu(self.hook_pre(self.up(x)))))
+
+
+def rotation(pos: Int[Tensor, "*pos"], cfg: DecoderConfig) -> Rotation:
+    """Rotary angles pos · base^(−2i / n_rotary), with an axis of one for the heads."""
+    even = torch.arange(0, cfg.n_rotary, 2, dtype=torch.float32, device=pos.device)
+    exponent = even / cfg.n_rotary
+    angle = rearrange(pos, "... -> ... 1 1") * (1 / cfg.rotary_base**exponent)
+    sin = angle.sin()
+    return Rotation(torch.stack((angle.cos(),) * 2, -2), torch.stack((-sin, sin), -2))
+
+
+def device_of(device: str) -> str:
+    """``auto`` is CUDA where there is one."""
+    if device not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", str(device)):
+        raise ValueError(f"no device {device!r}; there are auto, cpu, cuda and cuda:0, ...")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("no CUDA device on this machine; use --device cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def has_bf16(device: str) -> bool:
+    """Whether ``device`` has instructions for bfloat16; without, its products are emulated."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,0 +1,202 @@
+"""What patching keeps of a forward pass, the inputs it runs on, and what it pastes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.config import By
+from interp.data.facts import NO_TOKEN, FactSet
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One run's input, with the value's tokens after the prompt so that the whole value can be
+    scored.
+    """
+
+    tokens: Int[Tensor, "fact pos"]
+    roles: Int[Tensor, "fact pos"]
+    """Index into the facts' ``role_names``; −1 beyond the prompt."""
+    places: Int[Tensor, "fact pos"]
+    """What means and resampling go by: the role's number, or the position; −1 beyond the
+    prompt.
+    """
+    named: Bool[Tensor, "fact pos"]
+    """Name tokens, which noise goes on."""
+    n_prompt: Int[Tensor, " fact"]
+    n_value: Int[Tensor, " fact"]
+    answers: Int[Tensor, "fact value_token"]
+    other: Int[Tensor, " fact"] | None
+    """First token of the corrupted prompt's value; None without: then ``logit_diff`` is NaN."""
+    noise: Float[Tensor, "fact pos d_model"] | None = None
+    """Added to the embeddings."""
+    control: Int[Tensor, "fact 2"] | None = None
+    """First tokens of another fact's values, right and other."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one block computed in a run; of size 0 what was not kept. Of a ``HookedDecoder`` queries
+    are rotated and scaled, keys rotated.
+    """
+
+    resid_pre: Float[Tensor, "fact pos _d_model"]
+    resid_mid: Float[Tensor, "fact pos _d_model"]
+    resid_post: Float[Tensor, "fact pos _d_model"]
+    attn_out: Float[Tensor, "fact pos _d_model"]
+    mlp_out: Float[Tensor, "fact pos _d_model"]
+    z: Float[Tensor, "fact pos _head _d_head"]
+    q: Float[Tensor, "fact pos _head _d_head"]
+    k: Float[Tensor, "fact pos _head _d_head"]
+    v: Float[Tensor, "fact pos _head _d_head"]
+    mlp_post: Float[Tensor, "fact pos _neuron"]
+    pattern: Float[Tensor, "fact dest _head _src"]
+    """Not kept of a ``HookedDecoder``, where it follows from queries and keys."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Layer":
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
+Run = list[Layer]
+"""A whole forward pass, kept."""
+
+
+def prompts(
+    facts: FactSet, device: torch.device | str, by: By = "role"
+) -> tuple[Prompts, Prompts | None]:
+    """The clean and the corrupted run's input, both with the clean value after the prompt; None for
+    the corrupted one of facts without twins.
+    """
+    n_value = (facts.answers != NO_TOKEN).sum(1)
+    n_pos = int((facts.lengths + n_value).max()) - 1
+    roles = torch.full((len(facts), n_pos), NO_TOKEN)
+    roles[:, : facts.roles.shape[1]] = facts.roles
+    pos = torch.arange(n_pos)
+    positions = torch.where(pos < facts.lengths[:, None], pos, NO_TOKEN)
+    others = facts.corrupted_answers
+    same = {
+        "roles": roles,
+        "places": roles if by == "role" else positions,
+        "named": torch.isin(roles, torch.tensor(name_roles(facts), dtype=roles.dtype)),
+        "n_prompt": facts.lengths,
+        "n_value": n_value,
+        "answers": facts.answers.clamp(min=0),
+    }
+    same = {name: x.to(device) for name, x in same.items()}
+    other = None if others is None else others[:, 0].to(device)
+    both = []
+    for prompt in (facts.clean, facts.corrupted):
+        if prompt is None:
+            both.append(None)
+            continue
+        tokens = torch.zeros(len(facts), n_pos, dtype=torch.long)
+        tokens[:, : prompt.shape[1]] = prompt
+        for i in range(facts.answers.shape[1] - 1):
+            rows = torch.nonzero(n_value > i + 1)[:, 0]
+            tokens[rows, facts.lengths[rows] + i] = facts.answers[rows, i]
+        both.append(Prompts(tokens=tokens.to(device), other=other, **same))
+    return both[0], both[1]
+
+
+def name_roles(facts: FactSet) -> list[int]:
+    """Numbers of the roles that are parts of a name: those called name_first, name, ..."""
+    return [i for i, role in enumerate(facts.role_names) if role.startswith("name")]
+
+
+def metrics_of(
+    logits: Float[Tensor, "predicted d_vocab"],
+    row: Int[Tensor, " predicted"],
+    slot: Int[Tensor, " predicted"],
+    fact: Int[Tensor, " row"],
+    given: Prompts,
+) -> Float[np.ndarray, "metric row"]:
+    """Metrics of ``METRICS``, and ``CONTROL`` where pairs are given, from the logits that predict
+    token ``slot`` of each row's value.
+    """
+    logits, answers = logits.float(), given.answers[fact]
+    at_answer = answers[row, slot][:, None]
+    log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
+    whole = log_p.new_zeros(len(fact)).index_add_(0, row, log_p)
+    first = slot == 0
+    if given.other is None:
+        difference = torch.full_like(whole, torch.nan)
+    else:
+        pair = torch.stack((answers[:, 0], given.other[fact]), 1)
+        correct, other = logits[first].gather(1, pair).unbind(1)
+        difference = correct - other
+    scores = [difference, log_p[first], whole]
+    if given.control is not None:
+        right, wrong = logits[first].gather(1, given.control[fact]).unbind(1)
+        scores.append(right - wrong)
+    return torch.stack(scores).cpu().numpy()
+
+
+class PlaceSums:
+    """Sums of each activation over all tokens of a place (a role or a position), run by run."""
+
+    def __init__(self, n_places: int) -> None:
+        self.sums: list[dict[str, Tensor]] = []
+        self.counts = torch.zeros(n_places)
+        self.dtype = torch.float32
+
+    def add(self, run: Run, places: Int[Tensor, "fact pos"]) -> None:
+        of, self.dtype = places[places >= 0], run[0].resid_pre.dtype
+        n_places = len(self.counts)
+        counts = torch.bincount(of, minlength=n_places)
+        for index, layer in enumerate(run):
+            tables = {}
+            for name, x in vars(layer).items():
+                table = x.new_zeros(n_places, *x.shape[2:], dtype=torch.float64)
+                tables[name] = table.index_add_(0, of, x[places >= 0].double())
+            if index < len(self.sums):
+                for name, table in tables.items():
+                    self.sums[index][name] += table
+            else:
+                self.sums.append(tables)
+        self.counts = self.counts.to(counts.device) + counts
+
+    def means(self) -> Run:
+        """As layers with an axis (1, place); 0 for a place that no fact has."""
+        n = self.counts.clamp(min=1)
+        return [
+            Layer(
+                **{
+                    name: (table / n.reshape(-1, *[1] * (table.ndim - 1)))[None].to(self.dtype)
+                    for name, table in tables.items()
+                }
+            )
+            for tables in self.sums
+        ]
+
+
+def same_place(
+    places: Int[Tensor, "fact pos"], giver_places: Int[Tensor, "fact giver_pos"]
+) -> Int[Tensor, "fact pos"]:
+    """Position of the giver's token of the same place (role or position) and rank in it: the last
+    one's if the giver has fewer, −1 if it has none.
+    """
+    found = torch.full_like(places, -1)
+    for fact, (mine, theirs) in enumerate(zip(places, giver_places)):
+        for place in mine[mine >= 0].unique():
+            to, of = ((x == place).nonzero()[:, 0] for x in (mine, theirs))
+            if len(to) and len(of):
+                found[fact, to] = of[torch.arange(len(to), device=of.device).clamp(max=len(of) - 1)]
+    return found
+
+
+def taken_from(run: Run, giver: Run, place: Int[Tensor, "fact pos"]) -> Run:
+    """``giver``'s activations at ``place``; ``run``'s where there is none."""
+    fact = torch.arange(len(place), device=place.device)[:, None]
+    taken = []
+    for mine, theirs in zip(run, giver):
+        out = {}
+        for name, x in vars(mine).items():
+            there = (place >= 0).reshape(*place.shape, *[1] * (x.ndim - 2))
+            given = getattr(theirs, name)[fact if len(getattr(theirs, name)) > 1 else 0, place]
+            out[name] = torch.where(there, given, x)
+        taken.append(Layer(**out))
+    return taken

@@ -1,0 +1,216 @@
+"""What a sweep will take, said before it runs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from interp.config import METRICS
+from interp.data.facts import FactSet, check_tokens
+from interp.fields import argument
+from interp.model.decoder import DecoderConfig
+from interp.patching.engine import TOKENS_AT_ONCE, row_size
+from interp.patching.grid import AT_ENTRY, CUTS, EDGES, ON_KEYS, Cells, reached, rows_of
+from interp.patching.intervention import (
+    Intervention,
+    axes_of,
+    cells_of,
+    check_fit,
+    check_sites,
+    intervention,
+    kept_sites,
+    memory_chunks,
+    n_parts,
+    piece_bytes,
+    run_size,
+    runs_held,
+)
+from interp.patching.path_patching import Stop, count_ways, is_path, parse_path
+
+_WORDS = {
+    "dest": ("destination", "destinations"),
+    "src": ("source", "sources"),
+    "pos": ("position", "positions"),
+    "neuron": ("group of neurons", "groups of neurons"),
+}
+_ROW_BYTES = 150
+"""Of a pair to compute, in tables of rows."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one site at one checkpoint; ``str`` says it in a line."""
+
+    site: str
+    axes: dict[str, list]
+    """Layers, heads, roles, ... of the cells."""
+    n_facts: int
+    n_draws: int
+    """Of noise."""
+    n_live: int
+    """(cell, fact) pairs that can differ from the base run: the ones to compute, at most."""
+    flops: float
+    """Of the matrix products, at most; what pads a batch to its longest row comes on top."""
+    flops_of_forward: float
+    """Of a forward pass of one prompt, on average."""
+    megabytes: float
+    """Of activations and results at once, at most."""
+
+    @property
+    def n_cells(self) -> int:
+        return int(np.prod([len(labels) for labels in self.axes.values()]))
+
+    @property
+    def forwards(self) -> float:
+        """Forward passes of one prompt that take as many operations."""
+        return self.flops / self.flops_of_forward
+
+    def cells(self) -> Iterator[dict]:
+        """The cells, each as its place along the axes."""
+        return (dict(zip(self.axes, place)) for place in product(*self.axes.values()))
+
+    def __str__(self) -> str:
+        cells = " × ".join(_counted(len(labels), name) for name, labels in self.axes.items())
+        n_pairs = self.n_cells * self.n_facts * self.n_draws
+        return (
+            f"{self.site}: {cells} = {self.n_cells:,} cells on {self.n_facts} facts; "
+            f"{self.n_live:,} of {n_pairs:,} (cell, fact) pairs to compute; "
+            f"{self.flops / 1e9:,.1f} GFLOP, as much as {self.forwards:,.0f} forward passes where "
+            f"a loop makes {n_pairs:,}; {self.megabytes:,.0f} MB at most"
+        )
+
+
+def plan(
+    cfg: DecoderConfig,
+    facts: FactSet,
+    *,
+    sites: Sequence[str] = (),
+    max_memory: float = 2.0,
+    **options,
+) -> list[Plan]:
+    """A ``Plan`` a site, from shapes and tokens alone: neither loads nor runs a model.
+
+    Args:
+        max_memory: gigabytes (10⁹ bytes), as ``interp.patch`` takes it.
+        options: the fields of ``Intervention``.
+    """
+    how = intervention(options)
+    argument("cfg", cfg, DecoderConfig), argument("facts", facts, FactSet)
+    max_memory = argument("max_memory", max_memory, float, above=0)
+    sites = check_sites(sites, parallel=cfg.parallel, direction=how.direction)
+    check_fit(cfg, sites, how)
+    check_tokens(facts, cfg.d_vocab, cfg.n_ctx)
+    cells, labels, may_differ = cells_of(facts, how)
+    n_value = (facts.answers >= 0).sum(1).numpy() if how.whole_value else np.ones(len(facts), int)
+    costs = _Costs(cfg, cells, may_differ, facts.lengths.numpy(), n_value)
+    n_draws = how.noise_draws if how.replacement == "noise" else 1
+    plans = []
+    for site in sites:
+        if is_path(site):
+            n_live, flops = costs.of_path(parse_path(site))
+        else:
+            parts = n_parts(site, cfg, how)
+            layers = cells.swept(site, cfg.n_layers)
+            n_live, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
+        axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
+        groups = ("dest", "src") if site in EDGES else (how.by,)
+        axes |= {name: list(of) for name, of in zip(groups, labels)}
+        n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
+        held = costs.bytes_at_once(facts, site, how, max_memory)
+        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_live) / 1e6
+        forward = float(costs.whole_forward.mean())
+        of_all = (int(n_live) * n_draws, float(flops) * n_draws)
+        plans.append(Plan(site, axes, len(facts), n_draws, *of_all, forward, megabytes))
+    return plans
+
+
+def _counted(n: int, axis: str) -> str:
+    """Such as ``4 layers``, or ``1 head of stop 2``."""
+    name, _, stop = axis.partition("_")
+    one, many = _WORDS.get(name, (name, f"{name}s"))
+    return f"{n} {one if n == 1 else many}" + (f" of stop {int(stop) + 1}" if stop else "")
+
+
+class _Costs:
+    """Operations of rows on given facts; a multiplication and an addition are two."""
+
+    def __init__(
+        self,
+        cfg: DecoderConfig,
+        cells: Cells,
+        may_differ: Bool[np.ndarray, "fact pos"],
+        n_prompt: Int[np.ndarray, " fact"],
+        n_value: Int[np.ndarray, " fact"],
+    ) -> None:
+        self.cfg, self.cells, self.may_differ = cfg, cells, may_differ
+        self.n_prompt, self.n_value = n_prompt, n_value
+        self.n_total = n_prompt + n_value - 1
+        self.block = 2 * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
+        self.attention = 4 * cfg.d_model * may_differ.shape[1]
+        self.unembed = 2 * cfg.d_model * cfg.d_vocab
+        self.whole_forward = self.n_total * (cfg.n_layers * self.block + self.unembed)
+
+    def of_layer(
+        self, site: str, layer: int, parts: int, *, carried: bool = False
+    ) -> tuple[int, float]:
+        """Rows of one site at one layer, and their operations.
+
+        Args:
+            carried: every later position is changed too.
+        """
+        cfg, cells = self.cfg, self.cells
+        if carried:
+            later = np.logical_or.accumulate(cells.positions, 2)
+            cells = Cells(later, later)
+        differs = np.broadcast_to(self.may_differ, (parts, 1, *self.may_differ.shape))
+        if site in EDGES:
+            seen = np.logical_or.accumulate(cells.sources, 2)
+            seen &= self.may_differ | (site in CUTS)
+            differs = np.broadcast_to(seen, (parts, *seen.shape))
+        rows = rows_of(site, layer, differs, cells)
+        entry = cells.layers(layer, cfg.n_layers).start + (site not in AT_ENTRY)
+        pos = np.arange(self.may_differ.shape[1])
+        at = reached(rows, cells) & (pos < self.n_total[rows.fact, None])
+        if entry == cfg.n_layers:
+            at &= pos >= self.n_prompt[rows.fact, None] - 1
+        live = at.any(1)
+        tokens = (self.n_total[rows.fact] - at.argmax(1))[live]
+        read = self.n_value[rows.fact][live]
+        in_block = self.block + self.attention
+        flops = tokens * max(0, cfg.n_layers - 1 - entry) * in_block + read * self.unembed
+        if entry < cfg.n_layers:
+            flops += tokens * 4 * cfg.d_model**2 + read * in_block
+        inside = at.sum() * self.block if site not in AT_ENTRY else 0
+        return int(live.sum()), float(flops.sum() + inside)
+
+    def of_path(self, stops: list[Stop]) -> tuple[int, float]:
+        """The same of all ways along a path, with what its stops compute themselves."""
+        last = stops[-1]
+        carried = any(stop.site in ON_KEYS for stop in stops[1:-1])
+        site = "resid_post" if last.site == "logits" else last.site
+        parts = len(last.parts(self.cfg, self.cells.n_neurons))
+        layers = [self.cfg.n_layers - 1] if last.site == "logits" else last.layers(self.cfg)
+        n_live, flops = 0, 0.0
+        for layer in layers:
+            n_ways = count_ways(stops[:-1], last, layer, self.cfg, self.cells.n_neurons)
+            live, of_one = self.of_layer(site, layer, parts, carried=carried)
+            n_heard = n_ways * (len(self.cells.positions) if carried else 1)
+            if last.site == "logits" and len(stops) == 2:
+                n_heard = 0  # nothing is computed on the way
+            n_live += n_ways * live
+            flops += n_ways * of_one + n_heard * float(self.n_total.sum()) * self.block
+        return n_live, flops
+
+    def bytes_at_once(
+        self, facts: FactSet, site: str, how: Intervention, max_memory: float
+    ) -> float:
+        """Of a batch's runs, and of the rows that are computed together."""
+        cfg, n_pos, share = self.cfg, self.may_differ.shape[1], piece_bytes(max_memory)
+        kept = kept_sites([site])
+        chunks = memory_chunks(cfg, facts, kept, how, share / 4)
+        runs = len(chunks[0]) * n_pos * cfg.n_layers * run_size(cfg, kept, n_pos) * runs_held(how)
+        token, row = row_size(cfg, n_pos, int(self.n_value.max()))
+        rows = TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
+        return min(4 * runs, share) + min(4 * rows, share)

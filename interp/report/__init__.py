@@ -1,0 +1,1 @@
+"""Pages and figures of results. Never imports torch."""

@@ -1,0 +1,18 @@
+"""Results in, plotly figures out: no model, no torch. Labels, units and n come from the data."""
+
+from interp.report.figures.curves import effect_over_training, training_curves
+from interp.report.figures.gates import enough_and_needed
+from interp.report.figures.heatmaps import patch_heatmap, patch_heatmaps
+from interp.report.figures.labels import SITE_LABELS, by_site, cell_label, site_label
+
+__all__ = [
+    "SITE_LABELS",
+    "by_site",
+    "cell_label",
+    "effect_over_training",
+    "enough_and_needed",
+    "patch_heatmap",
+    "patch_heatmaps",
+    "site_label",
+    "training_curves",
+]

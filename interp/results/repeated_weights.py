@@ -1,0 +1,53 @@
+"""Checkpoints that share weights which should differ: a fault of public suites, where files of a
+step are at times another step's.
+"""
+
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Checkpoints that share weights which should differ; ``str`` says it in a line."""
+
+    steps: tuple[int, ...]
+    tensors: tuple[str, ...]
+    """The tensors that are the same; none are all."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.steps[:6])) + (", ..." if len(self.steps) > 6 else "")
+        if not self.tensors:
+            return f"steps {shown} have identical weights; see that each is the checkpoint it says"
+        which = f"{len(self.tensors)} identical tensors, {self.tensors[0]} first,"
+        return f"steps {shown} have {which} though these were trained; see that no file is mixed up"
+
+
+def repeated_weights(tensors: dict[int, dict[str, str]]) -> list[Repeat]:
+    """Steps whose weights are identical as a whole; and steps that share tensors which changed at
+    another step: in between, or, of matrices, at any (a vector in bf16 can stay as it is for a
+    while). Tensors that never change are taken for frozen.
+
+    Args:
+        tensors: by step, then by name, as ``interp.model.checkpoint_io.tensor_digests`` gives them.
+    """
+    wholes = _alike({step: json.dumps(of, sort_keys=True) for step, of in tensors.items()})
+    shared: dict[tuple[int, ...], list[str]] = {}
+    for name in dict.fromkeys(name for of in tensors.values() for name in of):
+        has = {step: of[name] for step, of in sorted(tensors.items()) if name in of}
+        for steps in _alike(has):
+            others = [step for step in has if step not in steps]
+            between = any(steps[0] < step < steps[-1] for step in others)
+            matrix = "x" in has[steps[0]].partition(":")[0]
+            known = any(set(steps) <= set(whole) for whole in wholes)
+            if not known and (between or (others and matrix)):
+                shared.setdefault(steps, []).append(name)
+    parts = [Repeat(steps, tuple(names)) for steps, names in sorted(shared.items())]
+    return [Repeat(steps, ()) for steps in wholes] + parts
+
+
+def _alike(of: dict[int, str]) -> list[tuple[int, ...]]:
+    """Groups of two or more steps with the same text."""
+    groups: dict[str, list[int]] = {}
+    for step in sorted(of):
+        groups.setdefault(of[step], []).append(step)
+    return [tuple(steps) for steps in groups.values() if len(steps) > 1]

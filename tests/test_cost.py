@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from interp.config import SITES
+from interp.patching import engine, patch
+from interp.patching.cost import plan
+
+
+@pytest.mark.parametrize("whole_value", [True, False])
+@pytest.mark.parametrize("site", [*SITES, "z-q", "embed-v-logits", "mlp_post-mlp_out"])
+def test_a_plan_bounds_what_is_computed(model, facts, site, whole_value, monkeypatch):
+    computed = []
+    monkeypatch.setattr(
+        engine.Engine,
+        "_changed",
+        lambda self, sweep, entry, rows, at, real=engine.Engine._changed: (
+            computed.append(len(rows)) or real(self, sweep, entry, rows, at)
+        ),
+    )
+    options = {"direction": "noising", "whole_value": whole_value}
+    (said,) = plan(model.cfg, facts, sites=[site], **options)
+    result = patch(model, facts, site=site, **options)
+    assert said.n_cells == np.prod(result.patched.shape[:-1])
+    assert [str(x) for x in said.axes] == list(result.patched.dims[:-1])
+    # At layer 0 only name tokens differ, which the plan, made of tokens' places, does not know.
+    assert 0.4 * said.n_live <= sum(computed) <= said.n_live
+    assert said.n_cells == len(list(said.cells()))
+    both_runs = 2 * said.flops_of_forward * said.n_facts
+    assert result.attrs["flops"] < 1.25 * said.flops + 1.5 * both_runs
+    if site not in ("embed", "resid_pre", "q", "k", "v") and "-" not in site:
+        assert result.attrs["flops"] > 0.7 * said.flops
+
+
+def test_a_plan_reads_as_a_sentence(model, facts):
+    (said,) = plan(model.cfg, facts, sites=["z"])
+    assert str(said).startswith("z: 3 layers × 4 heads × 6 roles = 72 cells on 12 facts; ")
+    assert said.cells().__next__() == {"layer": 0, "head": 0, "role": "bos"}
+    assert 0 < said.megabytes < 2100
+
+
+def test_the_plan_of_a_path_counts_its_ways(model, facts):
+    (said,) = plan(model.cfg, facts, sites=["z-q"])
+    assert said.axes["layer_1"] == [0, 1, 2] and said.axes["head"] == [0, 1, 2, 3]
+    result = patch(model, facts, site="z-q").patched
+    n_there = int(result.notnull().sum())
+    n_ways = 4 * 4 * (2 + 1)  # layer 0 to layers 1 and 2, layer 1 to layer 2
+    assert n_there == n_ways * int((patch(model, facts, site="mlp_out").patched[0]).notnull().sum())
