@@ -286,7 +286,7 @@ def _roles_around(tokens: list[int], name: list[int], where: str) -> list[int]:
     if len(places) > 1:
         raise ValueError(
             f"{where} stands {len(places)} times in the clean prompt, and which is meant is not "
-            "said; leave one, or give roles of your own to interp.data.facts.from_tokens"
+            "said; leave one, or give roles of your own to interp.facts.from_tokens"
         )
     start, end = places[0] + 1, places[0] + 1 + len(name)
     if end > len(tokens):
