@@ -18,7 +18,7 @@ _HOMES = {
     "recovered": "interp.results.metrics",
     "effect": "interp.results.metrics",
     "interval": "interp.results.metrics",
-    "build_report": "interp.report.page",
+    "build_report": "interp.report.patching_page",
 }
 _MODULES = {
     "config": "interp.config",

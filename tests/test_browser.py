@@ -6,7 +6,7 @@ import shutil
 import pytest
 from playwright.sync_api import sync_playwright
 
-from interp.report.page import build_report
+from interp.report.patching_page import build_report
 from interp.results.sweep import patch_suite
 
 BROWSER = os.environ.get("REPORT_BROWSER") or shutil.which("chromium")

@@ -10,8 +10,8 @@ from interp.data.facts import PROMPT_ROLES, FactSet, from_tokens
 from interp.data.token_ids import prompts_of
 from interp.patching import patch, patch_sites
 from interp.patching.cost import plan
-from interp.report.headline import _places
-from interp.report.page import build_report
+from interp.report.patching_page import build_report
+from interp.report.summary import _places
 from interp.results.metrics import effect, interval, recovered
 from interp.results.sweep import patch_suite
 
@@ -313,7 +313,7 @@ def test_a_report_of_facts_without_twins_says_what_it_needs(suite):
         build_report(tree, title="Alone")
 
 
-def test_the_headline_names_the_strongest_cell_of_any_role(suite):
+def test_the_summary_names_the_strongest_cell_of_any_role(suite):
     named = from_tokens(
         CLEAN, CORRUPTED, answers=[4, 5, 6], corrupted_answers=[5, 6, 7], roles=NAMES
     )

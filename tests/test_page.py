@@ -1,5 +1,6 @@
 import json
 import re
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,9 @@ from builders import one_result, sweep
 from plotly.offline import get_plotlyjs
 from xarray import DataTree
 
-from interp.report.page import build_report
+from interp.report.page import Bullets, Entry, Paragraph, Prose, Section, Table
+from interp.report.page import page as page_of
+from interp.report.patching_page import build_report
 
 SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
 HEADS = np.stack((SHARES, SHARES + np.array([0.1, 0.3, -0.3])), 1)
@@ -73,7 +76,7 @@ def test_a_page_has_its_figures_under_names_that_stay(page):
 
 def test_title_and_recorded_commands_are_escaped(page):
     assert "<h1>a &lt; b</h1>" in page and "<title>a &lt; b</title>" in page
-    assert "interp-train --x &#x27;&lt;b&gt;&#x27;" in page
+    assert "interp-train --x &#39;&lt;b&gt;&#39;" in page
 
 
 def test_text_from_the_data_cannot_run():
@@ -90,7 +93,7 @@ def test_text_from_the_data_cannot_run():
 
 def lead(page):
     """First sentence of the page, and the strongest cells by label of the component."""
-    told, rest = page.split("<p class='lead'>")[1].split("</p><table>", 1)
+    told, rest = page.split("<p class='lead'>")[1].split("</p>", 1)
     rows = re.findall(
         "<tr><th>([^<]+)</th><td>(.*?)</td><td>(.*?)</td></tr>", rest.split("</table>")[0]
     )
@@ -123,9 +126,10 @@ def test_the_lead_tells_of_residual_streams_only_if_nothing_else_was_patched():
 
 
 def test_the_plateau_is_told_in_words_with_its_steps(page):
-    assert "by step 100 its loss is within 5 %" in page
-    assert "until step 200, the first" in page
-    assert "At the end of training, step 200, accuracy is 0.250." in page
+    words = " ".join(page.split())
+    assert "by step 100 its loss is within 5 %" in words
+    assert "until step 200, the first" in words
+    assert "At the end of training, step 200, accuracy is 0.250." in words
 
 
 def test_a_run_that_is_still_on_its_plateau_is_not_said_to_have_left_it():
@@ -149,13 +153,14 @@ def test_what_was_run_is_told():
     }  # fmt: skip
     rows = dict(
         re.findall(
-            r"<tr><th>([^<]*)</th><td><code>([^<]*)</code>", build_report(results, title="t")
+            r"<tr><th>([^<]*)</th><td><code>([^<]*)</code>",
+            unescape(without_plotly(build_report(results, title="t"))),
         )
     )
     assert rows == {
         "command": "interp-patch --ckpt demo", "training command": "unknown",
         "checkpoints": "steps 0, 100", "sites": "attn_out, z",
-        "options": "{&quot;seed&quot;: 7}", "versions": "{&quot;torch&quot;: &quot;2.13&quot;}",
+        "options": "{\"seed\": 7}", "versions": "{\"torch\": \"2.13\"}",
         "hardware": "{}", "git commit": "c0ffee", "date": "2026-01-02",
     }  # fmt: skip
 
@@ -210,7 +215,7 @@ def test_a_plateau_that_ends_where_it_starts_is_none():
 def test_a_single_fact_gets_no_interval():
     one = {"attn_out": one_result([[[1.0], [2.0], [3.0]]], [4.0], [1.0]).expand_dims(step=[100])}
     cells = lead(build_report(one, title="t"))[1]["attention output"]
-    assert cells[1] == "<b>L0 attn_out at final</b>: 0.67 "
+    assert cells[1] == "<b>L0 attn_out at final</b>: 0.67"
 
 
 def test_both_directions_stand_side_by_side_with_what_is_enough_and_what_is_needed():
@@ -269,3 +274,17 @@ def test_the_lead_names_no_cell_where_none_moves_anything():
     still = one_result(np.full((2, 3, 40), -3.0), np.full(40, 6.0), np.full(40, -3.0))
     page = build_report({"attn_out": still.expand_dims(step=[100])}, title="t")
     assert lead(page)[1] == {"attention output": ["–", "–"]}
+
+
+def test_a_short_row_spans_the_table_and_cells_are_escaped():
+    rows = [["a & b", "1", [Entry("<i>", ": 2"), Entry("x", "")]], ["c", "none <at> all"]]
+    html = page_of("t", [Table(["", "one", "two"], rows)], [])
+    assert "<tr><th>a &amp; b</th><td>1</td><td><b>&lt;i&gt;</b>: 2; <b>x</b></td></tr>" in html
+    assert "<tr><th>c</th><td colspan='2'>none &lt;at&gt; all</td></tr>" in html
+
+
+def test_every_block_of_a_page_escapes_its_text():
+    lists = [Paragraph(EVIL, "note"), Bullets([EVIL], "warning", EVIL), Table([EVIL], [[EVIL]])]
+    links = Prose("table_links.html.j2", {"names": [EVIL]})
+    html = page_of(EVIL, [*lists, links], [Section(EVIL, lists)])
+    assert EVIL not in html and html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 15

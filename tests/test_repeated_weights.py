@@ -4,7 +4,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from interp.report.page import build_report
+from interp.report.patching_page import build_report
 from interp.results.repeated_weights import repeated_weights
 from interp.results.store import repeats_in
 from interp.results.sweep import over_checkpoints, patch_suite

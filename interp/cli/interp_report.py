@@ -71,7 +71,7 @@ def metrics_of(run: Path):
 
 def write_report(results, other, run: Path, metrics, target: Path, command: str = "") -> None:
     from interp.files import write_bytes
-    from interp.report.page import build_report
+    from interp.report.patching_page import build_report
     from interp.training.run_folder import read_record
 
     page = build_report(

@@ -8,7 +8,15 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from interp.dynamics.plateau import Phases
-from interp.report.figures.labels import FONT, SHARES, by_site, cell_label, dataset_of, title_of
+from interp.report.figures.labels import (
+    FONT,
+    SHARES,
+    by_site,
+    cell_label,
+    components,
+    dataset_of,
+    title_of,
+)
 from interp.results.metrics import distinguishable, moved
 
 
@@ -24,8 +32,7 @@ def effect_over_training(
     bootstrap intervals over facts.
     """
     results = by_site(results)
-    components = {site: r for site, r in results.items() if not site.startswith("resid")}
-    shown = {site: dataset_of(result) for site, result in (components or results).items()}
+    shown = {site: dataset_of(result) for site, result in components(results).items()}
     cells = _strongest(shown, metric, n_cells)
     figure = go.Figure()
     for i, (label, line) in enumerate(cells):

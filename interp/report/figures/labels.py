@@ -1,6 +1,8 @@
-"""Words on figures: sites, cells, titles."""
+"""Words on figures and pages: sites, cells, titles."""
 
 import xarray as xr
+
+from interp.config import HEAD_SITES, SITES
 
 SITE_LABELS = {
     "embed": "embeddings",
@@ -19,6 +21,36 @@ SITE_LABELS = {
     "knockout": "attention cut",
     "head_knockout": "attention of one head cut",
 }
+_HEADINGS = {
+    "z": (
+        "Which heads",
+        "The same for the output of single attention heads, a panel a token role.",
+    ),
+    "mlp_post": ("Which neurons", "The same for groups of an MLP's neurons."),
+    "edge": (
+        "Which attention edges",
+        "One head's attention from a destination (a panel each) to a source, taken from the other "
+        "run.",
+    ),
+    "head_knockout": (
+        "Whose attention is needed",
+        "One head's attention from a destination (a panel each) to a source cut off before the "
+        "softmax.",
+    ),
+    "knockout": (
+        "What attention is needed",
+        "Attention of all heads from a destination (a panel each) to a source cut off before the "
+        "softmax.",
+    ),
+}
+"""Of sites that have a section of their own: its heading, and what its figure shows."""
+_PATH = (
+    "The first stop is changed; each later one reads the base run plus what that change wrote, all "
+    "else frozen; what the last stop then computes is pasted into the base run. A panel a place of "
+    "the first stop; places at which nothing arrives are left out. Grey: the stops are not in "
+    "order."
+)
+_KNOCKOUTS = ("knockout", "head_knockout")
 DIRECTIONS = {
     "denoising": "corrupted run ← clean activation",
     "noising": "clean run ← corrupted activation",
@@ -43,6 +75,26 @@ def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Datase
 def site_label(site: str) -> str:
     """Such as ``MLP output``, or ``z → logits`` of a path."""
     return SITE_LABELS.get(site, site.replace("-", " → "))
+
+
+def site_heading(site: str) -> str:
+    """Of the site's section on a page; empty if it is shown layer by position beside others."""
+    if "-" in site:
+        return f"Along the path {site_label(site)}"
+    if site in SITES and site not in HEAD_SITES and site not in _HEADINGS:
+        return ""
+    return _HEADINGS.get(site, (site_label(site).capitalize(),))[0]
+
+
+def site_explanation(site: str) -> str:
+    """What the figure of the site's section shows; empty if its heading says it."""
+    return _PATH if "-" in site else _HEADINGS.get(site, ("", ""))[1]
+
+
+def components(results: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Results of sites other than residual streams; all of them, if there are no others."""
+    others = {site: result for site, result in results.items() if not site.startswith("resid")}
+    return others or results
 
 
 def cell_label(site: str, place: dict) -> str:
@@ -86,7 +138,7 @@ def title_of(
 
 def _done(result: xr.Dataset) -> str:
     """Such as ``corrupted run ← clean activation``."""
-    if result.attrs["site"] in ("knockout", "head_knockout"):
+    if result.attrs["site"] in _KNOCKOUTS:
         done = "clean run, attention cut off"
     elif (pasted := _PASTED.get(result.attrs.get("replacement", "run"))) is not None:
         done = f"clean run ← {pasted}"
