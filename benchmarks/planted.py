@@ -1,10 +1,10 @@
-"""Precision and recall of ``component_ablation.roles`` where it is known who can have which
-role, and how far roles move with the weights that have them.
+"""Precision and recall of ``component_ablation.mechanisms`` where it is known which components can
+implement which mechanism, and how far that moves with their weights.
 
-Trained in: models that do without some heads and MLPs, so that who does a job is known before
-anything is measured. Transplanted: the demo run's last model with its heads in another order and
-layers of an untrained model, which are no part of any job, between its own; what is compared is
-what was found before and after.
+Trained in: models that do without some heads and MLPs, so that what can implement a mechanism is
+known before anything is measured. Transplanted: the demo run's last model with its heads in another
+order and layers of an untrained model, which are part of no mechanism, between its own; what is
+compared is what was found before and after.
 """
 
 import tempfile
@@ -17,13 +17,13 @@ import torch
 
 from interp.config import PRESETS
 from interp.data.facts import FactSet
-from interp.localization import needs, read_off, readable_gain, roles
+from interp.localization import mechanisms, needs, read_off, readable_gain
 from interp.model.decoder import HookedDecoder
 from interp.suite import load_suite
 from interp.training.loop import train
 
 Named = set[tuple[str, str]]
-"""Roles, and who has them."""
+"""Mechanisms and the components that implement them."""
 HEADS, N_SEEDS, N_TRANSPLANTS, N_DECOYS, LOUDNESS = 4, 2, 5, 2, 3.0
 N_STEPS = 2000
 
@@ -65,7 +65,7 @@ def _trained_in(
     removed: set[str],
     may: dict[str, list[str]],
 ) -> None:
-    """Precision: named pairs that can be right; recall: roles that somebody must have who has."""
+    """Precision: named pairs that can be right; recall: mechanisms that must be found."""
     config = replace(
         PRESETS["tiny"],
         n_layers=n_layers,
@@ -84,9 +84,9 @@ def _trained_in(
 
 
 def named(model: HookedDecoder, facts: FactSet) -> Named:
-    table = roles(needs(model, facts), readable_gain(read_off(model, facts)))
+    table = mechanisms(needs(model, facts), readable_gain(read_off(model, facts)))
     whole = table[table.named & (table.attribute == "all")]
-    return set(zip(whole.role, whole.component))
+    return set(zip(whole.mechanism, whole.component))
 
 
 def say(label: str, measure: str, right: set, whole: set) -> None:

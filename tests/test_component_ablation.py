@@ -11,9 +11,9 @@ from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.component_ablation import (
     MIN_SHARE,
     by_attribute,
+    mechanisms,
     needs,
     readable_gain,
-    roles,
 )
 from interp.localization.probes import read_off
 from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
@@ -127,9 +127,9 @@ def planted():
 
 
 def found(model, facts):
-    table = roles(needs(model, facts), readable_gain(read_off(model, facts)))
+    table = mechanisms(needs(model, facts), readable_gain(read_off(model, facts)))
     named = table[table.named & (table.attribute == "all")]
-    return set(zip(named.role, named.component, named.place)), table
+    return set(zip(named.mechanism, named.component, named.place)), table
 
 
 def test_the_planted_circuit_is_found_and_its_decoys_are_not():
@@ -144,13 +144,13 @@ def test_the_planted_circuit_is_found_and_its_decoys_are_not():
     assert (decoy.share.abs() < 0.002).all()  # it changes the last LayerNorm's scale
 
 
-def test_a_circuit_without_its_memory_has_no_roles():
+def test_a_circuit_without_its_memory_implements_nothing():
     model, facts = planted()
     model.blocks[0].mlp.down.weight.data[:] = 0
     assert found(model, facts)[0] == set()
 
 
-def test_a_removed_head_loses_its_role_and_a_moved_one_takes_it_along():
+def test_a_removed_head_loses_its_mechanism_and_a_moved_one_keeps_it():
     model, facts = planted()
     model.blocks[0].attn.out.weight.data[:, :D_HEAD] = 0
     assert not {role for role, *_ in found(model, facts)[0]}
@@ -171,7 +171,7 @@ def demo():
     return suite.load(suite.steps[-1]), suite.facts(48)
 
 
-def test_roles_of_a_trained_model_follow_its_heads(demo):
+def test_mechanisms_of_a_trained_model_follow_its_heads(demo):
     """Weights transplanted to another place: exchanging two heads exchanges their effects."""
     model, facts = demo
     before = needs(model, facts)
@@ -262,27 +262,27 @@ def made_up(effect, control, gap, role="extraction"):
     )
 
 
-def test_shares_are_of_the_mean_gap_and_a_role_needs_all_its_conditions():
+def test_shares_are_of_the_mean_gap_and_all_conditions_must_hold():
     rng, n = np.random.default_rng(0), 100
     noise = rng.normal(0, 0.1, (4, n))
     noise -= noise.mean(1, keepdims=True)
     mean = np.array([[2.0], [0.1], [2.0], [0.0]])
     control = np.array([[0.0], [0.0], [2.0], [0.0]]) + noise[::-1]
-    table = roles(made_up(mean + noise, control, np.full(n, 4.0)))
+    table = mechanisms(made_up(mean + noise, control, np.full(n, 4.0)))
     whole = table[table.attribute == "all"]
     np.testing.assert_allclose(whole.share, [0.5, 0.025, 0.5, 0.0], atol=1e-6)
     # enough; too little; no more than its control; nothing
     assert whole.named.tolist() == [True, False, False, False]
     gap = rng.normal(0, 4, n)
-    assert not roles(made_up(mean + noise, control, gap - gap.mean())).named.any()
+    assert not mechanisms(made_up(mean + noise, control, gap - gap.mean())).named.any()
     unread = made_up(mean + noise, control, np.full(n, 4.0), role="memory")
-    assert not roles(unread).named.any()
+    assert not mechanisms(unread).named.any()
     gain = xr.DataArray(
         np.stack([rng.random((1, n)) < 0.5, np.zeros((1, n), bool)]).astype(float),
         dims=("layer", "role", "fact"),
         coords={"layer": [0, 1], "role": ["final"], "attribute": ("fact", ["a"] * n)},
     )
-    whole = roles(unread, gain)
+    whole = mechanisms(unread, gain)
     assert whole[whole.attribute == "all"].named.tolist() == [True, False, False, False]
 
 
@@ -293,7 +293,7 @@ def test_components_that_do_nothing_are_rarely_named():
     for _ in range(100):
         effect, control = rng.normal(0.5, 2, (2, 20, 60))
         wrong += (
-            roles(made_up(effect, control, rng.normal(4, 1, 60)))
+            mechanisms(made_up(effect, control, rng.normal(4, 1, 60)))
             .query("attribute == 'all'")
             .named.any()
         )

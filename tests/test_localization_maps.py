@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from interp.report.page.figures import localization_maps as draw
 
 from interp.dynamics.emergence import emergence
 from interp.dynamics.plateau import Phases
+from interp.report.figures import localization_maps as draw
 from interp.report.figures.timeline import timeline
 
 STEPS = np.arange(12) * 100
@@ -30,7 +30,7 @@ def metrics():
     return pd.DataFrame(rows, columns=["step", "split", "attribute", "accuracy"])
 
 
-def test_a_job_has_a_bar_where_it_formed_and_none_where_it_did_not(curves):
+def test_a_mechanism_has_a_bar_where_it_formed_and_none_where_it_did_not(curves):
     formed = emergence(curves)
     options = {"metrics": metrics(), "phases": Phases(100.0, 300.0), "links": {"memory": "#memory"}}
     figure = timeline(curves, formed, **options)
@@ -57,19 +57,17 @@ def table():
                     step, attribute, component, "memory", "final", "mlp", share, share - 0.1,
                     share + 0.1, 0.01, 0.001, 0.3, named and told, told,
                 ))  # fmt: skip
-    names = (
-        "step attribute component role place kind share low high control p gain named told_apart"
-    )
-    return pd.DataFrame(rows, columns=names.split())
+    names = "step attribute component mechanism place kind share low high control p gain named"
+    return pd.DataFrame(rows, columns=[*names.split(), "told_apart"])
 
 
 def test_a_component_is_shown_where_it_counts_and_dotted_where_it_is_named():
-    figure = draw.roles_over_training(table(), "memory")
+    figure = draw.lost_over_training(table(), "memory")
     (panel,) = figure.data
     assert list(panel.y) == ["L1 MLP at final"] and list(panel.x) == ["0", "100"]
     np.testing.assert_array_equal(panel.z, [[np.nan, 0.6]])  # not told apart: grey
     assert panel.text.tolist() == [["", "●"]]
-    (panel,) = draw.roles_by_attribute(table(), "memory").data
+    (panel,) = draw.lost_by_attribute(table(), "memory").data
     assert list(panel.x) == ["all", "major"] and panel.text[0][1] == "0.60 ●"
 
 

@@ -1,15 +1,17 @@
-"""How much each head and MLP is needed for each job of factual recall, and who gets a role.
+"""How much each head and MLP is needed for each mechanism of factual recall, and which components
+implement it.
 
-Jobs (Geva et al. 2023, https://arxiv.org/abs/2304.14767; Nanda et al. 2023, Fact finding):
+Mechanisms (Geva et al. 2023, https://arxiv.org/abs/2304.14767; Nanda et al. 2023, Fact finding):
 name attention, a head that brings earlier parts of a name to a later one; memory, an MLP that turns
 the name into values; extraction, a head that brings what the name tokens hold to the answer
 position; relation, a head that brings what is asked for there.
 
-Causes, all noising: a head's attention along the job's edges is cut before the softmax
-(``head_knockout``); an MLP's output at the job's tokens is replaced by that of the run with another
+Causes, all noising: a head's attention along the mechanism's edges is cut before the softmax
+(``head_knockout``); an MLP's output at its tokens is replaced by that of the run with another
 person's name. Effect = clean − patched ``logit_diff``, nats, positive = needed. Each has a control:
-the same change, scored on another fact's pair of values. A job that others can take over is not
-needed and stays hidden here: compare the effects of whole layers, and the other direction.
+the same change, scored on another fact's pair of values. A component whose part others can take
+over is not needed and stays hidden here: compare the effects of whole layers, and the other
+direction.
 """
 
 import numpy as np
@@ -26,16 +28,16 @@ from interp.model.decoder import HookedDecoder
 from interp.patching import patch_sites
 from interp.statistics import greater_than_0, holm, margin
 
-ROLES = ("name attention", "memory", "extraction", "relation")
-JOB_EDGES = {
+MECHANISMS = ("name attention", "memory", "extraction", "relation")
+MECHANISM_EDGES = {
     "name_middle ← name_first": "name attention",
     "name_last ← other names": "name attention",
     "final ← names": "extraction",
     "final ← cue": "relation",
 }
-"""Where a head of each job attends from, and to: edges of ``attention.EDGES``."""
+"""The edges of ``attention_to_names.EDGES`` along which heads implement a mechanism."""
 MIN_SHARE = 0.05
-"""Of clean − corrupted: a smaller effect is no role, however sure."""
+"""Of clean − corrupted: a smaller effect does not count, however sure."""
 ALPHA = 0.05
 """Of all cells of a checkpoint and attribute together (Holm 1979)."""
 
@@ -43,15 +45,16 @@ ALPHA = 0.05
 def needs(
     model: HookedDecoder, facts: FactSet, *, whole_value: bool = False, max_memory: float = 2.0
 ) -> xr.Dataset:
-    """What is lost when a component does not do its job.
+    """What is lost without each component at each mechanism.
 
     Returns:
         ``effect`` and ``control`` (cell, fact): clean − patched ``logit_diff`` of the fact, and of
         another fact's pair of values, nats; ``effect_first_logprob``, and with ``whole_value``
         ``effect_value_logprob``: the same of the log-probability of the value's first token, and of
-        all its tokens; ``clean`` and ``corrupted`` (fact). A cell is one component at one job; its
-        coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and "all MLPs" when cut together),
-        ``role``, ``place`` (where it is cut), ``kind`` (head, mlp, layer, all).
+        all its tokens; ``clean`` and ``corrupted`` (fact). A cell is one component at one
+        mechanism; its coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and "all MLPs" when
+        cut together), ``role`` (the mechanism), ``place`` (where it is cut), ``kind`` (head, mlp,
+        layer, all).
     """
     check_inputs(model, facts, sequential=True, names=True, twins=True)
     options = {
@@ -63,18 +66,18 @@ def needs(
     every = {"window": 2 * model.cfg.n_layers, "layers": (0,)}
     tables = []
     cuts = {"head_knockout": "head", "knockout": "layer"}
-    ends = {edge: (EDGES[edge][0], "+".join(EDGES[edge][1])) for edge in JOB_EDGES}
+    ends = {edge: (EDGES[edge][0], "+".join(EDGES[edge][1])) for edge in MECHANISM_EDGES}
     dests, sources = (tuple(dict.fromkeys(x)) for x in zip(*ends.values()))
     # One sweep, though some of its cells are not asked for: its runs are shared.
     edges = {"groups": dests, "sources": sources} | options
     whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)["knockout"]
     for dest in dests:
-        of_dest = [edge for edge in JOB_EDGES if ends[edge][0] == dest]
+        of_dest = [edge for edge in MECHANISM_EDGES if ends[edge][0] == dest]
         edges = {"groups": (dest,), "sources": tuple(ends[edge][1] for edge in of_dest)} | options
         single = patch_sites(model, facts, sites=list(cuts), **edges)
         for edge in of_dest:
             at = dict(zip(("dest", "src"), ends[edge]))
-            about = JOB_EDGES[edge], at, edge
+            about = MECHANISM_EDGES[edge], at, edge
             tables += [_table(single[site], kind, *about) for site, kind in cuts.items()]
             tables.append(_table(whole, "all", *about))
     for at, kind in (({}, "mlp"), (every, "all")):
@@ -88,9 +91,9 @@ def needs(
 
 
 def _table(
-    result: xr.Dataset, kind: str, job: str, place: dict[str, str], label: str
+    result: xr.Dataset, kind: str, mechanism: str, place: dict[str, str], label: str
 ) -> xr.Dataset:
-    """The cells of one job, at one place, of a sweep."""
+    """The cells of one mechanism, at one place, of a sweep."""
     columns = {}
     names = {"effect": "", "control": f"_{CONTROL}"}
     names |= {f"effect_{x}": f"_{x}" for x in METRICS[1:] if f"patched_{x}" in result}
@@ -100,22 +103,22 @@ def _table(
     cells = xr.Dataset(columns)
     dims = [dim for dim in ("layer", "head") if dim in cells.dims]
     labels = [
-        _component(kind, job, dict(zip(dims, at)))
+        _component(kind, mechanism, dict(zip(dims, at)))
         for at in np.ndindex(*(cells.sizes[dim] for dim in dims))
     ]
     cells = cells.stack(cell=dims, create_index=False).transpose("cell", "fact")
     cells = cells.drop_vars([x for x in cells.coords if x not in ("attribute", "person")])
     return cells.assign_coords(
         component=("cell", np.array(labels, object)),
-        role=("cell", np.array([job] * len(labels), object)),
+        role=("cell", np.array([mechanism] * len(labels), object)),
         place=("cell", np.array([label] * len(labels), object)),
         kind=("cell", np.array([kind] * len(labels), object)),
     )
 
 
-def _component(kind: str, job: str, at: dict[str, int]) -> str:
+def _component(kind: str, mechanism: str, at: dict[str, int]) -> str:
     if kind == "all":
-        return "all MLPs" if job == "memory" else "all heads"
+        return "all MLPs" if mechanism == "memory" else "all heads"
     if kind == "layer":
         return f"layer {at['layer']} heads"
     return f"L{at['layer']}H{at['head']}" if "head" in at else f"L{at['layer']} MLP"
@@ -144,10 +147,11 @@ def readable_gain(readings: xr.Dataset) -> xr.DataArray:
     return (gains["real"] - gains["shuffled"]).transpose("layer", "role", "fact")
 
 
-def roles(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
-    """Who has which role, one row a (attribute, cell), ``all`` attributes first.
+def mechanisms(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
+    """Which components implement which mechanism, one row a (attribute, cell), ``all`` attributes
+    first.
 
-    The rule, in one place. A component has a role if
+    The rule, in one place. A component implements a mechanism if
     1. clean and corrupted run can be told apart (one-sided t test over facts, p < ALPHA),
     2. its effect exceeds its control (paired one-sided t test, p < ALPHA after Holm's correction
        over all cells of single components),
@@ -157,16 +161,17 @@ def roles(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
        works on the name, or on what is asked, and is no memory of values.
 
     Returns:
-        attribute, component, role, place, kind, ``share`` with ``low`` and ``high`` (95 % interval
-        over facts of the effect, the gap taken as known), ``control`` (share), ``p`` (adjusted),
-        ``gain`` (memory: share of facts), ``gain_p``, ``named``, ``told_apart`` (condition 1).
+        attribute, component, mechanism, place, kind, ``share`` with ``low`` and ``high`` (95 %
+        interval over facts of the effect, the gap taken as known), ``control`` (share), ``p``
+        (adjusted), ``gain`` (memory: share of facts), ``gain_p``, ``named`` (all conditions hold),
+        ``told_apart`` (condition 1).
     """
     attributes = needed.attribute.values.astype(str)
     tables = []
     for name in ("all", *dict.fromkeys(attributes)):
         chosen = np.flatnonzero((attributes == name) | (name == "all"))
         of_gain = None if gain is None else _gains(gain, name)
-        tables.append(_roles_of(needed.isel(fact=chosen), of_gain).assign(attribute=name))
+        tables.append(_mechanisms_of(needed.isel(fact=chosen), of_gain).assign(attribute=name))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -178,14 +183,15 @@ def by_attribute(needed: xr.Dataset, *, n_shuffles: int = 4999, seed: int = 0) -
     All cells of single components are tested, so that nothing is chosen by what is tested.
 
     Returns:
-        One row a cell: component, role, place, ``p`` (Holm-adjusted over the rows; NaN with fewer
-        than two attributes), ``most`` and ``least``: attributes with the largest and the smallest
-        share, ``most_share`` and ``least_share``.
+        One row a cell: component, mechanism, place, ``p`` (Holm-adjusted over the rows; NaN with
+        fewer than two attributes), ``most`` and ``least``: attributes with the largest and the
+        smallest share, ``most_share`` and ``least_share``.
 
     Source: permutation of a studentized statistic, Janssen 1997, doi 10.1016/S0167-7152(97)00043-6.
     """
     single = needed.isel(cell=np.isin(needed.kind.values, ("head", "mlp")))
-    rows = pd.DataFrame({x: single[x].values.astype(str) for x in ("component", "role", "place")})
+    columns = {"component": "component", "mechanism": "role", "place": "place"}
+    rows = pd.DataFrame({name: single[x].values.astype(str) for name, x in columns.items()})
     attribute, gap = needed.attribute.values.astype(str), (needed.clean - needed.corrupted).values
     names = [x for x in dict.fromkeys(attribute) if greater_than_0(gap[attribute == x]) < ALPHA]
     if len(names) < 2:
@@ -220,7 +226,7 @@ def _p_of_difference(parts: list[np.ndarray], n_shuffles: int, seed: int) -> np.
     return p
 
 
-def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
+def _mechanisms_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
     gap = (needed.clean - needed.corrupted).values
     told_apart = greater_than_0(gap) < ALPHA
     effect, control = needed.effect.values, needed.control.values
@@ -231,7 +237,7 @@ def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "component": needed.component.values.astype(str),
-            "role": needed.role.values.astype(str),
+            "mechanism": needed.role.values.astype(str),
             "place": needed.place.values.astype(str),
             "kind": needed.kind.values.astype(str),
             "share": effect.mean(1) / gap.mean(),
@@ -242,7 +248,7 @@ def _roles_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
         }
     )
     named = single & told_apart & (adjusted < ALPHA) & (table.share.to_numpy() >= MIN_SHARE)
-    memory = (table.role == "memory").to_numpy()
+    memory = (table.mechanism == "memory").to_numpy()
     if gain is not None:
         table = table.merge(gain, how="left", on=["component", "place"])
         named &= ~memory | (table.gain_p.to_numpy() < ALPHA)

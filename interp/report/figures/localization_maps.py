@@ -1,4 +1,4 @@
-"""Who does which job of factual recall, and the evidence."""
+"""Which components implement which mechanism of factual recall, and the evidence."""
 
 import numpy as np
 import pandas as pd
@@ -10,24 +10,24 @@ from interp.report.figures.labels import FONT
 from interp.statistics import margin
 
 
-def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
-    """Share lost without each component of a role, over training; a dot where it is named. Rows:
-    components that are named at some step, or have a share of 0.1 at the last.
+def lost_over_training(table: pd.DataFrame, mechanism: str) -> go.Figure:
+    """Share lost without each component at a mechanism, over training; a dot where it is named.
+    Rows: components that are named at some step, or have a share of 0.1 at the last.
     """
-    of_role = table[(table.role == role) & (table.attribute == "all")]
-    of_role = of_role[of_role.kind.isin(["head", "mlp"])]
-    of_role = of_role.assign(label=of_role.component + " at " + of_role.place)
-    of_role["share"] = of_role.share.where(of_role.told_apart)
-    last = of_role[of_role.step == of_role.step.max()]
-    kept = set(of_role[of_role.named].label) | set(last[last.share >= 0.1].label)
-    shown = [x for x in dict.fromkeys(of_role.label) if x in kept][::-1]
-    steps = sorted(of_role.step.unique())
+    mine = table[(table.mechanism == mechanism) & (table.attribute == "all")]
+    mine = mine[mine.kind.isin(["head", "mlp"])]
+    mine = mine.assign(label=mine.component + " at " + mine.place)
+    mine["share"] = mine.share.where(mine.told_apart)
+    last = mine[mine.step == mine.step.max()]
+    kept = set(mine[mine.named].label) | set(last[last.share >= 0.1].label)
+    shown = [x for x in dict.fromkeys(mine.label) if x in kept][::-1]
+    steps = sorted(mine.step.unique())
     wide = {
-        name: of_role.pivot(index="label", columns="step", values=name).reindex(shown)
+        name: mine.pivot(index="label", columns="step", values=name).reindex(shown)
         for name in ("share", "low", "high", "control", "p", "named", "gain")
-        if name in of_role
+        if name in mine
     }
-    readable = "" if role != "memory" else "<br>readable gain %{customdata[4]:.2f}"
+    readable = "" if mechanism != "memory" else "<br>readable gain %{customdata[4]:.2f}"
     details = [wide[x] for x in ("low", "high", "control", "p", "gain") if x in wide]
     figure = go.Figure(
         go.Heatmap(
@@ -53,7 +53,7 @@ def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
     )
     return _laid_out(
         figure,
-        f"{role[0].upper()}{role[1:]}: what is lost without each component",
+        f"{mechanism.capitalize()}: what is lost without each component",
         "share of clean − corrupted logit difference; ● named by the rule; grey: the two can't be "
         "told apart yet",
         height=170 + 34 * max(1, len(shown)),
@@ -61,9 +61,9 @@ def roles_over_training(table: pd.DataFrame, role: str) -> go.Figure:
     )
 
 
-def roles_by_attribute(table: pd.DataFrame, role: str) -> go.Figure:
+def lost_by_attribute(table: pd.DataFrame, mechanism: str) -> go.Figure:
     """The same at the last step, by attribute."""
-    last = table[(table.step == table.step.max()) & (table.role == role)]
+    last = table[(table.step == table.step.max()) & (table.mechanism == mechanism)]
     last = last[last.kind.isin(["head", "mlp"])]
     last = last.assign(label=last.component + " at " + last.place)
     shown = [x for x in dict.fromkeys(last.label) if last[last.label == x].named.any()][::-1]
@@ -92,7 +92,7 @@ def roles_by_attribute(table: pd.DataFrame, role: str) -> go.Figure:
     )
     return _laid_out(
         figure,
-        f"{role[0].upper()}{role[1:]} by attribute, step {last.step.max()}",
+        f"{mechanism.capitalize()} by attribute, step {last.step.max()}",
         "share lost; ● named by the rule for this attribute alone",
         height=170 + 34 * max(1, len(shown)),
     )
@@ -133,7 +133,7 @@ def shares(
 
 
 def parts(direct: xr.Dataset) -> go.Figure:
-    """What each part writes towards the right value, with 95 % intervals over facts."""
+    """What each component writes towards the right value, with 95 % intervals over facts."""
     bars: list[tuple[str, np.ndarray]] = [("embedding", direct.embed.values)]
     for layer in range(direct.sizes["layer"]):
         heads = direct["head"].isel(layer=layer)
@@ -151,15 +151,15 @@ def parts(direct: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title_text="nats")
     return _laid_out(
         figure,
-        "What each part writes directly towards the right value",
-        f"at final, last LayerNorm's scale held; n = {n} facts; the parts add up to the logit "
+        "What each component writes directly towards the right value",
+        f"at final, last LayerNorm's scale held; n = {n} facts; the bars add up to the logit "
         "difference",
         height=420,
     )
 
 
 def lines(curves: dict[str, xr.DataArray], title: str, subtitle: str, unit: str) -> go.Figure:
-    """Means over facts, by step."""
+    """Lines of means over facts, by step."""
     figure = go.Figure()
     for name, curve in curves.items():
         mean = curve.mean("fact") if "fact" in curve.dims else curve

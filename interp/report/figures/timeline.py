@@ -1,4 +1,4 @@
-"""When each job of factual recall formed."""
+"""When each mechanism of factual recall formed."""
 
 import numpy as np
 import pandas as pd
@@ -30,37 +30,39 @@ def timeline(
     phases: Phases,
     links: dict[str, str],
 ) -> go.Figure:
-    """When each job formed: accuracy and plateau on top, a band a job below.
+    """When each mechanism formed: accuracy and plateau on top, a band a mechanism below.
 
     Args:
         curves: (curve, step, fact), shares, with labels such as ``memory: needed``.
         metrics: of the run, as ``suite.metrics``; None if it has none.
         formed: ``interp.dynamics.emergence.emergence`` of them, or None.
-        links: place of the page that a click on a job's band leads to, by job.
+        links: place of the page that a click on a mechanism's band leads to, by mechanism.
     """
     labels = [str(label) for label in curves.curve.values if ": " in str(label)]
-    jobs = list(dict.fromkeys(label.split(": ")[0] for label in labels))
+    mechanisms = list(dict.fromkeys(label.split(": ")[0] for label in labels))
     figure = make_subplots(
-        1 + len(jobs),
+        1 + len(mechanisms),
         1,
         shared_xaxes=True,
         vertical_spacing=0.03,
-        row_heights=[1.2, *[1] * len(jobs)],
+        row_heights=[1.2, *[1] * len(mechanisms)],
     )
     if metrics is not None:
         _add_accuracies(figure, metrics)
-    for row, job in enumerate(jobs, 2):
+    for row, mechanism in enumerate(mechanisms, 2):
         for kind in _STYLE:
-            if f"{job}: {kind}" in labels:
-                at = {"curve": f"{job}: {kind}"}
-                _add_curve(figure, curves.sel(at), row, job, kind, links.get(job, ""))
+            if f"{mechanism}: {kind}" in labels:
+                at = {"curve": f"{mechanism}: {kind}"}
+                _add_curve(figure, curves.sel(at), row, mechanism, kind, links.get(mechanism, ""))
                 if formed is not None:
-                    _add_band(figure, formed.sel(at), row, job, kind, links.get(job, ""))
+                    _add_band(
+                        figure, formed.sel(at), row, mechanism, kind, links.get(mechanism, "")
+                    )
         figure.update_yaxes(
-            title_text=job, range=[-0.42, 1.15], tickvals=[0, 0.5, 1], row=row, col=1
+            title_text=mechanism, range=[-0.42, 1.15], tickvals=[0, 0.5, 1], row=row, col=1
         )
     figure.update_yaxes(title_text="knowledge", range=[-0.05, 1.05], row=1, col=1)
-    figure.update_xaxes(title_text="optimizer step", row=1 + len(jobs), col=1)
+    figure.update_xaxes(title_text="optimizer step", row=1 + len(mechanisms), col=1)
     shade_plateau(figure, phases)
     n = curves.sizes["fact"]
     how = (
@@ -69,8 +71,8 @@ def timeline(
         "interval;<br>no bar: no step was found"
     )
     figure.update_layout(
-        title={"text": f"When each job formed<br><sup>{how}</sup>", "x": 0.02},
-        height=200 + 150 * (1 + len(jobs)),
+        title={"text": f"When each mechanism formed<br><sup>{how}</sup>", "x": 0.02},
+        height=200 + 150 * (1 + len(mechanisms)),
         template="simple_white",
         font=FONT,
         legend={"orientation": "h", "y": -0.09},
@@ -90,23 +92,25 @@ def _add_accuracies(figure: go.Figure, metrics: pd.DataFrame) -> None:
 
 
 def _add_curve(
-    figure: go.Figure, curve: xr.DataArray, row: int, job: str, kind: str, link: str
+    figure: go.Figure, curve: xr.DataArray, row: int, mechanism: str, kind: str, link: str
 ) -> None:
     curve = curve.isel(step=np.flatnonzero(curve.notnull().any("fact")))
     steps, mean, error = curve.step.values, curve.mean("fact").values, margin(curve.values)
-    color = COLORS[job]
+    color = COLORS[mechanism]
     figure.add_trace(band(steps, mean - error, mean + error, color), row, 1)
     figure.add_trace(
         go.Scatter(
             x=steps,
             y=mean,
-            name=f"{job}: {kind}",
+            name=f"{mechanism}: {kind}",
             mode="lines+markers",
             marker={"size": 4},
             line={"color": color, "dash": _STYLE[kind]},
             customdata=[link] * len(steps),
             text=[f"{m:.3f} ± {e:.3f}" for m, e in zip(mean, error)],
-            hovertemplate=f"{job}, {kind}<br>step %{{x}}: %{{text}}<extra>click: evidence</extra>",
+            hovertemplate=(
+                f"{mechanism}, {kind}<br>step %{{x}}: %{{text}}<extra>click: evidence</extra>"
+            ),
         ),
         row,
         1,
@@ -114,7 +118,7 @@ def _add_curve(
 
 
 def _add_band(
-    figure: go.Figure, formed: xr.Dataset, row: int, job: str, kind: str, link: str
+    figure: go.Figure, formed: xr.Dataset, row: int, mechanism: str, kind: str, link: str
 ) -> None:
     if not bool(formed.emerged):
         return
@@ -125,7 +129,7 @@ def _add_band(
             x=[at["onset"], at["completion"]],
             y=[_BAR[kind]] * 2,
             mode="lines",
-            line={"width": 9, "color": COLORS[job]},
+            line={"width": 9, "color": COLORS[mechanism]},
             opacity=0.35 if kind == "needed" else 0.2,
             hoverinfo="skip",
             showlegend=False,
@@ -138,7 +142,7 @@ def _add_band(
             x=[at["midpoint"]],
             y=[_BAR[kind]],
             mode="markers",
-            marker={"symbol": "diamond", "size": 10, "color": COLORS[job]},
+            marker={"symbol": "diamond", "size": 10, "color": COLORS[mechanism]},
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -146,7 +150,7 @@ def _add_band(
                 "arrayminus": [at["midpoint"] - at["midpoint_low"]],
             },
             customdata=[link],
-            hovertemplate=f"{job}, {kind}<br>{said}<extra>click: evidence</extra>",
+            hovertemplate=f"{mechanism}, {kind}<br>{said}<extra>click: evidence</extra>",
             showlegend=False,
         ),
         row,
