@@ -1,1 +1,1 @@
-"""One file a scientific question. Analyses use ``interp``; ``interp`` never uses them."""
+"""A folder a scientific question. Analyses use ``interp``; ``interp`` never uses them."""

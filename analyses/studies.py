@@ -4,7 +4,6 @@ workers, and read as tidy tables.
 
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,7 @@ from interp.dynamics.plateau import (
     plateau_crossing,
     rises_from,
 )
-from interp.files import write_bytes, write_json
 from interp.process import local_workers
-from interp.provenance import provenance
-from interp.report.page import anchor, figure_html, page
 from interp.statistics import margin
 from interp.training.evaluation import AVERAGE
 from interp.training.metrics_table import SPLITS, read_metrics
@@ -229,29 +225,6 @@ def difference(pairs: pd.DataFrame) -> dict:
 
 def difference_in_words(row, digits: int = 2) -> str:
     return f"{row.difference:+.{digits}f}{plus_minus(row.margin, digits)}"
-
-
-def save(study: Study, name: str, folder: Path, command: str) -> Path:
-    """The page of the study, written to ``folder`` beside its tables and what made them."""
-    for table_name, table in study.tables.items():
-        csv = table.to_csv(index=False, float_format="%.6g")
-        write_bytes(folder / f"{table_name}.csv", csv.encode())
-    said = "".join(f"<li>{escape(line)}</li>" for line in study.said.splitlines())
-    sections = [
-        (heading, figure_html(anchor(heading), figure)) for heading, figure in study.figures.items()
-    ]
-    names = set().union(*(table.run for table in study.tables.values() if "run" in table))
-    made = {"command": command, "runs": len(names)} | provenance()
-    write_json(folder / f"{name}.json", made)
-    shown = {k: ", ".join(f"{a} {b}" for a, b in v.items()) if isinstance(v, dict) else v
-             for k, v in made.items()}  # fmt: skip
-    rows = "".join(f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in shown.items())
-    links = ", ".join(f"<a href='{x}.csv'>{x}.csv</a>" for x in study.tables)
-    sections.append(("Made by", f"<table>{rows}</table><p>Tables: {links}.</p>"))
-    target = folder / f"{name}.html"
-    lead = f"<ul class='lead'>{said}</ul>"
-    write_bytes(target, page(name.replace("-", " ").capitalize(), lead, sections).encode())
-    return target
 
 
 def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:

@@ -93,16 +93,16 @@ def load() -> None:
         *(
             "interp.cli.interp_train",
             "interp.cli.interp_patch",
-            "interp.report.page",
+            "interp.report.patching_page",
             "interp.results.sweep",
             "interp.training.run_many",
         ),
-        *("interp.dynamics.emergence", "analyses.emergence", "analyses.localization"),
         *(
             "analyses.interp_analyse",
-            "analyses.localization_report",
-            "analyses.phases",
-            "analyses.studies",
+            "analyses.emergence.rise_times",
+            "analyses.localization.localize_run",
+            "analyses.phases.training_phases",
+            "analyses.study_page",
         ),
     ):
         import_module(module)

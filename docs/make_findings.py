@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from make_figures import browser_page, write_png
 
-from analyses.interp_analyse import STUDIES
+from analyses.registry import registered
 from interp.report.page import anchor
 
 RESULTS = Path(__file__).parents[1] / "analyses" / "results" / "laptop"
@@ -23,14 +23,16 @@ def main() -> None:
         for path in (*Path(folder).glob("*.csv"), *Path(folder).glob("*.json")):
             shutil.copy(path, RESULTS)
     with browser_page() as page:
-        for name, (kind, *_) in STUDIES.items():
+        for name, analysis in registered().items():
+            if not analysis.study:
+                continue
             stem = name.replace("-", "_")
             found = RESULTS.glob(f"{stem}*.csv")
             tables = {path.stem: pd.read_csv(path) for path in sorted(found)}
             if not tables:
                 continue
-            base = kind(preset="laptop").base
-            figures = import_module(f"analyses.{stem}").figures(tables, base)
+            base = analysis.config(preset="laptop").base
+            figures = import_module(analysis.study).figures(tables, base)
             for heading, figure in figures.items():
                 write_png(page, figure, RESULTS / f"{name}-{anchor(heading)}.png")
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from analyses import interp_analyse as cli
-from analyses.emergence import run, said
-from analyses.options import EmergenceConfig
+from analyses.emergence import EmergenceConfig
+from analyses.emergence.rise_times import run, said
 
 STEPS = np.arange(12) * 100
 

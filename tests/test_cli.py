@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from analyses.interp_analyse import STUDIES
+from analyses.registry import registered
 from interp.cli import interp_patch, interp_report, interp_train
 from interp.files import write_bytes
 
 BIN = Path(sys.executable).parent
-ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report", "interp-analyse localization")
+ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report")
 QUICK = ["--n-steps", "20", "--n-people", "40", "--dense-until", "10", "--dense-every", "10"]
 
 
@@ -45,7 +45,7 @@ def copy(suite, tmp_path):
     return shutil.copytree(suite.path, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", [*ENTRY_POINTS, *(f"interp-analyse {name}" for name in STUDIES)])
+@pytest.mark.parametrize("name", [*ENTRY_POINTS, *(f"interp-analyse {x}" for x in registered())])
 def test_help_has_an_example_and_no_words_of_pythons(name):
     code, said, _ = run(*name.split(), "--help")
     assert code == 0 and f"\n{name}" in said.split("options")[0]

@@ -8,7 +8,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from analyses.options import EmergenceConfig, LocalizationConfig, PhasesConfig, StudyConfig
+from analyses.emergence import EmergenceConfig
+from analyses.localization import LocalizationConfig
+from analyses.options import StudyConfig
+from analyses.phases import PhasesConfig
 from interp.config import PRESETS, PatchConfig, ReportConfig, train_config
 from interp.fields import check_fields, number, path
 
@@ -170,7 +173,7 @@ def test_commands_refuse_empty_paths_and_numbers_that_no_machine_can_serve(make,
 
 
 TYPES = """
-from analyses.options import LocalizationConfig
+from analyses.localization import LocalizationConfig
 from interp.config import PatchConfig, preset
 for make in (
     lambda: preset("tiny", keep="x"),

@@ -15,11 +15,9 @@ import xarray as xr
 from oracle import random_model
 
 from analyses import interp_analyse as cli
-from analyses import localization
-from analyses import localization_depth as in_depth
-from analyses.localization import find, leaders, run
-from analyses.localization_report import report
-from analyses.options import LocalizationConfig
+from analyses.localization import LocalizationConfig, in_depth, localize_run, questions
+from analyses.localization.findings import find, leaders
+from analyses.localization.localize_run import report, run
 from interp.data.sentences import numbers_of, training_sentences, write_sentences
 from interp.localization.attention_to_names import attention
 from interp.localization.component_ablation import needs
@@ -52,7 +50,7 @@ def test_every_checkpoint_is_asked_every_question_and_once(asked, found, copy, m
         assert result.answers[question].step.values.tolist() == suite.steps
     files = sorted((copy / "results" / "localization").glob("*.nc"))
     assert len(files) == len(QUESTIONS) * len(suite.steps) + len(result.depth)
-    for module, name in ((localization, "_of_step"), (in_depth, "answer")):
+    for module, name in ((localize_run, "_of_step"), (in_depth, "answer")):
 
         @wraps(getattr(module, name))
         def again(*_, **__):
@@ -60,14 +58,14 @@ def test_every_checkpoint_is_asked_every_question_and_once(asked, found, copy, m
 
         monkeypatch.setattr(module, name, again)
     same = run(asked)[1]
-    pd.testing.assert_frame_equal(same.roles, result.roles)
+    pd.testing.assert_frame_equal(same.mechanisms, result.mechanisms)
     xr.testing.assert_equal(same.depth["value"], result.depth["value"])
 
 
-def test_a_run_that_has_learnt_nothing_has_no_roles_and_no_times(found):
+def test_a_run_that_has_learnt_nothing_implements_nothing_and_has_no_times(found):
     _, result = found
-    assert not result.roles.named.any() and leaders(result.roles).empty
-    assert set(result.roles.attribute) == {"all", *result.answers["needs"].attribute.values}
+    assert not result.mechanisms.named.any() and leaders(result.mechanisms).empty
+    assert set(result.mechanisms.attribute) == {"all", *result.answers["needs"].attribute.values}
     assert result.curves.curve.values.tolist() == ["gap"]
     assert set(result.depth) == {
         "severed",
@@ -116,9 +114,9 @@ def planted(found):
     return answers
 
 
-def test_those_who_were_planted_have_their_roles_curves_and_times(planted):
+def test_planted_components_have_their_mechanisms_curves_and_times(planted):
     result = find(planted, 52.0)
-    led = leaders(result.roles)
+    led = leaders(result.mechanisms)
     assert led.component.to_dict() == {"memory": "L2 MLP", "extraction": "L1H2"}
     curves = result.curves.mean("fact")
     assert curves.curve.values.tolist() == [
@@ -161,29 +159,31 @@ def test_answers_are_those_of_single_checkpoints(found, asked):
         localize(suite.load(20), facts, facts, questions=["nonsense"])
 
 
-def test_the_page_leads_with_who_does_what_and_says_what_it_cannot(found):
+def test_the_page_leads_with_the_components_and_says_what_it_cannot(found):
     suite, result = found
     html = report(suite, result, "interp-analyse localization --x <y>")
     assert html == report(suite, result, "interp-analyse localization --x <y>")
-    assert html.count("nobody") == 4 and "there is nothing to time" in html
-    assert "no extraction head" in html and "Nobody is a memory" in html
+    assert html.count("<td>no component</td>") == 4 and "there is nothing to time" in html
+    assert "no extraction head" in html and "No MLP is a memory" in html
     assert "--x &lt;y&gt;" in html and "<y>" not in html.split("</script>", 1)[1]
-    for name in ("roles-memory", "readable", "direct", "parts"):
+    for name in ("mechanisms-memory", "readable", "direct", "parts"):
         assert f'id="figure-{name}"' in html
 
 
-def test_the_page_of_a_run_with_roles_times_them_and_shows_the_evidence(found, planted):
+def test_the_page_of_a_run_that_knows_facts_times_mechanisms_and_shows_the_evidence(found, planted):
     suite, untrained = found
     result = find(planted, 52.0)
-    leading = leaders(result.roles)[["component", "place"]].to_dict("index")
-    assert in_depth.possible(leading) == list(in_depth.DEPTH)
+    leading = leaders(result.mechanisms)[["component", "place"]].to_dict("index")
+    asked = {x.name: x for x in questions.asked_in_depth(leading)}
+    assert list(asked) == [x.name for x in questions.QUESTIONS if x.compute]
     with pytest.MonkeyPatch.context() as smaller:
         smaller.setattr(in_depth, "N_EDITED", 6)
         smaller.setattr(in_depth, "N_IN_DEPTH", 24)
-        new = in_depth.answer(
-            suite, 30, ["neurons", "edits", "feeds"], facts=suite.facts(96), leading=leading,
-            seed=0, max_memory=1.0, device="cpu",
-        )  # fmt: skip
+        options = {"facts": suite.facts(96), "leading": leading, "seed": 0, "max_memory": 1.0}
+        new = {}
+        for name in ("neurons", "edits", "feeds"):
+            how = options | {"compute": asked[name].compute, "device": "cpu"}
+            new |= in_depth.answer(suite, 30, [name], **how)
     assert new["edits"].edited.values.tolist() == ["L2 MLP at final", "L0 MLP at name_middle"]
     assert new["neurons"].effect.dims == ("layer", "neuron", "fact")
     assert new["neurons"].effect.sizes["layer"] == 3
@@ -336,7 +336,10 @@ def test_the_command_writes_the_page_and_help_is_short(asked, found, monkeypatch
     cli.analyse()
     assert "interp-analyse localization --ckpt checkpoints/demo" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["interp-analyse", "nonsense"])
-    with pytest.raises(
-        ValueError, match="no analysis 'nonsense'; there are localization, emergence"
-    ):
+    with pytest.raises(ValueError, match="no analysis 'nonsense'; there are emergence, local"):
         cli.analyse()
+
+
+def test_every_question_that_checkpoints_are_asked_is_shown():
+    shown = [x.name for x in questions.QUESTIONS if not x.compute]
+    assert sorted(shown) == sorted(QUESTIONS)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import analyses.interp_analyse
+from analyses.registry import registered
 from interp.cli import interp_patch, interp_report, interp_train, shell
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +20,8 @@ SHORTER = {
     "interp-analyse localization --ckpt checkpoints/demo": "--facts 12 --people 40 --workers 1",
 } | {
     f"interp-analyse {name}": "--preset smoke --workers 1"
-    for name in analyses.interp_analyse.STUDIES
+    for name, analysis in registered().items()
+    if analysis.study
 }
 
 

@@ -11,12 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import attention_patching, curriculum, distributions, phases, scaling
 from analyses import interp_analyse as cli
-from analyses.attention_patching import FEW, FROZEN, REFERENCES
+from analyses.attention_patching import reference_patterns as attention_patching
+from analyses.attention_patching.reference_patterns import FEW, FROZEN, REFERENCES
 from analyses.beside_paper import across_seeds
-from analyses.options import BASES, CurriculumConfig, PhasesConfig, StudyConfig
+from analyses.curriculum import CurriculumConfig
+from analyses.curriculum import warm_up as curriculum
+from analyses.distributions import sampling as distributions
+from analyses.options import BASES, StudyConfig
 from analyses.paper import panel
+from analyses.phases import PhasesConfig
+from analyses.phases import training_phases as phases
+from analyses.registry import registered
+from analyses.scaling import plateau_length as scaling
 from analyses.studies import (
     average_metrics,
     curves,
@@ -24,10 +31,10 @@ from analyses.studies import (
     name_of,
     outcomes,
     paired,
-    save,
     trained,
     variants,
 )
+from analyses.study_page import save
 from interp.config import preset
 from interp.data.batches import training_batch
 from interp.report.page import anchor
@@ -36,6 +43,7 @@ from interp.training.loop import train
 from interp.training.run_folder import read_config
 
 SMOKE = BASES["smoke"]
+STUDIES = {name: analysis for name, analysis in registered().items() if analysis.study}
 
 
 @pytest.fixture(scope="module")
@@ -424,17 +432,19 @@ def test_a_budget_of_ones_own_is_what_the_warm_up_is_sought_for():
 def test_the_page_escapes_what_it_is_told(tmp_path):
     from analyses.studies import Study
 
-    page = save(Study({}, {}, "<b>bold</b>"), "x", tmp_path, "a <script>").read_text()
+    evil = Study({"<i>": pd.DataFrame({"run": ["a"]})}, {}, "<b>bold</b>")
+    page = save(evil, "x", tmp_path, "a <script>").read_text()
     assert "&lt;b&gt;bold" in page and "a &lt;script&gt;" in page
+    assert "href='&lt;i&gt;.csv'" in page and "<i>" not in page.split("</script>")[-1]
 
 
-@pytest.mark.parametrize("name", cli.STUDIES)
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_kept_results_are_drawn_by_this_code_and_shown_in_the_findings(name):
     folder = Path(__file__).parents[1] / "analyses/results/laptop"
     stem = name.replace("-", "_")
     tables = {path.stem: pd.read_csv(path) for path in folder.glob(f"{stem}*.csv")}
-    base = cli.STUDIES[name][0](preset="laptop").base
-    drawn = import_module(f"analyses.{stem}").figures(tables, base)
+    base = STUDIES[name].config(preset="laptop").base
+    drawn = import_module(STUDIES[name].study).figures(tables, base)
     findings = (folder.parents[2] / "docs/findings.md").read_text()
     for heading, figure in drawn.items():
         picture = f"{name}-{anchor(heading)}.png"

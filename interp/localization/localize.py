@@ -1,6 +1,9 @@
-"""All that localization asks of one checkpoint, by name, so that each can be stored and reused."""
+"""The questions that localization asks of every checkpoint, by name, so that each answer can be
+stored and reused.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import xarray as xr
 
@@ -11,7 +14,17 @@ from interp.localization.logit_attribution import direct_attribution
 from interp.localization.probes import probe, read_off
 from interp.model.decoder import HookedDecoder
 
-QUESTIONS = ("needs", "readings", "attention", "direct", "probes")
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question is asked of, and how."""
+
+    model: HookedDecoder
+    facts: FactSet
+    people: FactSet
+    """Facts that probes are fitted on."""
+    seed: int
+    max_memory: float
 
 
 def localize(
@@ -19,39 +32,60 @@ def localize(
     facts: FactSet,
     people: FactSet,
     *,
-    questions: Sequence[str] = QUESTIONS,
+    questions: Sequence[str] = (),
     seed: int = 0,
     max_memory: float = 2.0,
 ) -> dict[str, xr.Dataset]:
-    """Answers to ``questions``.
+    """Answers to ``questions``, by default to all ``QUESTIONS``."""
+    if unknown := [question for question in questions if question not in QUESTIONS]:
+        raise ValueError(f"no question {unknown[0]!r}; there are {', '.join(QUESTIONS)}")
+    asked = Asked(model, facts, people, seed, max_memory)
+    return {question: QUESTIONS[question](asked) for question in questions or QUESTIONS}
 
-    ``needs``: ``jobs.needs``. ``readings``: ``gain`` (layer, role, fact) of ``jobs.readable_gain``,
-    and of ``memory.read_off`` ``accuracy`` (labels, reader, layer, site, role, of) and means of
-    ``logit`` and ``rank`` over all facts. ``probes``: ``accuracy`` (labels, layer, site, role, of)
-    of ``memory.probe`` on ``people``. ``attention`` and ``direct``: those functions. ``of`` is an
-    attribute or "all"; ``n`` (of) the number of facts behind an accuracy.
+
+def _needs(asked: Asked) -> xr.Dataset:
+    """``component_ablation.needs``."""
+    return needs(asked.model, asked.facts, max_memory=asked.max_memory)
+
+
+def _readings(asked: Asked) -> xr.Dataset:
+    """``gain`` (layer, role, fact) of ``component_ablation.readable_gain``; of ``probes.read_off``
+    ``accuracy`` (labels, reader, layer, site, role, of), and the means of ``logit`` and ``rank``
+    over all facts.
     """
-    answers = {}
-    for question in questions:
-        if question == "needs":
-            answers[question] = needs(model, facts, max_memory=max_memory)
-        elif question == "readings":
-            read = read_off(model, facts, seed=seed)
-            means = {x: read[x].mean("fact") for x in ("logit", "rank")}
-            answers[question] = _accuracy(read).assign(gain=readable_gain(read), **means)
-        elif question == "attention":
-            answers[question] = attention(model, facts)
-        elif question == "direct":
-            answers[question] = direct_attribution(model, facts)
-        elif question == "probes":
-            answers[question] = _accuracy(probe(model, people, seed=seed))
-        else:
-            raise ValueError(f"no question {question!r}; there are {', '.join(QUESTIONS)}")
-    return answers
+    read = read_off(asked.model, asked.facts, seed=asked.seed)
+    means = {x: read[x].mean("fact") for x in ("logit", "rank")}
+    return _accuracy(read).assign(gain=readable_gain(read), **means)
+
+
+def _attention(asked: Asked) -> xr.Dataset:
+    """``attention_to_names.attention``."""
+    return attention(asked.model, asked.facts)
+
+
+def _direct(asked: Asked) -> xr.Dataset:
+    """``logit_attribution.direct_attribution``."""
+    return direct_attribution(asked.model, asked.facts)
+
+
+def _probes(asked: Asked) -> xr.Dataset:
+    """``accuracy`` (labels, layer, site, role, of) of ``probes.probe`` on ``people``."""
+    return _accuracy(probe(asked.model, asked.people, seed=asked.seed))
+
+
+QUESTIONS: dict[str, Callable[[Asked], xr.Dataset]] = {
+    "needs": _needs,
+    "readings": _readings,
+    "attention": _attention,
+    "direct": _direct,
+    "probes": _probes,
+}
 
 
 def _accuracy(read: xr.Dataset) -> xr.Dataset:
-    """Means over all facts, and over those of each attribute."""
+    """``accuracy``: means over all facts and over those of each attribute (of: ``all``, or an
+    attribute); ``n`` (of): the number of facts.
+    """
     attributes = list(dict.fromkeys(read.attribute.values))
     parts = [read.correct, *(read.correct[..., read.attribute == name] for name in attributes)]
     return xr.Dataset(

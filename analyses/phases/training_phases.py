@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.options import PhasesConfig
+from analyses.phases import PhasesConfig
 from analyses.studies import Study, curves, outcomes, sample_in_words, trained, variants
 from interp.config import TrainConfig
 from interp.data.batches import evaluation_set

@@ -1,13 +1,31 @@
 """When did each of a file's curves rise, how sure is that, and in which order?"""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analyses.options import EmergenceConfig
+from analyses.emergence import EmergenceConfig
 from interp.dynamics.emergence import MARKS, Order, emergence, order, read_curves
 from interp.dynamics.plateau import format_step
+from interp.files import check_file, write_bytes
+
+
+def time_and_write(config: EmergenceConfig, *, command: str, bar) -> str:
+    """What was found, which is also written to a CSV if one is asked for."""
+    if config.out:
+        check_file(Path(config.out))
+        if os.path.exists(config.curves) and _is_same(config.out, config.curves):
+            raise ValueError(f"out is {config.out}, the file of the curves; choose another --out")
+    table, found = run(config)
+    if config.out:
+        write_bytes(Path(config.out), table.to_csv(index=False).encode())
+    return said(table, found)
+
+
+def _is_same(one: str, other: str) -> bool:
+    return os.path.exists(one) and os.path.samefile(one, other)
 
 
 def run(config: EmergenceConfig) -> tuple[pd.DataFrame, Order | None]:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.options import CurriculumConfig
+from analyses.curriculum import CurriculumConfig
 from analyses.studies import Study, curves, difference, outcomes, paired, trained, variants
 from interp.config import TrainConfig
 from interp.training.run_many import OnStep

@@ -1,0 +1,102 @@
+"""The questions that localization asks: how each is answered, when it can be asked, and where and
+how its answer is shown. A new question is one entry here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from analyses.localization import in_depth, sections, tables
+from analyses.localization.findings import Localization
+from analyses.localization.sections import heading_of
+from interp.localization.component_ablation import MECHANISMS
+from interp.report.page import Block, Paragraph, Section
+
+Leading = dict[str, dict[str, str]]
+"""By mechanism, the leading component and its place."""
+EACH_MECHANISM = "each mechanism"
+MEMORY = heading_of("memory")
+NAMES, NEURONS = "Which part of the name, and what feeds extraction", "Neurons and edits"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its answer's place on the page, and what is shown there.
+
+    Without ``compute`` it is one of ``interp.localization.localize.QUESTIONS``, which every
+    checkpoint is asked; with it, it is asked of the last one.
+    """
+
+    name: str
+    section: str
+    """Heading, or ``EACH_MECHANISM``."""
+    show: Callable[..., list[Block]]
+    """Of what was found; with ``EACH_MECHANISM``, and of a mechanism."""
+    compute: in_depth.Compute | None = None
+    is_possible: Callable[[Leading], bool] = lambda leading: True
+    otherwise: str = ""
+    """What the page says where it is not possible."""
+
+    def blocks(self, found: Localization, mechanism: str = "") -> list[Block]:
+        """What the page shows of the answer."""
+        if self.compute and self.name not in found.depth:
+            return [Paragraph(self.otherwise)] if self.otherwise else []
+        return self.show(found, mechanism) if self.section == EACH_MECHANISM else self.show(found)
+
+
+def _has_memory(leading: Leading) -> bool:
+    return "memory" in leading
+
+
+def _has_mlp_before_extraction(leading: Leading) -> bool:
+    return "extraction" in leading and not leading["extraction"]["component"].startswith("L0")
+
+
+QUESTIONS = (
+    Question("needs", EACH_MECHANISM, sections.needs),
+    Question("value", EACH_MECHANISM, tables.whole_value, in_depth.whole_value),
+    Question("attention", EACH_MECHANISM, sections.attention),
+    Question("copying", EACH_MECHANISM, tables.copied, in_depth.copied),
+    Question("probes", MEMORY, sections.probes),
+    Question("severed", MEMORY, sections.severed, in_depth.severed),
+    Question("readings", MEMORY, tables.logit_lens),
+    Question("parts", NAMES, sections.parts, in_depth.parts),
+    Question(
+        "feeds",
+        NAMES,
+        tables.feeds,
+        in_depth.feeds,
+        _has_mlp_before_extraction,
+        "There is no extraction head that an MLP could feed.",
+    ),
+    Question(
+        "neurons",
+        NEURONS,
+        tables.neurons,
+        in_depth.neurons,
+        _has_memory,
+        "No MLP is a memory, so there are no neurons to look at and no edits.",
+    ),
+    Question("edits", NEURONS, tables.edits, in_depth.edits, _has_memory),
+    Question("direct", "Direct effects", sections.direct),
+)
+
+
+def asked_in_depth(leading: Leading) -> list[Question]:
+    """Those that the last checkpoint can be asked, given which components lead."""
+    return [x for x in QUESTIONS if x.compute and x.is_possible(leading)]
+
+
+def evidence(found: Localization) -> list[Section]:
+    """A section a mechanism, then those of the other questions."""
+    shown = []
+    for mechanism in MECHANISMS:
+        heading, blocks = heading_of(mechanism), []
+        for question in QUESTIONS:
+            if question.section in (EACH_MECHANISM, heading):
+                blocks += question.blocks(found, mechanism)
+        shown.append(Section(heading, blocks))
+    of_mechanisms = {EACH_MECHANISM, *map(heading_of, MECHANISMS)}
+    for heading in dict.fromkeys(x.section for x in QUESTIONS if x.section not in of_mechanisms):
+        blocks = [b for x in QUESTIONS if x.section == heading for b in x.blocks(found)]
+        shown.append(Section(heading, blocks))
+    return shown

@@ -1,0 +1,150 @@
+"""What the localization page shows of each answer, as blocks for ``interp.report.page``."""
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from analyses.localization import tables
+from analyses.localization.findings import Localization, leading_head, place_of, plateau
+from interp.localization.component_ablation import MECHANISMS
+from interp.report.figures import localization_maps as draw
+from interp.report.figures.timeline import timeline
+from interp.report.page import Block, Paragraph, Plot, anchor
+from interp.suite import Suite
+
+_TIMES = (
+    "Needed (solid): which share of the difference between clean and corrupted run is lost without "
+    "the mechanism: with all heads cut along its edge, or with all MLPs at its place given the "
+    "output they have with another name. It begins where that difference is ten standard errors. "
+    "In place (dotted), known or not: the leading head's attention along the edge; for memory, how "
+    "much more often the value can be read off after the MLPs than before them, which follows "
+    "accuracy and so is not set in order with attention. The first is a cause, the second is not. "
+    "Click on a band for the evidence."
+)
+_TEXTS = {
+    "name attention": "One head's attention from a name token to the earlier ones is cut off "
+    "before the softmax.",
+    "memory": "One MLP's output at a token is replaced by what it is with another person's name. "
+    "It is a memory only if the value can also be read off better after it than before: an MLP "
+    "that is needed and fails there works on the name.",
+    "extraction": "One head's attention from the answer position to all name tokens is cut off.",
+    "relation": "One head's attention from the answer position to the words that say what is asked "
+    "for is cut off.",
+}
+
+
+def heading_of(mechanism: str) -> str:
+    """Of the mechanism's section."""
+    return mechanism.capitalize()
+
+
+def when(suite: Suite, found: Localization) -> list[Block]:
+    """The timeline of all mechanisms, and its times as a table."""
+    if found.curves.sizes["curve"] == 1:
+        return [Paragraph("No component is named at the last step, so there is nothing to time.")]
+    metrics = suite.metrics if (suite.path / "metrics.parquet").is_file() else None
+    links = {mechanism: f"#{anchor(heading_of(mechanism))}" for mechanism in MECHANISMS}
+    figure = timeline(
+        found.curves, found.formed, metrics=metrics, phases=plateau(suite), links=links
+    )
+    few = [Paragraph("There are too few checkpoints here to say when anything formed.")]
+    times = tables.times(found) if found.formed is not None else few
+    return [Paragraph(_TIMES), Plot("timeline", figure), *times]
+
+
+def needs(found: Localization, mechanism: str) -> list[Block]:
+    """What is lost without each component, over training and by attribute."""
+    name, table = mechanism.replace(" ", "-"), found.mechanisms
+    return [
+        Paragraph(_TEXTS[mechanism]),
+        Plot(f"mechanisms-{name}", draw.lost_over_training(table, mechanism)),
+        Plot(f"attributes-{name}", draw.lost_by_attribute(table, mechanism)),
+    ]
+
+
+def attention(found: Localization, mechanism: str) -> list[Block]:
+    """Where the leading head of a mechanism attends, over training."""
+    leader = leading_head(found.mechanisms, mechanism)
+    if leader is None:
+        return []
+    layer, head = place_of(leader.component)
+    pattern = found.answers["attention"].pattern.isel(layer=layer, head=head)
+    kept = [x for x in pattern.edge.values if x != "final ← names of all sentences"]
+    figure = draw.lines(
+        {str(edge): pattern.sel(edge=edge) for edge in kept},
+        f"Where {leader.component} attends",
+        f"share of attention, mean over n = {pattern.sizes['fact']} facts; not a cause",
+        "share of attention",
+    )
+    return [Plot(f"attention-{mechanism.replace(' ', '-')}", figure)]
+
+
+def probes(found: Localization) -> list[Block]:
+    """Where the value can be read off the residual stream: by the model's weights and by probes."""
+    readings, probed = (found.answers[x].isel(step=-1) for x in ("readings", "probes"))
+    own = readings.accuracy.sel(of="all")
+    heads = own.sel(reader=[x for x in own.reader.values if x != "unembed"]).max("reader")
+    unembed = own.sel(reader="unembed", drop=True)
+    best = xr.where(own.role == "final", unembed, heads).transpose(
+        "labels", "layer", "site", "role"
+    )
+    accuracy = probed.accuracy.sel(of="all")
+    panels = {
+        "model's own weights": best.sel(labels="real"),
+        "the same, shuffled": best.sel(labels="shuffled"),
+        "linear probe": accuracy.sel(labels="real"),
+        "probe, shuffled": accuracy.sel(labels="shuffled"),
+    }
+    n, n_people = (int(x.n.sel(of="all")) for x in (readings, probed))
+    figure = draw.shares(
+        panels,
+        "How often the value can be read off the residual stream, last step",
+        f"own weights: at final the unembedding, at names the best head's OV and the unembedding, "
+        f"n = {n}; probes: fitted on other people, n = {n_people}",
+        of_effect=False,
+    )
+    return [Plot("readable", figure)]
+
+
+def severed(found: Localization) -> list[Block]:
+    """What a clean residual stream restores while later MLPs or attention are frozen."""
+    answer = found.depth["severed"]
+    named = [x for x in answer.role.values if x in found.answers["readings"].role.values]
+    share = answer.recovered.sel(role=named).expand_dims(site=["resid_pre"])
+    share = share.transpose("frozen", "layer", "site", "role")
+    figure = draw.shares(
+        {f"{x} frozen": share.sel(frozen=x) for x in share.frozen.values},
+        "Share recovered by the clean residual stream, last step",
+        f"what is frozen stays as with the other name; n = {answer.n}",
+        of_effect=True,
+    )
+    return [Plot("severed", figure)]
+
+
+def parts(found: Localization) -> list[Block]:
+    """Where each part of the name is in the residual stream."""
+    answer = found.depth["parts"]
+    if "recovered" not in answer:
+        return []
+    return [Plot("parts", _parts_figure(answer))]
+
+
+def _parts_figure(answer: xr.Dataset) -> go.Figure:
+    kept = [x for x in answer.role.values if x.startswith("name") or x == "final"]
+    n = ", ".join(f"{int(answer.n.sel(part=x))} ({x})" for x in answer.part.values)
+    panels = {
+        f"{part} name swapped": answer.recovered.sel(part=part, role=kept)
+        .expand_dims(site=["resid_pre"])
+        .transpose("layer", "site", "role")
+        for part in answer.part.values
+    }
+    return draw.shares(
+        panels,
+        "Where each part of the name is",
+        f"share recovered by the clean residual stream, one part of the name swapped; n = {n}",
+        of_effect=True,
+    )
+
+
+def direct(found: Localization) -> list[Block]:
+    """What each component writes directly towards the right value."""
+    return [Plot("direct", draw.parts(found.answers["direct"].isel(step=-1)))]

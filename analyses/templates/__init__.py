@@ -1,0 +1,11 @@
+"""In how many sentences a fact must be told."""
+
+from analyses.registry import training_study
+
+ANALYSIS = training_study(
+    "templates",
+    "In how many sentences a fact must be told, and whether their order must change.",
+    "analyses.templates.sentence_templates",
+    takes="6 runs, 15 minutes",
+    examples=("templates",),
+)
