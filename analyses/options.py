@@ -46,7 +46,8 @@ BASES: dict[Size, TrainConfig] = {
     "paper": TrainConfig(),
 }
 """The run that a study of each size varies. ``laptop`` is the paper's divided: people by 200, steps
-by 8, the batch by 8; so a person is met 100 times instead of 32, by a far smaller model.
+by 8, the batch by 8; so there are 100 biographies per person instead of 32, and a far smaller
+model.
 """
 
 

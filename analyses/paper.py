@@ -13,8 +13,8 @@ BATCH_SIZE = 128
 FIGURE_W = pd.DataFrame({
     "x": [1000, 2000, 3000, 5000, 16_000], "y": [0.0216, 0.0141, 0.0105, 0.0097, 0.0069]
 })  # fmt: skip
-"""Final attribute loss by the step of a reference that met its people in eight groups, one after
-the other; read off the figure.
+"""Final attribute loss by the step of a reference that was trained on its people in eight groups,
+one after the other; read off the figure.
 """
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from textwrap import fill
 
 import analyses
 from analyses.options import StudyConfig
@@ -39,7 +40,8 @@ class Analysis:
     def description(self) -> str:
         """Its help, above the options."""
         examples = [f"interp-analyse {example}" for example in self.examples]
-        return "\n\n".join((self.question, "Examples:", *examples, self.details)).strip()
+        question, details = (fill(text, 80) for text in (self.question, self.details))
+        return "\n\n".join((question, "Examples:", *examples, details)).strip()
 
 
 def registered() -> dict[str, Analysis]:
@@ -76,11 +78,11 @@ def training_study(
     """
     return Analysis(
         name,
-        f"{question} With --preset laptop: {takes} on two cores.",
+        question,
         config,
         examples,
         imported_late("analyses.study_page", "run_study", name, module),
-        _WRITES,
+        f"With --preset laptop: {takes} on two cores. {_WRITES}",
         module,
     )
 

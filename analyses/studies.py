@@ -1,5 +1,5 @@
-"""What studies of training runs have in common: runs named after what they vary, trained by
-workers, and read as tidy tables.
+"""What training studies share: runs named after the fields they vary, trained by workers, and read
+as tidy tables.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -34,23 +34,23 @@ _LONGEST_NAME = 120
 
 @dataclass(frozen=True)
 class Study:
-    """What a study found."""
+    """Tables, figures and summary of a training study."""
 
     tables: dict[str, pd.DataFrame]
-    """By the name of their CSV."""
+    """By the name of the CSV file."""
     figures: dict[str, go.Figure]
     """By heading."""
     said: str
-    """In a few lines."""
+    """A summary of a few lines."""
 
 
 def variants(base: TrainConfig, changes: list[dict]) -> dict[str, TrainConfig]:
-    """Runs that differ from ``base``, by names that say so, as ``n_people-640_seed-1``."""
+    """Configurations that differ from ``base``, by name, such as ``n_people-640_seed-1``."""
     return {name_of(base, replace(base, **change)): replace(base, **change) for change in changes}
 
 
 def name_of(base: TrainConfig, config: TrainConfig) -> str:
-    """Of a run in the folder of a study."""
+    """The name of a run's folder in a study: the fields in which it differs from ``base``."""
     ours, theirs = asdict(config), asdict(base)
     changed = {k: v for k, v in ours.items() if v != theirs[k] and k not in _NOT_NAMED}
     words = "_".join(f"{k}-{_word(v)}" for k, v in changed.items())
@@ -89,8 +89,8 @@ def trained(
 
 
 def curves(folders: dict[str, Path], runs: dict[str, TrainConfig]) -> pd.DataFrame:
-    """One row a (run, step, split): what varies among the runs, then biographies seen a person,
-    attribute loss (nats a value), accuracy, the no-knowledge baseline.
+    """One row per (run, step, split): what varies among the runs, then biographies seen per person,
+    attribute loss (nats per value), accuracy, the no-knowledge baseline.
     """
     fields = varied(runs)
     tables = []
@@ -134,12 +134,12 @@ def average_metrics(folder: Path) -> pd.DataFrame:
 
 
 def outcomes(found: pd.DataFrame) -> pd.DataFrame:
-    """One row a run of ``curves``: its phases as ``interp.dynamics`` reads them off (steps, and
-    biographies a person), the distance of the checkpoint before the plateau's end, and what it
+    """One row per run of ``curves``: its phases as ``interp.dynamics`` reads them off (steps, and
+    biographies per person), the distance of the checkpoint before the plateau's end, and what it
     knows at last.
 
-    With skewed sampling the loss of a model that knows nobody lies above the baseline, which is of
-    uniform people, so that its plateau ends later by this rule.
+    With skewed sampling the loss of a model that knows no values lies above the baseline, which is
+    that of uniform sampling, so that its plateau ends later by this rule.
     """
     rows = []
     for _, both in found.groupby("run", sort=False):
@@ -167,8 +167,8 @@ def outcomes(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(alike: pd.DataFrame) -> str:
-    """Outcomes of runs that differ in the seed only: their plateaus' ends by seed, mean final loss
-    and accuracy with 95 % intervals over seeds.
+    """In words, outcomes of runs that differ in the seed only: the end of the plateau of each seed,
+    mean final loss and accuracy with 95 % intervals over seeds.
     """
     ended = [format_step(end) for end in alike.plateau_end.dropna()]
     stuck = f"{len(alike) - len(ended)} of {len(alike)}"
@@ -228,7 +228,7 @@ def difference_in_words(row, digits: int = 2) -> str:
 
 
 def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:
-    """The fields in which the runs differ, by run; always the number of people and the seed."""
+    """Values of the fields in which the runs differ, by run; always ``n_people`` and ``seed``."""
     values = {name: asdict(config) for name, config in runs.items()}
     fields = [
         field

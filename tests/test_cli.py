@@ -78,7 +78,7 @@ def test_a_run_is_trained_patched_and_reported(tmp_path):
     code, *_ = run("interp-report", "--results", results, "--out", tmp_path / "again.html")
     pages = [(tmp_path / name).read_text() for name in ("run/report.html", "again.html")]
     assert code == 0 and pages[0] == pages[1]
-    assert "interp-patch --ckpt" in pages[0] and "How knowledge came" in pages[0]
+    assert "interp-patch --ckpt" in pages[0] and "Training curves" in pages[0]
 
 
 def test_resuming_a_finished_run_from_its_record_changes_nothing(copy):
@@ -290,7 +290,7 @@ def test_results_of_another_run_are_not_joined_with_this_runs_curves(copy, tmp_p
     report = ("interp-report", "--results", results, "--out", tmp_path / "page.html")
     code, _, said = run(*report)
     assert code == 0 and said == ""
-    assert "How knowledge came" in (tmp_path / "page.html").read_text()
+    assert "Training curves" in (tmp_path / "page.html").read_text()
     shutil.copy(copy / "step-000020/model.safetensors", copy / "step-000030/model.safetensors")
     code, _, said = run(*report)
     assert (
@@ -298,7 +298,7 @@ def test_results_of_another_run_are_not_joined_with_this_runs_curves(copy, tmp_p
         and "the results are of another run than the one in" in said
         and said.count("\n") == 1
     )
-    assert "How knowledge came" not in (tmp_path / "page.html").read_text()
+    assert "Training curves" not in (tmp_path / "page.html").read_text()
 
 
 def test_a_report_never_replaces_a_file_that_is_no_page(copy):

@@ -69,7 +69,7 @@ def test_a_page_has_its_figures_under_names_that_stay(page):
         "figure-training", "figure-layers", "figure-heads", "figure-over-training",
     ]  # fmt: skip
     assert headings(page) == [
-        "How knowledge came", "Where: layer by token role", "Which heads", "When",
+        "Training curves", "Where: layer by token role", "Which heads", "When",
         "The facts", "What was run",
     ]  # fmt: skip
 
@@ -266,7 +266,7 @@ def test_a_site_without_any_cell_is_passed_over():
     empty = empty.assign(patched=empty.patched * np.nan)
     page = build_report({"mlp_out": empty} | swept({100: 6}), title="t")
     assert "MLP output" not in page
-    with pytest.raises(ValueError, match="no fact has any of the cells"):
+    with pytest.raises(ValueError, match="no fact has any of the patched positions"):
         build_report({"mlp_out": empty}, title="t")
 
 

@@ -4,7 +4,7 @@ The paper's figures 3 (middle), D and W: models trained from the same initial we
 batches, but by the attention patterns that another run had at some step (``interp.training.
 attention_patching``). ``from the start``: patterns of a run on all people. ``frozen``: the model's
 own patterns from the step at which patching starts, on and on. ``few people``: patterns of a run
-that met only a quarter of the people.
+trained on only a quarter of the people.
 """
 
 from pathlib import Path
@@ -101,7 +101,7 @@ def _patched(
 
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
-    """Final losses of runs of the same seed side by side, one row a pair of ways: see
+    """Final losses of runs of the same seed side by side, one row per pair of ways: see
     ``studies.difference``; ``p_holm`` is p adjusted for the number of rows.
     """
     ways = dict(list(ends.groupby(["kind", "reference_step"])))
@@ -129,7 +129,7 @@ def _in_words(kind: str, step: int) -> str:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """By heading."""
+    """Figures by heading."""
     found, ends = tables["attention_patching_curves"], tables["attention_patching"]
     known = found[found.split == "train"].rename(columns={"step": "x", "loss": "y"})
     shape = f"here, {base.n_people} people, {sample_in_words(ends.seed.nunique())}"
@@ -150,7 +150,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             here=shape,
             there="paper, figure 3, 64k people, one seed",
             x=("optimizer step",) * 2,
-            y="attribute loss (nats a value)",
+            y="attribute loss (nats per value)",
             legend="step of the reference",
             baselines=baselines,
         ),
@@ -161,7 +161,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             here=shape,
             there="paper, figures 3 and W",
             x=("step of the reference (of its own training)",) * 2,
-            y="final attribute loss (nats a value)",
+            y="final attribute loss (nats per value)",
             legend="patterns",
             baselines=baselines,
             markers=True,
@@ -180,7 +180,7 @@ def _papers_finals() -> pd.DataFrame:
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
-    """What was found, for reading."""
+    """The findings in words."""
     lines = []
     for (kind, step), table in tables["attention_patching"].groupby(
         ["kind", "reference_step"], sort=False

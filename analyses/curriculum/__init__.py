@@ -9,10 +9,10 @@ from interp.config import TrainConfig
 
 @dataclass(frozen=True)
 class CurriculumConfig(StudyConfig):
-    """The people and steps that a warm-up is sought for."""
+    """The number of people and the budget of steps of a warm-up study."""
 
     people: int | None = None
-    """How many are to be learnt; by default twice the preset's, once for paper."""
+    """Number of people to be learnt; by default twice the preset's, once for paper."""
     steps: int | None = None
     """The budget; by default the preset's, half of it for paper."""
 

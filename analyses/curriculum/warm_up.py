@@ -1,8 +1,8 @@
 """Which warm-up pays, within a budget of steps?
 
-The paper's figures I and K: at first only some people are met, then all. A grid of how many and for
-how long is tried with one seed; the best of it and the uniform run are then trained again with
-fresh seeds, which alone say what is gained: the best of many is partly luck.
+The paper's figures I and K: at first only some people are sampled, then all. A grid of their number
+and of warm-up lengths is trained with one seed; its best and the uniform run are then trained again
+with fresh seeds, which alone measure the gain: the best of many is partly luck.
 """
 
 import pandas as pd
@@ -59,9 +59,9 @@ def study(config: CurriculumConfig, *, command: str = "", on_step: OnStep) -> St
 
 
 def gain(fresh: pd.DataFrame) -> pd.DataFrame:
-    """Warm-up beside uniform sampling with the same seeds: one row a measure; ``gain`` is positive
-    where the warm-up is better, ``gain_margin`` half its 95 % interval over seeds; ``n_without``
-    seeds have no such measure one way or the other, and are left out of both.
+    """One row per measure: warm-up beside uniform sampling with the same seeds. ``gain`` is
+    positive where the warm-up is better, ``gain_margin`` is half its 95 % interval over seeds;
+    ``n_without`` seeds lack the measure in one of the two runs and are left out of both.
     """
     warm = fresh.warmup_people > 0
     rows = []
@@ -77,7 +77,7 @@ def gain(fresh: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """By heading."""
+    """Figures by heading."""
     cells, found = tables["curriculum"], tables["curriculum_curves"]
     best = cells[cells.warmup_people > 0].sort_values("loss").iloc[0]
     shown = found[(found.warmup_steps == best.warmup_steps) | (found.warmup_people == 0)]
@@ -91,11 +91,11 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
         "Loss over training": beside_paper(
             across_seeds(shown.assign(series=names), series="series", x="step", y="loss"),
             pd.concat([uniform, theirs]),
-            title="Loss on all people, by how many are met in the warm-up",
+            title="Loss on all people, by how many are sampled in the warm-up",
             here=f"{shape}, warm-up of {best.warmup_steps:.0f} steps",
             there="paper, figure I, 64k people, 8k steps, warm-up of 1.5k",
             x=("optimizer step",) * 2,
-            y="attribute loss (nats a value)",
+            y="attribute loss (nats per value)",
             legend="people in the warm-up",
             baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
@@ -114,7 +114,7 @@ def _grid(cells: pd.DataFrame, base: TrainConfig) -> go.Figure:
             texttemplate="%{z:.2f}",
             colorscale="RdBu_r",
             zmid=uniform.loss,
-            colorbar={"title": "nats a value"},
+            colorbar={"title": "nats per value"},
         )
     )
     figure.update_layout(
@@ -134,7 +134,7 @@ def _grid(cells: pd.DataFrame, base: TrainConfig) -> go.Figure:
 
 
 def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
-    """The recommendation."""
+    """The recommended warm-up and its gain, in words."""
     fresh, won = tables["curriculum_fresh_seeds"], tables["curriculum_gain"].set_index("measure")
     chosen = fresh[fresh.warmup_people > 0].iloc[0]
     loss, accuracy = won.loc["loss"], won.loc["accuracy"]
@@ -143,7 +143,7 @@ def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
     return (
         f"for {base.n_people} people and {base.n_steps} steps of {base.batch_size}: {verdict} on "
         f"{chosen.warmup_people:.0f} people for {chosen.warmup_steps:.0f} steps: final "
-        f"loss {loss.warm_up:.2f} instead of {loss.uniform:.2f} nats a value, gain "
+        f"loss {loss.warm_up:.2f} instead of {loss.uniform:.2f} nats per value, gain "
         f"{loss.gain:.2f} ± {loss.gain_margin:.2f}; accuracy {accuracy.warm_up:.3f} instead of "
         f"{accuracy.uniform:.3f}, gain {accuracy.gain:.3f} ± {accuracy.gain_margin:.3f} "
         f"(95 %, {loss.n_seeds:.0f} fresh seeds){_edge(tables['curriculum'], chosen)}"

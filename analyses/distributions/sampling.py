@@ -90,7 +90,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
     """Final loss and accuracy less those of uniform sampling with the same seeds, people and steps,
-    one row a measure and way of sampling: see ``studies.difference``.
+    one row per measure and way of sampling: see ``studies.difference``.
     """
     rows = []
     for at, alike in ends.groupby(["n_people", "n_steps"]):
@@ -154,13 +154,13 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             across_seeds(found, series="series", x="x", y="loss"), last,
             title="What is known at the end, by skew", here=unless,
             there="paper, figure G, one seed", x=("exponent α",) * 2,
-            y="final attribute loss (nats a value)", legend="people", markers=True,
+            y="final attribute loss (nats per value)", legend="people", markers=True,
         ),
         "Curves and skew": beside_paper(
             across_seeds(lines, series="power_law", x="step", y="loss"), best,
             title="Loss over training, by skew", here=f"here, {middle} people, {shape}",
             there="paper, figure G, 64k people, 8k steps", x=("optimizer step",) * 2,
-            y="attribute loss (nats a value)", legend="α",
+            y="attribute loss (nats per value)", legend="α",
             baselines=(lines.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
         "Curves and celebrities": beside_paper(
@@ -170,7 +170,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             here=f"here, {famous.n_people.iloc[0]} people, "
             f"{famous.celebrities.max()} of them celebrities, {shape}",
             there="paper, figure H, 64k people, 4k celebrities, 8k steps",
-            x=("optimizer step",) * 2, y="attribute loss (nats a value)", legend="weight",
+            x=("optimizer step",) * 2, y="attribute loss (nats per value)", legend="weight",
             baselines=(famous.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
         "Accuracy by frequency": _by_frequency(tables["distributions_by_frequency"], middle),
@@ -224,7 +224,7 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
             f"n = {shown.seed.nunique()} (seeds); uniform sampling: all alike</sup>",
             "x": 0.02,
         },
-        xaxis={"title": "biographies a person, expected, whole training", "type": "log"},
+        xaxis={"title": "biographies per person, expected, whole training", "type": "log"},
         yaxis={"title": "attribute accuracy (share of values)", "range": [-0.02, 1.02]},
         legend={"title": "exponent α"},
         template="simple_white",

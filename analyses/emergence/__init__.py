@@ -8,7 +8,7 @@ from interp.fields import LARGEST_SEED, check_fields, number, path
 
 @dataclass(frozen=True)
 class EmergenceConfig:
-    """Whose rise is to be timed."""
+    """The curves whose rise is timed."""
 
     curves: str = path()
     """A CSV with the columns step and value and, if wanted, curve (a label) and fact (the sample:

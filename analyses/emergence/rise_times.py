@@ -13,7 +13,7 @@ from interp.files import check_file, write_bytes
 
 
 def time_and_write(config: EmergenceConfig, *, command: str, bar) -> str:
-    """What was found, which is also written to a CSV if one is asked for."""
+    """Times and order in words; the times are also written to a CSV if one is asked for."""
     if config.out:
         check_file(Path(config.out))
         if os.path.exists(config.curves) and _is_same(config.out, config.curves):
@@ -29,7 +29,7 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def run(config: EmergenceConfig) -> tuple[pd.DataFrame, Order | None]:
-    """One row a curve: what ``interp.dynamics.emergence.emergence`` says of it; and the order in
+    """One row per curve: what ``interp.dynamics.emergence.emergence`` says of it; and the order in
     which those that emerged did so, None for fewer than two.
     """
     curves = read_curves(Path(config.curves))
@@ -49,7 +49,7 @@ def run(config: EmergenceConfig) -> tuple[pd.DataFrame, Order | None]:
 
 
 def said(table: pd.DataFrame, found: Order | None) -> str:
-    """The same for reading."""
+    """The times of each curve and their order in words."""
     lines = []
     for row in table.itertuples():
         if not row.emerged:

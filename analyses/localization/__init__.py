@@ -9,7 +9,7 @@ from interp.fields import LARGEST_SEED, check_fields, number, path
 
 @dataclass(frozen=True)
 class LocalizationConfig:
-    """Which run to localize, and how thoroughly."""
+    """The run to localize, the checkpoints, and the number of facts."""
 
     ckpt: str = path()
     """A run folder."""
@@ -28,11 +28,11 @@ class LocalizationConfig:
     device: Device = "auto"
     """auto is CUDA where there is one."""
     seed: int = number(0, least=0, most=LARGEST_SEED)
-    """Of the choice of facts, and of shuffled controls."""
+    """Seed of the sampled facts and of shuffled controls."""
     workers: int = number(2, least=1, most=MOST_WORKERS)
-    """Checkpoints worked on side by side, each in a process of its own."""
+    """Checkpoints evaluated in parallel, each in its own process."""
     max_memory: float = number(0.75, above=0)
-    """Gigabytes that the activations of a worker may take."""
+    """Gigabytes for the activations of a worker."""
 
     def __post_init__(self) -> None:
         check_fields(self)

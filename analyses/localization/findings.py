@@ -28,12 +28,12 @@ followed over training: 2 would do to tell the runs apart, and leave shares of a
 
 @dataclass(frozen=True)
 class Localization:
-    """What was found in a run."""
+    """Answers of a run's checkpoints, and what follows from them."""
 
     answers: dict[str, xr.Dataset]
     """By question, with a leading ``step``."""
     mechanisms: pd.DataFrame
-    """One row a (step, attribute, cell), as ``component_ablation.mechanisms`` gives them."""
+    """One row per (step, attribute, cell), as ``component_ablation.mechanisms`` gives them."""
     curves: xr.DataArray
     """``mechanism_curves``."""
     formed: xr.Dataset | None
@@ -83,7 +83,7 @@ def find(answers: dict[str, xr.Dataset], plateau_end: float) -> Localization:
 
 
 def leaders(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a mechanism that is implemented at the last step: the component with its largest
+    """One row per mechanism that is implemented at the last step: the component with its largest
     share.
     """
     last = table[(table.step == table.step.max()) & (table.attribute == "all") & table.named]

@@ -1,4 +1,4 @@
-"""The text and tables of the localization page."""
+"""Texts and tables of the localization page."""
 
 import numpy as np
 import pandas as pd

@@ -10,7 +10,7 @@ from interp.fields import path
 
 @dataclass(frozen=True)
 class PhasesConfig(StudyConfig):
-    """Which runs' phases are read off: new ones of a size, or those there are."""
+    """Runs whose phases are measured: new ones of a size, or existing ones."""
 
     ckpt: tuple[str, ...] | None = path(None)
     """Run folders to read, which may differ in the seed only; then nothing is trained, and

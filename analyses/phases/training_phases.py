@@ -1,4 +1,4 @@
-"""The three phases of learning, with what attention does and what held-out people are taken for.
+"""The three phases of learning, with attention statistics and hallucination on held-out people.
 
 The paper's figures 2, 3 (right) and M: loss and accuracy on people trained on and held out, and
 attention statistics, over the checkpoints of runs that differ in the seed; or of any runs given.
@@ -92,8 +92,8 @@ def _check_steps(found: pd.DataFrame) -> None:
 
 
 def hallucination(found: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: the lowest loss on held-out people, and what is guessed of them at the end:
-    accuracy and confidence.
+    """One row per run: the lowest loss on held-out people, and accuracy and confidence on them at
+    the end.
     """
     held_out = found[found.split == "held-out"]
     rows = []
@@ -121,7 +121,7 @@ def interval(folder: Path, plateau_end: float, device: str) -> tuple[float, floa
 
 
 def attention_over_training(folder: Path, device: str) -> pd.DataFrame:
-    """One row a (step, layer): means of ``STATISTICS`` over heads and biographies."""
+    """One row per (step, layer): means of ``STATISTICS`` over heads and biographies."""
     suite = load_suite(folder)
     fewer = replace(suite.config, n_evaluated=N_SEQUENCES)
     some = evaluation_set(suite.texts, fewer, "train")
@@ -134,7 +134,7 @@ def attention_over_training(folder: Path, device: str) -> pd.DataFrame:
 
 
 def figures(tables: dict[str, pd.DataFrame], config: TrainConfig) -> dict[str, go.Figure]:
-    """By heading."""
+    """Figures by heading."""
     found = tables["phases_curves"]
     here = f"here, {config.n_people} people, {sample_in_words(found.run.nunique(), 'run')}"
     lines = {
@@ -146,7 +146,7 @@ def figures(tables: dict[str, pd.DataFrame], config: TrainConfig) -> dict[str, g
         "Loss": beside_paper(
             lines["loss"], _known_first(paper.panel("M", "loss")),
             title="Attribute loss of people trained on and of people never seen",
-            there="paper, figure M, 64k people, one seed", y="attribute loss (nats a value)",
+            there="paper, figure M, 64k people, one seed", y="attribute loss (nats per value)",
             baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE), **shared,
         ),
         "Accuracy": beside_paper(
@@ -201,7 +201,7 @@ def _in_our_words(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
-    """What was found, for reading."""
+    """The findings in words."""
     lines = []
     for row in tables["phases"].itertuples():
         if np.isnan(row.plateau_end):
@@ -211,8 +211,8 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
             f"{row.run}: plateau from step {_step(row.plateau_start)} to {_step(row.plateau_end)} "
             f"[{_step(row.plateau_end_low)}, {_step(row.plateau_end_high)}], "
             f"checkpoints {_step(row.resolution)} apart, "
-            f"{row.plateau_end_biographies_a_person:.1f} biographies a person; "
-            f"known people told from held-out ones from step {_step(row.knowledge_start)}, "
+            f"{row.plateau_end_biographies_a_person:.1f} biographies per person; "
+            f"losses of trained and held-out people differ from step {_step(row.knowledge_start)}, "
             f"held-out loss rising from {_step(row.held_out_rises_from)} on; at the end accuracy "
             f"{row.accuracy:.3f}, of held-out people {row.held_out_accuracy:.3f}"
         )

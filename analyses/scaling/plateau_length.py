@@ -30,10 +30,10 @@ MEASURES = {
     "plateau_end": "steps",
     "plateau_crossing": "steps",
     "knowledge_start": "steps",
-    "plateau_end_biographies_a_person": "biographies a person",
+    "plateau_end_biographies_a_person": "biographies per person",
 }
 """What is fitted: the plateau's end as the paper seems to read it, the same without rounding up to
-a checkpoint, and the step from which known people are told from held-out ones.
+a checkpoint, and the step from which losses on trained and on held-out people differ.
 """
 
 
@@ -77,10 +77,10 @@ def _batches(base: TrainConfig, factor: float) -> dict:
 
 
 def fits(ends: pd.DataFrame) -> pd.DataFrame:
-    """The power law in the number of people: one row a measure, ours and the paper's.
+    """The power law in the number of people: one row per measure, ours and the paper's.
 
     A size of which a run had not ended is left out: the others are those that ended early. The
-    smallest population may have no plateau to speak of; the exponent without it is told too.
+    smallest population may have no plateau to speak of; the exponent without it is given too.
     """
     points, rows = paper.panel("2", "right"), []
     theirs = {
@@ -108,7 +108,7 @@ def _floats(*columns: pd.Series) -> list[np.ndarray]:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """By heading."""
+    """Figures by heading."""
     found = tables["scaling_curves"]
     ours = across_seeds(found, series="n_people", x="step", y="loss").sort_values(
         "series", kind="stable"
@@ -123,7 +123,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             here=f"here, batch {base.batch_size}, {sample_in_words(found.seed.nunique())}",
             there="paper, figure C, one seed, batch 128",
             x=("optimizer step",) * 2,
-            y="attribute loss (nats a value)",
+            y="attribute loss (nats per value)",
             legend="people",
             baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
@@ -173,7 +173,7 @@ def _law(ends: pd.DataFrame, laws: pd.DataFrame) -> go.Figure:
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
-    """What was found, for reading."""
+    """The findings in words."""
     laws = tables["scaling_fits"]
     lines = [
         f"{law.whose}: {law.measure.replace('_', ' ')} ({law.unit}) = {_formula(law)}, n = {law.n}"

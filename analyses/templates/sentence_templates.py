@@ -1,6 +1,7 @@
-"""How many sentences must a fact be told in, and must their order change?
+"""How many sentence templates per fact does training need, and must their order change?
 
-The paper's figure A (right): training templates a person and attribute, shuffled or in fixed order.
+The paper's figure A (right): training templates per person and attribute, shuffled or in fixed
+order.
 """
 
 import pandas as pd
@@ -31,7 +32,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """By heading."""
+    """Figures by heading."""
     known = tables["templates_curves"]
     order = known.shuffled.map({True: "shuffled", False: "fixed order"})
     lines = known.assign(series=known.n_train_templates.astype(str) + ", " + order)
@@ -43,8 +44,8 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             here=f"here, {base.n_people} people, n = 1 seed",
             there="paper, figure A, 64k people, one seed",
             x=("optimizer step",) * 2,
-            y="attribute loss (nats a value)",
-            legend="templates a person and attribute",
+            y="attribute loss (nats per value)",
+            legend="templates per person and attribute",
             baselines=(known.baseline.mean(), paper.NO_KNOWLEDGE),
         )
     }
@@ -56,7 +57,7 @@ def _in_our_words(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
-    """What was found, for reading."""
+    """The findings in words."""
     return "\n".join(
         f"{n} templates, {'shuffled' if shuffled else 'fixed order'}: {in_words(table)}, on new "
         "sentences in random order"

@@ -43,7 +43,7 @@ def build_report(
     """HTML page on one patching sweep.
 
     Args:
-        results: a data set with ``step`` a site, as ``patch_suite`` returns them.
+        results: a data set with ``step`` per site, as ``patch_suite`` returns them.
         other: the same sites and steps in the other direction, shown beside them.
         command: that asked for the report; by default the one that made the first result.
         run: what run.json holds; together with ``metrics``, the run's metrics table, it adds the
@@ -88,7 +88,7 @@ def _at_common_steps(results: Results) -> Results:
     results = {site: result.sel(step=common) for site, result in results.items()}
     results = {site: result for site, result in results.items() if result.patched.notnull().any()}
     if not results:
-        raise ValueError("no fact has any of the cells; patch other sites")
+        raise ValueError("no fact has any of the patched positions; patch other sites")
     return results
 
 
@@ -113,11 +113,11 @@ def _training(metrics: pd.DataFrame, baseline: float, found: Phases, last: pd.Se
         "accuracy": f"{last.accuracy:.3f}",
     }
     curves = Plot("training", training_curves(metrics, baseline, found))
-    return Section("How knowledge came", [curves, Prose("phases.html.j2", said)])
+    return Section("Training curves", [curves, Prose("phases.html.j2", said)])
 
 
 def _by_site(results: Results, other: Results | None) -> list[Section]:
-    """Heat maps: sites without a heading of their own together, then the others."""
+    """Heat maps: sites without a heading of their own in one section, then one section per site."""
     together = {site: result for site, result in results.items() if not site_heading(site)}
     sections = []
     if together:
@@ -146,19 +146,19 @@ def _over_all_sites(results: Results, other: Results | None, found: Phases | Non
 
 
 _LAYERS = (
-    "Each cell replaces one activation, at one layer and one {place}, by what it is in the other "
-    "run, and measures how much of the difference between the runs comes back (denoising) or is "
-    "lost (noising). With several checkpoints, move the slider, or press play, to go through "
-    "training. Grey: the model does not yet tell the two runs apart, so there is nothing to "
-    "recover."
+    "Each cell is one patch: an activation at one layer and one {place} is replaced by its value "
+    "in the other run. Shown is how much of the difference between the runs is recovered "
+    "(denoising) or lost (noising). With several checkpoints, move the slider, or press play, to "
+    "go through training. Grey: the model does not yet tell the two runs apart, so there is "
+    "nothing to recover."
 )
 _BOTH_DIRECTIONS = (
-    "A point a cell. Right of the diagonal: enough to bring the answer back, but not needed, since "
-    "something else does the same (an OR gate). Left of it: needed, but not enough alone (an AND "
-    "gate)."
+    "One point per patch. Right of the diagonal: enough to restore the answer, but not needed, "
+    "since something else does the same (an OR gate). Left of it: needed, but not enough alone (an "
+    "AND gate)."
 )
 _OVER_TRAINING = (
-    "The strongest components, at most four a site, with 95 % bootstrap intervals over facts. The "
+    "The strongest patches, at most four per site, with 95 % bootstrap intervals over facts. The "
     "grey band is the plateau. Click a name in the legend to hide its line, double-click to see it "
     "alone. The axis stops at −0.3 and 1.3; double-click in the figure to see all."
 )

@@ -11,8 +11,8 @@ from interp.results.metrics import distinguishable, moved, of_metric
 def summary(
     results: dict[str, xr.Dataset], other: dict[str, xr.Dataset] | None = None
 ) -> list[Block]:
-    """What the last checkpoint answers, and its strongest cells at names and at the end, in
-    both directions where ``other`` holds the other one.
+    """The last checkpoint's logit differences, and its strongest patches at names and at the end,
+    in both directions where ``other`` holds the other one.
     """
     first = next(iter(results.values()))
     step, values = int(first.step[-1]), of_metric(first, "logit_diff").isel(step=-1)
@@ -25,8 +25,9 @@ def summary(
         f"{directions}). "
     )
     if not distinguishable(first).isel(step=-1):
-        return [Paragraph(f"{text}It does not tell them apart, so no cell can be named.", "lead")]
-    text += "The single cells that move it most, with the share and its 95 % interval:"
+        text += "The model does not tell them apart, so no patch can be singled out."
+        return [Paragraph(text, "lead")]
+    text += "The single patches with the largest effect, with the share and its 95 % interval:"
     shown = components(results)
     columns = [
         (f"{place}, {SHARES[_direction(way)]}", labels, way)
@@ -45,7 +46,7 @@ def _direction(way: dict[str, xr.Dataset]) -> str:
 
 
 def _places(result: xr.Dataset) -> dict[str, list[str]]:
-    """Where to look for the strongest cell; of an edge, at its destination."""
+    """Sets of positions, by name, whose strongest patch is told; of an edge, its destinations."""
     labels = [str(x) for x in result[_axis(result)].values]
     if result.attrs["by"] == "pos":
         return {"at any position": labels}
@@ -61,7 +62,7 @@ def _axis(result: xr.Dataset) -> str:
 
 
 def _best(site: str, result: xr.Dataset, where: list[str]) -> Cell:
-    """The strongest patch among the positions ``where``, and its share."""
+    """Table cell: the strongest patch at the positions ``where``, and its share."""
     last = moved(result.isel(step=[-1])).isel(step=0)
     axis = _axis(result)
     wanted = last.isel({axis: [str(x) in where for x in last[axis].values]})

@@ -1,4 +1,4 @@
-"""Slider and buttons of figures with a frame a step."""
+"""Slider and play buttons of figures with one frame per step."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What changes over training: effects of cells, losses and accuracies."""
+"""Lines over training: effects of patches, losses and accuracies."""
 
 import numpy as np
 import pandas as pd
@@ -27,9 +27,8 @@ def effect_over_training(
     n_cells: int = 10,
     phases: Phases | None = None,
 ) -> go.Figure:
-    """Share recovered over training of the strongest components (at most four a site; residual
-    streams only if nothing else was patched), with 95 %
-    bootstrap intervals over facts.
+    """Share recovered over training by the strongest patches (at most four per site; of residual
+    streams only if nothing else was patched), with 95 % bootstrap intervals over facts.
     """
     results = by_site(results)
     shown = {site: dataset_of(result) for site, result in components(results).items()}
@@ -55,7 +54,7 @@ def effect_over_training(
     first = dataset_of(next(iter(results.values())))
     shade_plateau(figure, phases)
     figure.update_layout(
-        title=title_of("When the strongest cells came to matter", first, metric),
+        title=title_of("When the strongest patches came to matter", first, metric),
         height=520,
         font=FONT,
         hovermode="closest",
@@ -136,8 +135,8 @@ def training_curves(
 def _strongest(
     results: dict[str, xr.Dataset], metric: str, n_cells: int
 ) -> list[tuple[str, xr.Dataset]]:
-    """The ``n_cells`` cells that moved the run most, in the mean over the later half of training,
-    at most four a site; cells that can't be judged are left out.
+    """The ``n_cells`` patches with the largest mean effect over the later half of training, at most
+    four per site; steps at which clean and corrupted run can't be told apart are left out.
     """
     found = []
     for site, result in results.items():

@@ -1,4 +1,4 @@
-"""One direction against the other: what is enough, and what is needed."""
+"""Denoising against noising: which patches are enough, and which are needed."""
 
 import plotly.graph_objects as go
 import xarray as xr
@@ -14,9 +14,9 @@ def enough_and_needed(
     *,
     metric: str = "logit_diff",
 ) -> go.Figure:
-    """Each cell's share recovered by denoising against its share lost by noising.
+    """Each patch's share recovered by denoising against its share lost by noising.
 
-    On the diagonal both say the same. Right of it a cell is enough and not needed, as one input of
+    On the diagonal both say the same. Right of it a patch is enough and not needed, as one input of
     an OR gate is; left of it, needed and not enough, as one input of an AND gate.
     """
     results = by_site(results)
@@ -56,7 +56,7 @@ def enough_and_needed(
 def _cloud(
     site: str, denoised: xr.Dataset, noised: xr.Dataset, step: int | None, metric: str
 ) -> go.Scatter:
-    """A point a cell."""
+    """One point per patch."""
     shares = []
     for result in (dataset_of(denoised), dataset_of(noised)):
         values = recovered(result, metric).where(distinguishable(result, metric))

@@ -1,4 +1,4 @@
-"""Every cell of a sweep as heat maps."""
+"""Heat maps of patch grids."""
 
 import re
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _ACROSS = {
 
 def patch_heatmap(result: xr.Dataset | xr.DataTree, *, metric: str = "logit_diff") -> go.Figure:
     """Share recovered (noising: lost) of every cell of one site, layer by role or position
-    (z: layer by head, a panel a role).
+    (z: layer by head, one panel per role).
 
     With a ``step`` of several checkpoints the figure has a slider and a play button. A step is left
     grey where clean and corrupted run can't be told apart (the 95 % interval of their mean
@@ -141,7 +141,7 @@ def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.Da
     if across == by:
         whole = shares.where(known).transpose(..., "layer", by)
         return [(f"{site_label(site)} ({site})", whole)]
-    if {"head", "src"} <= set(shares.dims):  # a row a head
+    if {"head", "src"} <= set(shares.dims):  # a row per head
         names = [f"L{a}H{b}" for a in shares.layer.values for b in shares["head"].values]
         shares = shares.stack(row=("layer", "head")).drop_vars(("row", "layer", "head"))
         shares = shares.rename(row="layer").assign_coords(layer=names)

@@ -1,4 +1,4 @@
-"""Words on figures and pages: sites, cells, titles."""
+"""Labels and explanations of sites, labels of patches, titles of figures."""
 
 import xarray as xr
 
@@ -24,31 +24,31 @@ SITE_LABELS = {
 _HEADINGS = {
     "z": (
         "Which heads",
-        "The same for the output of single attention heads, a panel a token role.",
+        "The same for the output of single attention heads, a panel per token role.",
     ),
     "mlp_post": ("Which neurons", "The same for groups of an MLP's neurons."),
     "edge": (
         "Which attention edges",
-        "One head's attention from a destination (a panel each) to a source, taken from the other "
-        "run.",
+        "One head's attention from a destination (one panel each) to a source, taken from the "
+        "other run.",
     ),
     "head_knockout": (
         "Whose attention is needed",
-        "One head's attention from a destination (a panel each) to a source cut off before the "
+        "One head's attention from a destination (one panel each) to a source cut off before the "
         "softmax.",
     ),
     "knockout": (
         "What attention is needed",
-        "Attention of all heads from a destination (a panel each) to a source cut off before the "
+        "Attention of all heads from a destination (one panel each) to a source cut off before the "
         "softmax.",
     ),
 }
-"""Of sites that have a section of their own: its heading, and what its figure shows."""
+"""Sites with a section of their own: its heading, and what its figure shows."""
 _PATH = (
-    "The first stop is changed; each later one reads the base run plus what that change wrote, all "
-    "else frozen; what the last stop then computes is pasted into the base run. A panel a place of "
-    "the first stop; places at which nothing arrives are left out. Grey: the stops are not in "
-    "order."
+    "The first stop is patched; each later one reads the base run plus what that patch wrote, all "
+    "else frozen; what the last stop then computes is patched into the base run. One panel per "
+    "position of the first stop; positions whose patch does not reach the last stop are left out. "
+    "Grey: the stops are not in order."
 )
 _KNOCKOUTS = ("knockout", "head_knockout")
 DIRECTIONS = {
@@ -65,7 +65,7 @@ FONT = {"family": "system-ui, sans-serif", "size": 13}
 
 
 def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Dataset]:
-    """What ``patch_suite`` returns, as a data set a site; so is a single site's result."""
+    """What ``patch_suite`` returns, or one site's result, as one data set per site."""
     if isinstance(results, xr.DataTree):
         children = results.children or {results.attrs.get("site", ""): results}
         return {site: node.to_dataset() for site, node in children.items()}
@@ -73,7 +73,7 @@ def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Datase
 
 
 def site_label(site: str) -> str:
-    """Such as ``MLP output``, or ``z → logits`` of a path."""
+    """The site in words, such as ``MLP output``; of a path ``z → logits``."""
     return SITE_LABELS.get(site, site.replace("-", " → "))
 
 
@@ -98,8 +98,8 @@ def components(results: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 
 def cell_label(site: str, place: dict) -> str:
-    """Such as ``L1H3 at final``, ``L0 mlp_out at name_last``, ``L2H0 edge final ← name_first``,
-    ``L0H1 → L2H0.q at name_last``.
+    """The patch in words: ``L1H3 at final``, ``L0 mlp_out at name_last``, ``L2H0 edge final ←
+    name_first``, ``L0H1 → L2H0.q at name_last``.
     """
     stops = []
     for i, stop in enumerate(site.split("-")):
@@ -119,7 +119,7 @@ def cell_label(site: str, place: dict) -> str:
 def title_of(
     text: str, result: xr.Dataset, metric: str, other: dict[str, xr.Dataset] | None = None
 ) -> dict:
-    """What is shown; under it what was done, the metric, n, and what 0 and 1 mean."""
+    """Title of a figure: what it shows; under it the patch, the metric, n, what 0 and 1 mean."""
     n, denoising = result.sizes["fact"], result.attrs["direction"] == "denoising"
     how = f"{_done(result)}; {metric}; n = {n} facts; "
     how += "0 = corrupted, 1 = clean" if denoising else "0 = clean, 1 = corrupted"
@@ -137,7 +137,7 @@ def title_of(
 
 
 def _done(result: xr.Dataset) -> str:
-    """Such as ``corrupted run ← clean activation``."""
+    """The patch in words, such as ``corrupted run ← clean activation``."""
     if result.attrs["site"] in _KNOCKOUTS:
         done = "clean run, attention cut off"
     elif (pasted := _PASTED.get(result.attrs.get("replacement", "run"))) is not None:

@@ -30,7 +30,7 @@ def timeline(
     phases: Phases,
     links: dict[str, str],
 ) -> go.Figure:
-    """When each mechanism formed: accuracy and plateau on top, a band a mechanism below.
+    """When each mechanism formed: accuracy and plateau on top, one panel per mechanism below.
 
     Args:
         curves: (curve, step, fact), shares, with labels such as ``memory: needed``.
