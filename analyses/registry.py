@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from textwrap import fill
 
 import analyses
 from analyses.options import StudyConfig
@@ -40,8 +39,7 @@ class Analysis:
     def description(self) -> str:
         """Its help, above the options."""
         examples = [f"interp-analyse {example}" for example in self.examples]
-        question, details = (fill(text, 80) for text in (self.question, self.details))
-        return "\n\n".join((question, "Examples:", *examples, details)).strip()
+        return "\n\n".join((self.question, "Examples:", *examples, self.details)).strip()
 
 
 def registered() -> dict[str, Analysis]:
