@@ -63,20 +63,18 @@ def run(
         "device": device.partition(":")[0],
     }
     options = {"seed": config.seed, "max_memory": config.max_memory, "device": device}
-    where = {"out": _results_of(suite, config), "command": command}
+    ask = partial(over_checkpoints, suite, out=_results_of(suite, config), command=command)
     compute = partial(_of_step, facts=facts, people=people, **options)
     how = {"asked": asked, "workers": config.workers, "on_step": on_step}
-    done = over_checkpoints(suite, steps, list(QUESTIONS), compute, **how, **where)
+    done = ask(steps, list(QUESTIONS), compute, **how)
     answers = {name: join_steps({step: done[step][name] for step in steps}) for name in QUESTIONS}
     found = find(answers, plateau(suite).plateau_end)
     leading = leaders(found.mechanisms)[["component", "place"]].to_dict("index")
-    depth = {}
+    depth, asked = {}, asked | {"leading": leading}
     for question in asked_in_depth(leading):
-        options_now = options | {"compute": question.compute, "leading": leading}
-        compute = partial(in_depth.answer, facts=facts, **options_now)
-        asked_now, name = asked | {"leading": leading}, question.name
-        last = over_checkpoints(suite, steps[-1:], [name], compute, asked=asked_now, **where)
-        depth[name] = last[steps[-1]][name]
+        of_last = partial(in_depth.answer, facts=facts, leading=leading, **options)
+        compute, name = partial(of_last, compute=question.compute), question.name
+        depth[name] = ask(steps[-1:], [name], compute, asked=asked)[steps[-1]][name]
     on_step(len(steps) + 1)
     return suite, replace(found, depth=depth)
 
