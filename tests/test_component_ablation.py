@@ -138,7 +138,7 @@ def test_the_planted_circuit_is_found_and_its_decoys_are_not():
     assert (logits.argmax(-1) == facts.answers[:, 0]).all()
     named, table = found(model, facts)
     assert named == PLANTED  # precision 1 and recall 1
-    whole = table[table.attribute == "all"].set_index(["component", "role", "place"])
+    whole = table[table.attribute == "all"].set_index(["component", "mechanism", "place"])
     assert whole.share["L1 MLP", "memory", "final"] > MIN_SHARE  # needed, but not a memory
     decoy = whole.loc["L0H1"]
     assert (decoy.share.abs() < 0.002).all()  # it changes the last LayerNorm's scale
