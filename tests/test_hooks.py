@@ -27,10 +27,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from interp.config import SITES
 from interp.model.checkpoint_io import write_checkpoint
 from interp.model.decoder import HookedDecoder
 from interp.patching import patch, patch_sites
+from interp.patching.sites import SITES
 
 
 def bridge_around(hf_model):

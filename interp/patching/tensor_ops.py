@@ -1,6 +1,10 @@
 """Tensor operations of patching, each in the form that is fastest on the machine at hand."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +21,32 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "160")
 
 
+@dataclass
+class FlopCount:
+    """Floating-point operations of matrix products; a multiplication and an addition are two."""
+
+    total: int = 0
+
+
+_counting: ContextVar[FlopCount | None] = ContextVar("counting", default=None)
+
+
+@contextmanager
+def count_flops() -> Iterator[FlopCount]:
+    """Counts what is multiplied inside the ``with`` block."""
+    count = FlopCount()
+    token = _counting.set(count)
+    try:
+        yield count
+    finally:
+        _counting.reset(token)
+
+
+def add_flops(n: int) -> None:
+    if (count := _counting.get()) is not None:
+        count.total += n
+
+
 class Linear:
     """``x @ weight.T + bias`` for inference, with the weight laid out once for oneDNN.
 
@@ -29,8 +59,6 @@ class Linear:
     ) -> None:
         self.weight = weight.detach().contiguous()
         self.bias = None if bias is None else bias.detach().contiguous()
-        self.flops = 0
-        """Of all products so far: two for a multiplication and an addition."""
         packable = weight.device.type == "cpu" and (
             (weight.dtype == torch.float32 and torch.backends.mkldnn.is_available())
             or (weight.dtype == torch.bfloat16 and has_bf16("cpu"))
@@ -41,7 +69,7 @@ class Linear:
         self, x: Float[Tensor, "*cell in"], *, gelu: bool = False
     ) -> Float[Tensor, "*cell out"]:
         """With ``gelu`` the exact GELU of the product."""
-        self.flops += 2 * x.numel() * len(self.weight)
+        add_flops(2 * x.numel() * len(self.weight))
         if self.packed is None:
             out = F.linear(x, self.weight, self.bias)
             return F.gelu(out) if gelu else out

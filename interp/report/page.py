@@ -10,11 +10,10 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.offline import get_plotlyjs
 
-from interp.config import HEAD_SITES, SITES
 from interp.dynamics.plateau import Phases, format_step, phases
 from interp.fields import argument
+from interp.patching.sites import SITES
 from interp.report.figures import (
-    SITE_LABELS,
     by_site,
     effect_over_training,
     enough_and_needed,
@@ -95,7 +94,7 @@ def build_report(
         found = phases(average.step.to_numpy(), average.loss.to_numpy(), baseline)
         curves = figure_html("training", training_curves(metrics, baseline, found))
         curves += _phases_text(found, average)
-    by_layer = set(SITES) - set(HEAD_SITES) - {"knockout", "mlp_post"}
+    by_layer = [name for name, site in SITES.items() if not site.part and not site.is_edge]
     residual = {site: result for site, result in results.items() if site in by_layer}
     sections = [("How knowledge came", curves)] if curves else []
     if residual:
@@ -104,7 +103,7 @@ def build_report(
         place = place.replace("pos", "position")
         sections.append((f"Where: layer by {place}", _WHERE.format(place=place) + figure))
     for site in [site for site in results if site not in by_layer]:
-        heading, text = _PARTS.get(site, (SITE_LABELS.get(site, site).capitalize(), ""))
+        heading, text = _PARTS.get(site, (site_label(site).capitalize(), ""))
         if "-" in site:
             heading, text = f"Along the path {site_label(site)}", _PATH
         name = "heads" if site == "z" else site.replace(".", "-")

@@ -20,14 +20,14 @@ from interp.data.facts import FactSet, check_tokens, check_vocabulary
 from interp.fields import argument
 from interp.files import check_writable, only_process
 from interp.model.decoder import device_of
+from interp.patching.act_patch import patch_sites
 from interp.patching.intervention import (
     Intervention,
-    cells_of,
     check_fit,
     check_sites,
+    grid_of,
     intervention,
 )
-from interp.patching.patch import patch_sites
 from interp.process import local_workers
 from interp.provenance import provenance, source_digest
 from interp.results.repeated_weights import repeated_weights
@@ -131,7 +131,7 @@ def check_sweep(
     check_fit(shape, sites, how)
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
-    cells_of(facts, how)
+    grid_of(facts, how)
     check_tokens(facts, shape.d_vocab, shape.n_ctx)
     return sites
 

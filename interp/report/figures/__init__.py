@@ -3,10 +3,9 @@
 from interp.report.figures.curves import effect_over_training, training_curves
 from interp.report.figures.gates import enough_and_needed
 from interp.report.figures.heatmaps import patch_heatmap, patch_heatmaps
-from interp.report.figures.labels import SITE_LABELS, by_site, cell_label, site_label
+from interp.report.figures.labels import by_site, cell_label, site_label
 
 __all__ = [
-    "SITE_LABELS",
     "by_site",
     "cell_label",
     "effect_over_training",

@@ -2,23 +2,8 @@
 
 import xarray as xr
 
-SITE_LABELS = {
-    "embed": "embeddings",
-    "resid_pre": "residual stream before the block",
-    "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream after the block",
-    "attn_out": "attention output",
-    "mlp_out": "MLP output",
-    "mlp_post": "groups of neurons",
-    "z": "attention heads (z)",
-    "q": "queries (q)",
-    "k": "keys (k)",
-    "v": "values (v)",
-    "pattern": "attention patterns",
-    "edge": "attention edges",
-    "knockout": "attention cut",
-    "head_knockout": "attention of one head cut",
-}
+from interp.patching.sites import SITES
+
 DIRECTIONS = {
     "denoising": "corrupted run ← clean activation",
     "noising": "clean run ← corrupted activation",
@@ -42,7 +27,7 @@ def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Datase
 
 def site_label(site: str) -> str:
     """Such as ``MLP output``, or ``z → logits`` of a path."""
-    return SITE_LABELS.get(site, site.replace("-", " → "))
+    return SITES[site].label if site in SITES else site.replace("-", " → ")
 
 
 def cell_label(site: str, place: dict) -> str:
@@ -86,7 +71,8 @@ def title_of(
 
 def _done(result: xr.Dataset) -> str:
     """Such as ``corrupted run ← clean activation``."""
-    if result.attrs["site"] in ("knockout", "head_knockout"):
+    site = SITES.get(result.attrs["site"])
+    if site is not None and site.cut:
         done = "clean run, attention cut off"
     elif (pasted := _PASTED.get(result.attrs.get("replacement", "run"))) is not None:
         done = f"clean run ← {pasted}"
