@@ -535,7 +535,7 @@ def test_a_csv_of_steps_and_values_is_one_curve(tmp_path):
     ("text", "message"),
     [
         ("step,loss\n1,2\n", "{path} has no column value but 'step', 'loss'"),
-        ("step;value\n1;2\n", "{path} has no column step, value but 'step;value'"),
+        ("step;value\n1;2\n", "{path} has its fields separated by semicolons; save it with commas"),
         ("step,value\n", "{path} holds no rows"),
         ("", "{path} is empty"),
         ("step,value,value\n1,2,3\n", "{path} has a column 'value' 2 times"),

@@ -415,7 +415,7 @@ def test_results_do_not_depend_on_how_facts_and_rows_are_portioned(wide, suite, 
 
 def test_a_sweep_that_leaves_out_a_change_says_so(wide, few, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(recompute._Paster, "__call__", lambda self, x, *_: x)
+        broken.setattr(recompute._Paster, "__call__", lambda self, name, x: x)
         with pytest.raises(RuntimeError, match=r"site 'mlp_out', layer 1: 0 of \d+ changes appl"):
             patch(wide, few, site="mlp_out", window=2)
     monkeypatch.setattr(recompute, "put", lambda *_: 0)

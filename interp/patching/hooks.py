@@ -170,7 +170,10 @@ class HookedRuns:
         logits = self.model.run_with_hooks(given.tokens[fact], fwd_hooks=hooks)
         for i, (name, _) in enumerate(changes):
             if i not in called:
-                raise RuntimeError(f"hook {name} was never called, so nothing was changed there")
+                raise ValueError(
+                    f"this {type(self.model).__name__} never calls its hook {name!r}, so nothing "
+                    "can be changed there; leave that site out"
+                )
         return logits
 
     def _scores(

@@ -36,7 +36,8 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
 
 def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """``of_metric`` of facts with twins."""
-    if "corrupted" in result and result["corrupted_first_logprob"].isnull().all():
+    values = of_metric(result, "first_logprob")
+    if values.corrupted.isnull().all():
         raise ValueError(
             "these facts have no corrupted prompts, so no gap of which there could be a share; use "
             "interp.effect(result, metric='first_logprob')"

@@ -180,6 +180,130 @@ def repeats_in(result: xr.Dataset) -> list[Repeat]:
     return repeated_weights({int(step): of for step, of in tensors.items()} if tensors else {})
 
 
+<<<<<<< HEAD:interp/results/store.py
+=======
+def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
+    """``patched``, ``clean`` and ``corrupted`` in one metric.
+
+    Raises:
+        ValueError: no such metric, or not the result of one site.
+    """
+    if not isinstance(result, (xr.Dataset, xr.DataTree)) or "patched" not in result:
+        raise ValueError("this is not the result of one site; give one, such as tree['z']")
+    known = METRICS if f"clean_{CONTROL}" not in result else (*METRICS, CONTROL)
+    if metric not in known:
+        raise ValueError(f"no metric {metric!r}; there are {', '.join(known)}")
+    suffix = "" if metric == "logit_diff" else f"_{metric}"
+    if result["clean" + suffix].isnull().all():
+        raise ValueError(
+            f"these facts have no corrupted answers, so no {metric}; use metric='first_logprob'"
+        )
+    return xr.Dataset(
+        {name: result[name + suffix] for name in ("patched", "clean", "corrupted")},
+        attrs=result.attrs,
+    )
+
+
+def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
+    """``of_metric`` of facts with twins."""
+    values = of_metric(result, "first_logprob")
+    if values.corrupted.isnull().all():
+        raise ValueError(
+            "these facts have no corrupted prompts, so no gap of which there could be a share; use "
+            "interp.effect(result, metric='first_logprob')"
+        )
+    return of_metric(result, metric)
+
+
+def effect(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
+    """Patched − base per fact, nats: towards clean when denoising, away from it (negative) when
+    noising.
+    """
+    values = of_metric(result, metric)
+    base = values.corrupted if result.attrs["direction"] == "denoising" else values.clean
+    return (
+        (values.patched - base)
+        .rename("effect")
+        .assign_attrs(units="nats", long_name=f"effect on {metric}")
+    )
+
+
+def recovered(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
+    """Mean (patched − corrupted) ÷ mean (clean − corrupted) over the facts that have the cell: 0 =
+    corrupted, 1 = clean, unclipped.
+    """
+    values = _with_gap(result, metric)
+    gap = (values.clean - values.corrupted).where(values.patched.notnull())
+    share = (values.patched - values.corrupted).mean("fact") / gap.mean("fact")
+    return share.rename("recovered").assign_attrs(
+        units="share of clean − corrupted", long_name=f"{metric} recovered"
+    )
+
+
+def interval(
+    result: xr.Dataset | xr.DataTree,
+    metric: str = "logit_diff",
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """``recovered`` with a percentile bootstrap interval over facts: ``estimate``, ``low``,
+    ``high``, which are NaN for a single fact.
+
+    The same resampled facts serve every cell and step, so that differences between them can be
+    compared.
+    """
+    confidence = argument("confidence", confidence, float, above=0, below=1)
+    n_resamples = argument("n_resamples", n_resamples, int, least=1)
+    seed = argument("seed", seed, int, least=0, most=LARGEST_SEED)
+    values = _with_gap(result, metric)
+    there = values.patched.notnull()
+    gained = (values.patched - values.corrupted).fillna(0).transpose(..., "fact")
+    gap = (values.clean - values.corrupted).where(there, 0).transpose(*gained.dims)
+    n = result.sizes["fact"]
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float32)
+    with np.errstate(invalid="ignore"), catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # a cell that no fact has is NaN
+        share = _resampled(gained.values, counts) / _resampled(gap.values, counts)
+        low, high = np.nanquantile(share, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    if n == 1:  # one fact says nothing about others
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    dims = gained.dims[:-1]
+    return xr.Dataset(
+        {"estimate": recovered(result, metric), "low": (dims, low), "high": (dims, high)},
+        attrs=result.attrs,
+    )
+
+
+def distinguishable(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
+    """Whether mean (clean − corrupted) is above 0 by 1.96 standard errors: is there a difference
+    of which a share can be recovered? A single fact is taken at its word.
+    """
+    values = _with_gap(result, metric)
+    gap = values.clean - values.corrupted
+    n = result.sizes["fact"]
+    error = gap.std("fact") / np.sqrt(max(1, n - 1))
+    return gap.mean("fact") > 1.96 * error
+
+
+def moved(result: xr.Dataset, metric: str = "logit_diff") -> xr.Dataset:
+    """How far patching moved the run, with ``interval``'s bounds: 0 = as unpatched, 1 = as the run
+    patched from. When denoising it is the share recovered, when noising the share lost.
+    """
+    shares = interval(result, metric)
+    if result.attrs["direction"] == "denoising":
+        return shares
+    lost = {"estimate": 1 - shares.estimate, "low": 1 - shares.high, "high": 1 - shares.low}
+    return xr.Dataset(lost, attrs=shares.attrs)
+
+
+def _resampled(values: np.ndarray, counts: Float[np.ndarray, "resample fact"]) -> np.ndarray:
+    return np.einsum("...f,rf->...r", values.astype(np.float32), counts, optimize=True)
+
+
+>>>>>>> main:interp/results.py
 def _question(result: xr.Dataset) -> str:
     request = json.loads(result.attrs.get("request", "{}"))
     return _canonical(
