@@ -2,7 +2,7 @@
 https://arxiv.org/abs/2304.05969): a change that reaches a later component along chosen edges only.
 
 A path is written as its stops, ``z-q`` or ``embed-v-logits``: a component is changed; the next stop
-reads the base run's residual stream plus what that change wrote into it, dict[str, Tensor]Norm included, all
+reads the base run's residual stream plus what that change wrote into it, LayerNorm included, all
 else frozen; and so on. What the last stop then computes is pasted into the base run, which goes on
 from there with nothing frozen; ``logits`` as the last stop ends it. A stop may be a single one:
 ``L0H2.z-L2H1.q``. An effect along a path is not evidence that nothing else carries the change.
