@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_hooked import Toy
+from test_hooks import Toy
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from transformer_lens.hook_points import HookPoint
