@@ -7,6 +7,7 @@ import xarray as xr
 from scipy.optimize import isotonic_regression
 from scipy.stats import binom
 
+from interp.dynamics import emergence as module
 from interp.dynamics.emergence import (
     ANY_ORDER,
     DRIFT,
@@ -19,7 +20,6 @@ from interp.dynamics.emergence import (
     order,
     read_curves,
 )
-from interp.dynamics.plateau import emergence as module
 
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560])
 RISE = np.array([1, 1, 1, 1, 5, 8, 11, 11, 11, 11.0])
