@@ -19,8 +19,8 @@ from analyses.options import LocalizationConfig
 from analyses.studies import average_metrics
 from interp.dynamics.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
 from interp.dynamics.plateau import Phases, phases
-from interp.localization.component_ablation import ROLES, by_attribute, roles
 from interp.localization.localize import QUESTIONS, localize
+from interp.localization.roles import ROLES, by_attribute, roles
 from interp.model.decoder import device_of
 from interp.results.store import join_steps
 from interp.results.sweep import digest_of, over_checkpoints
@@ -41,7 +41,7 @@ class Localization:
     answers: dict[str, xr.Dataset]
     """By question, with a leading ``step``."""
     roles: pd.DataFrame
-    """One row a (step, attribute, cell), as ``component_ablation.roles`` gives them."""
+    """One row a (step, attribute, cell), as ``interp.localization.roles.roles`` gives them."""
     curves: xr.DataArray
     """``job_curves``."""
     formed: xr.Dataset | None
@@ -51,7 +51,7 @@ class Localization:
     lags: xr.Dataset | None
     """``emergence.lag_to`` of the curves, to the end of the plateau; None without one."""
     by_attribute: pd.DataFrame
-    """``interp.localization.component_ablation.by_attribute`` at the last step."""
+    """``interp.localization.roles.by_attribute`` at the last step."""
     depth: dict[str, xr.Dataset]
     """What was asked of the last step only: ``analyses.localization_depth``."""
 

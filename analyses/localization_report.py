@@ -4,7 +4,7 @@ import xarray as xr
 
 from analyses import localization_tables as tables
 from analyses.localization import Localization, leaders, place_of, plateau
-from interp.localization.component_ablation import ROLES
+from interp.localization.roles import ROLES
 from interp.report.figures import localization_maps as draw
 from interp.report.figures.timeline import timeline
 from interp.report.page import anchor, figure_html, page, repeats_note

@@ -9,8 +9,8 @@ import xarray as xr
 from analyses.localization import Localization, leaders, place_of
 from interp.dynamics.emergence import MARKS
 from interp.dynamics.plateau import format_step
-from interp.localization.component_ablation import MIN_SHARE, ROLES
 from interp.localization.neurons import effective_number, gini, sharing
+from interp.localization.roles import MIN_SHARE, ROLES
 from interp.statistics import margin
 
 _KEY = ("component", "role", "place")
