@@ -24,14 +24,11 @@ from interp.localization.roles import ROLES, by_attribute, roles
 from interp.model.decoder import device_of
 from interp.results.store import join_steps
 from interp.results.sweep import digest_of, over_checkpoints
+from interp.statistics import gap_is_precise
 from interp.suite import load_suite, select_steps
 
 KINDS = {"needed": ROLES, "in place": tuple(role for role in ROLES if role != "memory")}
 """Which curves' midpoints are put in order: causes of all jobs; and attention, of heads alone."""
-MIN_ERRORS = 10
-"""Standard errors that the gap between clean and corrupted run must have, for shares of it to be
-followed over training: 2 would do to tell the runs apart, and leave shares of any size.
-"""
 
 
 @dataclass(frozen=True)
@@ -156,15 +153,14 @@ def job_curves(answers: dict[str, xr.Dataset], table: pd.DataFrame) -> xr.DataAr
     somebody has at the last step ``needed`` and ``in place``.
 
     ``needed``: share of the mean gap that is lost when no component of the model does the job (all
-    heads cut, or all MLPs swapped, at the leader's place); NaN before the gap is ``MIN_ERRORS``
-    standard errors for good. ``in place``: of heads the leader's attention along the job's edge; of
-    MLPs how much more often the value can be read off after them than before, summed over layers,
-    which follows the model's accuracy.
+    heads cut, or all MLPs swapped, at the leader's place); NaN before ``gap_is_precise`` for good.
+    ``in place``: of heads the leader's attention along the job's edge; of MLPs how much more often
+    the value can be read off after them than before, summed over layers, which follows the model's
+    accuracy.
     """
     found, needed = leaders(table), answers["needs"]
     gap = needed.clean - needed.corrupted
-    error = gap.std("fact", ddof=1) / gap.sizes["fact"] ** 0.5
-    sure = (gap.mean("fact") >= MIN_ERRORS * error).values
+    sure = gap_is_precise(gap.transpose("step", "fact").values)
     sure = np.flip(np.logical_and.accumulate(np.flip(sure)))
     whole = needed.isel(cell=np.flatnonzero(needed.kind == "all"))
     curves = {"gap": gap}

@@ -42,6 +42,21 @@ def runs_differ(gap: Float[np.ndarray, "*cell fact"]) -> Bool[np.ndarray, "*cell
     return np.asarray(greater_than_0(gap) < ALPHA)
 
 
+def gap_is_precise(gap: Float[np.ndarray, "*cell fact"]) -> Bool[np.ndarray, "*cell"]:
+    """Whether the mean of clean − corrupted is at least ten of its standard errors, so that shares
+    of it can be compared between checkpoints.
+
+    Stricter than ``runs_differ``, which is enough for a share and its interval to exist: a ratio of
+    means is nearly unbiased only where its denominator varies by less than a tenth.
+
+    Source: Cochran 1977, Sampling Techniques, chapter 6.
+    """
+    if gap.shape[-1] < 2:
+        return np.zeros(gap.shape[:-1], bool)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(gap.mean(-1) >= 10 * gap.std(-1, ddof=1) / gap.shape[-1] ** 0.5)
+
+
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """p values adjusted for their number (Holm 1979); a NaN is no test, and stays NaN.
 

@@ -6,6 +6,7 @@ from scipy.stats import bootstrap, ttest_1samp
 from interp.statistics import (
     ALPHA,
     format_p,
+    gap_is_precise,
     greater_than_0,
     holm,
     margin,
@@ -45,6 +46,12 @@ def test_runs_differ_where_their_gap_is_above_0_by_a_one_sided_t_test():
 def test_runs_that_do_not_differ_are_said_to_in_5_percent():
     noise = np.random.default_rng(0).normal(size=(4000, 12))
     assert runs_differ(noise).mean() == pytest.approx(ALPHA, abs=0.012)  # 3.5 standard errors
+
+
+def test_a_gap_is_precise_from_ten_standard_errors_on():
+    spread = np.array([-1.0, 0.0, 1.0, 0.0])  # a standard error of (2 / 3 / 4) ** 0.5 = 0.408
+    assert gap_is_precise(np.array([[4.09], [4.07], [-9.0]]) + spread).tolist() == [1, 0, 0]
+    assert not gap_is_precise(np.array([5.0, np.nan])) and not gap_is_precise(np.array([5.0]))
 
 
 def test_what_is_no_row_of_p_values_is_refused(monkeypatch):

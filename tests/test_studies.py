@@ -20,6 +20,7 @@ from analyses.paper import panel
 from analyses.studies import (
     average_metrics,
     curves,
+    holm_in_words,
     in_words,
     name_of,
     outcomes,
@@ -31,11 +32,13 @@ from analyses.studies import (
 from interp.config import preset
 from interp.data.batches import training_batch
 from interp.report.page import anchor
+from interp.statistics import holm
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
 from interp.training.run_folder import read_config
 
-SMOKE = BASES["smoke"]
+SMOKE = replace(BASES["smoke"], device="cpu")
+KEPT = Path(__file__).parents[1] / "analyses" / "results" / "laptop"
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +360,17 @@ def test_skew_is_compared_with_uniform_sampling_of_as_many_people_and_steps():
     at = found.set_index(["measure", "n_steps", "power_law", "celebrities"]).difference
     assert at["accuracy"].to_dict() == pytest.approx((-at["loss"] / 10).to_dict())
     assert at["loss"].to_dict() == {(4, 1.0, 0): 1.0, (9, 0.0, 2): 0.25, (9, 1.0, 0): -0.75}
+    np.testing.assert_array_equal(found.p_holm, holm(found.p.to_numpy()))
+    assert holm_in_words(found).endswith(
+        "0 of 6 have p < 0.05 after Holm's correction, the least is 1.000"
+    )
+    assert holm_in_words(found.assign(p_holm=np.nan)) is None  # one seed
+
+
+@pytest.mark.parametrize("path", sorted(KEPT.glob("*_differences.csv")), ids=lambda x: x.stem)
+def test_the_kept_p_values_are_adjusted_for_their_number(path):
+    table = pd.read_csv(path)
+    np.testing.assert_allclose(table.p_holm, holm(table.p.to_numpy()), rtol=1e-5)
 
 
 def test_outcomes_in_words_tell_seeds_apart():
