@@ -47,7 +47,7 @@ def out(tmp_path_factory):
 
 
 def smoke(out):
-    return StudyConfig(preset="smoke", out=str(out), workers=1)
+    return StudyConfig(preset="smoke", out=str(out), workers=1, device="cpu")
 
 
 def ask(monkeypatch, *words):
