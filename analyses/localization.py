@@ -19,19 +19,16 @@ from analyses.options import LocalizationConfig
 from analyses.studies import average_metrics
 from interp.dynamics.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
 from interp.dynamics.plateau import Phases, phases
-from interp.localization.component_ablation import ROLES, by_attribute, roles
 from interp.localization.localize import QUESTIONS, localize
+from interp.localization.roles import ROLES, by_attribute, roles
 from interp.model.decoder import device_of
 from interp.results.store import join_steps
 from interp.results.sweep import digest_of, over_checkpoints
+from interp.statistics import gap_is_precise
 from interp.suite import load_suite, select_steps
 
 KINDS = {"needed": ROLES, "in place": tuple(role for role in ROLES if role != "memory")}
 """Which curves' midpoints are put in order: causes of all jobs; and attention, of heads alone."""
-MIN_ERRORS = 10
-"""Standard errors that the gap between clean and corrupted run must have, for shares of it to be
-followed over training: 2 would do to tell the runs apart, and leave shares of any size.
-"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Localization:
     answers: dict[str, xr.Dataset]
     """By question, with a leading ``step``."""
     roles: pd.DataFrame
-    """One row a (step, attribute, cell), as ``component_ablation.roles`` gives them."""
+    """One row a (step, attribute, cell), as ``interp.localization.roles.roles`` gives them."""
     curves: xr.DataArray
     """``job_curves``."""
     formed: xr.Dataset | None
@@ -51,7 +48,7 @@ class Localization:
     lags: xr.Dataset | None
     """``emergence.lag_to`` of the curves, to the end of the plateau; None without one."""
     by_attribute: pd.DataFrame
-    """``interp.localization.component_ablation.by_attribute`` at the last step."""
+    """``interp.localization.roles.by_attribute`` at the last step."""
     depth: dict[str, xr.Dataset]
     """What was asked of the last step only: ``analyses.localization_depth``."""
 
@@ -156,15 +153,14 @@ def job_curves(answers: dict[str, xr.Dataset], table: pd.DataFrame) -> xr.DataAr
     somebody has at the last step ``needed`` and ``in place``.
 
     ``needed``: share of the mean gap that is lost when no component of the model does the job (all
-    heads cut, or all MLPs swapped, at the leader's place); NaN before the gap is ``MIN_ERRORS``
-    standard errors for good. ``in place``: of heads the leader's attention along the job's edge; of
-    MLPs how much more often the value can be read off after them than before, summed over layers,
-    which follows the model's accuracy.
+    heads cut, or all MLPs swapped, at the leader's place); NaN before ``gap_is_precise`` for good.
+    ``in place``: of heads the leader's attention along the job's edge; of MLPs how much more often
+    the value can be read off after them than before, summed over layers, which follows the model's
+    accuracy.
     """
     found, needed = leaders(table), answers["needs"]
     gap = needed.clean - needed.corrupted
-    error = gap.std("fact", ddof=1) / gap.sizes["fact"] ** 0.5
-    sure = (gap.mean("fact") >= MIN_ERRORS * error).values
+    sure = gap_is_precise(gap.transpose("step", "fact").values)
     sure = np.flip(np.logical_and.accumulate(np.flip(sure)))
     whole = needed.isel(cell=np.flatnonzero(needed.kind == "all"))
     curves = {"gap": gap}

@@ -3,13 +3,13 @@
 import numpy as np
 import xarray as xr
 
-from interp.localization.component_ablation import ALPHA, needs
+from interp.localization.component_ablation import needs
 from interp.localization.fact_editing import edit_facts
 from interp.localization.logit_attribution import copying
 from interp.localization.neurons import written
 from interp.patching import patch
 from interp.results.metrics import effect, recovered
-from interp.statistics import greater_than_0
+from interp.statistics import runs_differ
 
 DEPTH = ("severed", "neurons", "edits", "feeds", "parts", "copying", "value")
 SEVERED = {"nothing": None, "MLPs": "mlp_out", "attention": "attn_out"}
@@ -66,7 +66,7 @@ def _severed(model, facts, how: dict) -> xr.Dataset:
     runs = [
         patch(model, facts, site="resid_pre", frozen=frozen, **how) for frozen in SEVERED.values()
     ]
-    apart = greater_than_0((runs[0].clean - runs[0].corrupted).values) < ALPHA
+    apart = runs_differ((runs[0].clean - runs[0].corrupted).values)
     shares = xr.concat([recovered(run) for run in runs], "frozen").where(bool(apart))
     return xr.Dataset({"recovered": shares}, {"frozen": list(SEVERED)}, {"n": len(facts)})
 
@@ -120,7 +120,7 @@ def _parts(model, suite, facts, seed: int, how: dict) -> xr.Dataset:
         if len(swapped) < 2:
             continue
         result = patch(model, swapped, site="resid_pre", **how)
-        apart = greater_than_0((result.clean - result.corrupted).values) < ALPHA
+        apart = runs_differ((result.clean - result.corrupted).values)
         shares[part] = recovered(result).where(bool(apart))
     found = xr.Dataset({"n": ("part", list(counts.values()))}, {"part": list(counts)})
     if shares:

@@ -1,11 +1,11 @@
 """The page of ``analyses.localization``: when each job formed, who does it, and the evidence."""
 
 import xarray as xr
-from interp.report.page.figures import localization_maps as draw
 
 from analyses import localization_tables as tables
 from analyses.localization import Localization, leaders, place_of, plateau
-from interp.localization.component_ablation import ROLES
+from interp.localization.roles import ROLES
+from interp.report.figures import localization_maps as draw
 from interp.report.figures.timeline import timeline
 from interp.report.page import anchor, figure_html, page, repeats_note
 

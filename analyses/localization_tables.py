@@ -9,9 +9,9 @@ import xarray as xr
 from analyses.localization import Localization, leaders, place_of
 from interp.dynamics.emergence import MARKS
 from interp.dynamics.plateau import format_step
-from interp.localization.component_ablation import MIN_SHARE, ROLES
 from interp.localization.neurons import effective_number, gini, sharing
-from interp.statistics import margin
+from interp.localization.roles import MIN_SHARE, ROLES
+from interp.statistics import format_p, margin
 
 _KEY = ("component", "role", "place")
 
@@ -115,7 +115,7 @@ def of_role(found: Localization, role: str) -> str:
         rows += (
             f"<tr><th>{escape(x.component)} at {escape(x.place)}</th>{nats}"
             f"<td>{x.least_share:.2f} ({escape(x.least)})</td>"
-            f"<td>{x.most_share:.2f} ({escape(x.most)})</td><td>{_p(x.p)}</td></tr>"
+            f"<td>{x.most_share:.2f} ({escape(x.most)})</td><td>{_p(x.p, x.p_floor)}</td></tr>"
         )
     return (
         "<p>Those who are named for all facts or for some attribute, at the last step. Nats lost "
@@ -167,8 +167,8 @@ def _mean(values: xr.DataArray) -> str:
     return f"{float(values.mean()):.2f} ± {float(margin(values.values)):.2f}"
 
 
-def _p(p: float) -> str:
-    return "one attribute only" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "&lt; 0.001"
+def _p(p: float, floor: float) -> str:
+    return "one attribute only" if np.isnan(p) else escape(format_p(p, floor))
 
 
 def feeds(found: Localization) -> str:

@@ -15,7 +15,8 @@ from analyses.beside_paper import across_seeds, beside_paper
 from analyses.options import StudyConfig
 from analyses.studies import Study, curves, in_words, outcomes, sample_in_words, trained, variants
 from interp.config import TrainConfig
-from interp.dynamics.plateau import format_step, power_law
+from interp.dynamics.plateau import format_step
+from interp.dynamics.power_law import power_law
 from interp.report.figures.labels import FONT
 from interp.training.run_many import OnStep
 

@@ -1,4 +1,4 @@
-"""Precision and recall of ``component_ablation.roles`` where it is known who can have which
+"""Precision and recall of ``interp.localization.roles`` where it is known who can have which
 role, and how far roles move with the weights that have them.
 
 Trained in: models that do without some heads and MLPs, so that who does a job is known before

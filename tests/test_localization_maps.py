@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from interp.report.page.figures import localization_maps as draw
 
 from interp.dynamics.emergence import emergence
 from interp.dynamics.plateau import Phases
+from interp.report.figures import localization_maps as draw
 from interp.report.figures.timeline import timeline
 
 STEPS = np.arange(12) * 100

@@ -6,9 +6,10 @@ import xarray as xr
 
 from interp.data.facts import FactSet
 from interp.localization.attention_to_names import attention
-from interp.localization.component_ablation import needs, readable_gain
+from interp.localization.component_ablation import needs
 from interp.localization.logit_attribution import direct_attribution
 from interp.localization.probes import probe, read_off
+from interp.localization.roles import readable_gain
 from interp.model.decoder import HookedDecoder
 
 QUESTIONS = ("needs", "readings", "attention", "direct", "probes")
