@@ -22,7 +22,7 @@ from interp.data.batches import training_batch
 from interp.data.facts import PROMPT_ROLES, FactSet, padded
 from interp.data.sentences import Sentences, numbers_of, rows_of, training_sentences
 from interp.localization.inputs import check_inputs, check_layer
-from interp.model.decoder import HookedDecoder, rotation
+from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_plain
 from interp.suite import Suite
 
@@ -168,12 +168,9 @@ def run_on(
     model: HookedDecoder, run: Run, added: Float[Tensor, "sentence pos d_model"]
 ) -> Float[Tensor, "sentence d_vocab"]:
     """Logits at ``final`` with ``added`` written beside the MLP's output."""
-    n, n_pos = run.roles.shape
-    turn = rotation(torch.arange(n_pos, device=added.device), model.cfg)
-    resid = run.resid + added
-    for block in model.blocks[run.layer + 1 :]:
-        resid = block(resid, turn)
-    return model.unembed(model.ln_final(resid[torch.arange(n), run.lengths - 1]))
+    resid = model.from_layer(run.resid + added, run.layer + 1)
+    last = torch.arange(len(resid), device=resid.device), run.lengths - 1
+    return model.unembed(model.ln_final(resid[last]))
 
 
 def mean_keys(run: Run, role: str, n_facts: int) -> Float[Tensor, "fact d_mlp"]:

@@ -18,9 +18,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.model.decoder import Block, DecoderConfig, HookedDecoder, rotation
+from interp.model.attention import Rotation, rotation
+from interp.model.decoder import Block, DecoderConfig, HookedDecoder
 from interp.model.model_check import check_agree
-from interp.model.packed_attention import Rotation
 from interp.patching.activations import Layer, Prompts, Run, metrics_of
 from interp.patching.edits import Edit, changed_stream
 from interp.patching.grid import Cells, Rows
