@@ -54,16 +54,10 @@ class Weights:
         """What each neuron of an MLP writes."""
         return widened(self.model.blocks[layer].mlp.down.weight).mT
 
-    def neuron_bias(self, layer: int) -> Float[Tensor, " d_model"]:
-        """What an MLP adds whatever its neurons write."""
-        return widened(self.model.blocks[layer].mlp.down.bias)
-
     def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
         return widened(self.model.embed.weight)
 
-    def final_norm(
-        self, resid: Float[Tensor, "*cell d_model"]
-    ) -> Float[Tensor, "*cell d_model"]:
+    def final_norm(self, resid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         """What the unembedding reads of a residual stream."""
         return _normalised(self.model.ln_final, resid)
 
