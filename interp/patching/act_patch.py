@@ -22,6 +22,7 @@ from interp.config import CONTROL, METRICS
 from interp.data.facts import TEXT_COLUMNS, FactSet, check_tokens, check_vocabulary
 from interp.fields import argument
 from interp.model.decoder import HookedDecoder
+from interp.model.flop_count import count_flops
 from interp.model.model_check import check_model, check_plain
 from interp.patching.batch import Batch, mean_cache, spread_of_names
 from interp.patching.grid import Shape
@@ -40,7 +41,6 @@ from interp.patching.intervention import (
 from interp.patching.packed_weights import pack
 from interp.patching.path_patching import is_path
 from interp.patching.sites import SITES, activations_of, default_sites
-from interp.patching.tensor_ops import count_flops
 
 
 def patch(

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.model.attention import softmax, split_output_weight, weigh
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid, WorkItems
-from interp.patching.packed_weights import PackedModel, all_scores, weigh
+from interp.patching.packed_weights import PackedModel, all_scores
 from interp.patching.sites import SITES, Site
-from interp.patching.tensor_ops import softmax
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,11 @@ def _attn_out_change(
         change = _z_change_by_source(sweep, site, layer, at)
     if not site.part:
         return change.flatten(1) @ block.out.weight.mT
-    by_head = rearrange(block.out.weight, "o (head d) -> head d o", head=block.n_heads)
-    out = change.new_empty(len(change), by_head.shape[2])
+    by_head = split_output_weight(block.out.weight, block.n_heads)
+    out = change.new_empty(len(change), by_head.shape[1])
     for head in at.part.unique().tolist():
         here = (at.part == head).nonzero()[:, 0]
-        out[here] = change[here, 0] @ by_head[head]
+        out[here] = change[here, 0] @ by_head[head].mT
     return out
 
 

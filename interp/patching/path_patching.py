@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.model.attention import softmax, weigh
 from interp.model.decoder import DecoderConfig
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid, Shape
-from interp.patching.packed_weights import PackedModel, all_scores, weigh
+from interp.patching.packed_weights import PackedModel, all_scores
 from interp.patching.sites import SITES, names_of
-from interp.patching.tensor_ops import softmax
 
 LOGITS = "logits"
 """The stop that ends a path."""
@@ -268,7 +268,7 @@ def _received(
     name, kinds = stop.patched, "q" if stop.site == "q" else "kv"
     pos = torch.arange(changed.shape[1], device=changed.device)[None]
     turn = weights.turn_at(pos)
-    heads = dict(zip(kinds, block.heads(own["resid_pre"] + change.written, turn, kinds)))
+    heads = dict(zip(kinds, block.heads(own["resid_pre"] + change.written, turn, kinds=kinds)))
     chosen = torch.zeros(own[name].shape[2], dtype=torch.bool, device=changed.device)
     chosen[stop.parts(weights.cfg, 1)] = True
     new = torch.where(changed[..., None] & chosen[:, None], heads[stop.site], own[name])

@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.model.attention import attend
+from interp.model.block import Tap, after_attention, silent
 from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.model_check import check_agree
 from interp.patching.activations import ActivationCache, Prompts, metrics_of
 from interp.patching.changed_block import Sweep, changed_stream
 from interp.patching.grid import PatchGrid, WorkItems, concatenate, items_of, live
-from interp.patching.packed_weights import PackedModel, attend
+from interp.patching.packed_weights import PackedModel
 from interp.patching.paste import differing, paste, pasted_values
 from interp.patching.sites import SITES
 from interp.patching.tensor_ops import put, with_rows
@@ -58,8 +60,8 @@ class Recompute:
             if not cache:
                 tap.layer["embed"] = resid
             resid = tap("resid_pre", resid)
-            z = attend(*block.heads(resid, turn, tap=tap), dest, tap)
-            resid = block.finish(resid, z, tap)
+            z = attend(*block.heads(resid, turn, tap), dest, tap)
+            resid = after_attention(block, resid, z, tap)
             cache.append(tap.layer)
         return cache
 
@@ -213,9 +215,9 @@ def _patched(
         if layer == entry:
             resid = sweep.base[layer]["resid_pre"][fact[:, None], window]
             _put_all(resid, window, *changed)
-        tap = _Paster(sweep, items, layer, window, dest) if goes_on else None
+        tap = _Paster(sweep, items, layer, window, dest) if goes_on else silent
         resid = _later_layer(sweep, layer, fact, resid, window, dest, tap)
-        if tap:
+        if goes_on:
             tap.check_called()
     return _metrics(sweep.weights, prompts, resid, fact)
 
@@ -237,7 +239,8 @@ def _first_layer(
     queries, resid = (base[name][fact[:, None], dest] for name in ("rot_q", "resid_pre"))
     put(queries, dest, row, pos, q)
     _put_all(resid, dest, row, pos, stream)
-    return block.finish(resid, attend(queries, keys, values, dest))
+    z = attend(queries, keys, values, dest, silent)
+    return after_attention(block, resid, z, silent)
 
 
 def _later_layer(
@@ -247,23 +250,23 @@ def _later_layer(
     resid: Float[Tensor, "item pos d_model"],
     window: Int[Tensor, "item pos"],
     dest: Int[Tensor, "item dest"],
-    tap: "_Paster | None",
+    tap: Tap,
 ) -> Float[Tensor, "item dest d_model"]:
     """A layer all of whose inputs in the window are new; it answers at ``dest``."""
     weights, block, base = sweep.weights, sweep.weights.blocks[layer], sweep.base[layer]
-    resid = tap("resid_pre", resid) if tap else resid
+    resid = tap("resid_pre", resid)
     if dest is window:
-        q, k, v = block.heads(resid, weights.turn_at(window), tap=tap)
+        q, k, v = block.heads(resid, weights.turn_at(window), tap)
     else:
-        k, v = block.heads(resid, weights.turn_at(window), "kv", tap)
+        k, v = block.heads(resid, weights.turn_at(window), tap, kinds="kv")
         at = (dest - window[:, :1])[..., None].expand(-1, -1, resid.shape[2])
         resid = resid.gather(1, at)
-        (q,) = block.heads(resid, weights.turn_at(dest), "q", tap)
+        (q,) = block.heads(resid, weights.turn_at(dest), tap, kinds="q")
     rows = torch.arange(len(fact), device=fact.device)[:, None].expand_as(window)
     keys, values = (
         with_rows(base[name], fact, rows, window, new) for name, new in (("rot_k", k), ("v", v))
     )
-    return block.finish(resid, attend(q, keys, values, dest, tap), tap)
+    return after_attention(block, resid, attend(q, keys, values, dest, tap), tap)
 
 
 class _Paster:

@@ -1,10 +1,6 @@
 """Tensor operations of patching, each in the form that is fastest on the machine at hand."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -12,39 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.model.decoder import has_bf16
+from interp.model.flop_count import add_flops
 
-_LONG = 64
-"""Sources from which on a softmax over the last axis is quick."""
 # oneDNN keeps half a megabyte for every number of rows that a product has had, 1,024 of them in
 # each of two caches. A sweep comes back to fewer. Read when oneDNN is first used.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "160")
-
-
-@dataclass
-class FlopCount:
-    """Floating-point operations of matrix products; a multiplication and an addition are two."""
-
-    total: int = 0
-
-
-_counting: ContextVar[FlopCount | None] = ContextVar("counting", default=None)
-
-
-@contextmanager
-def count_flops() -> Iterator[FlopCount]:
-    """Counts what is multiplied inside the ``with`` block."""
-    count = FlopCount()
-    token = _counting.set(count)
-    try:
-        yield count
-    finally:
-        _counting.reset(token)
-
-
-def add_flops(n: int) -> None:
-    if (count := _counting.get()) is not None:
-        count.total += n
 
 
 class Linear:
@@ -77,15 +46,6 @@ class Linear:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *after)
 
 
-def softmax(scores: Float[Tensor, "*cell src"]) -> Float[Tensor, "*cell src"]:
-    """Over sources. A short last axis is moved to the front, where torch is five times faster; a
-    destination without any source has NaN.
-    """
-    if scores.shape[-1] >= _LONG or scores.is_cuda:
-        return scores.softmax(-1)
-    return scores.movedim(-1, 0).contiguous().softmax(0).movedim(0, -1)
-
-
 def put(
     x: Float[Tensor, "row dest *rest"],
     dest: Int[Tensor, "row dest"],
@@ -102,17 +62,6 @@ def put(
     inside = ((at >= 0) & (at < dest.shape[1])).nonzero()[:, 0]
     x[row[inside], at[inside]] = new[inside]
     return len(inside)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``interp.model.packed_attention.rotate`` without autograd: three times as fast here."""
-    n_rotary = 2 * cos.shape[-1]
-    pairs = x[..., :n_rotary].unflatten(-1, (2, -1))
-    turned = x.clone(memory_format=torch.contiguous_format)
-    out = turned[..., :n_rotary].unflatten(-1, (2, -1)).mul_(cos)
-    out[..., 0, :].addcmul_(pairs[..., 1, :], sin[..., 0, :])
-    out[..., 1, :].addcmul_(pairs[..., 0, :], sin[..., 1, :])
-    return turned
 
 
 def with_rows(
