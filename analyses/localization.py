@@ -67,17 +67,13 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
     facts = suite.facts(config.facts * n, **drawn)
     n_people = min(config.people, suite.config.n_people)
     people = suite.facts(n_people * n, **drawn)
-    asked = {
-        "facts": digest_of(facts),
-        "people": digest_of(people),
-        "n_facts": len(facts),
-        "seed": config.seed,
-        "device": device_of(config.device).partition(":")[0],
-    }
+    asked = {"people": digest_of(people), "seed": config.seed}
     options = {"seed": config.seed, "max_memory": config.max_memory}
     options["device"] = device_of(config.device)
     where = {
         "out": config.out or suite.path / "results" / "localization",
+        "facts": facts,
+        "device": options["device"],
         "command": command,
     }
     done = over_checkpoints(
@@ -85,7 +81,7 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
         steps,
         QUESTIONS,
         partial(_of_step, facts=facts, people=people, **options),
-        asked=asked,
+        options=asked,
         workers=config.workers,
         on_step=on_step,
         **where,
@@ -97,7 +93,7 @@ def run(config: LocalizationConfig, *, command: str = "", on_step=lambda n_done:
     for question in in_depth.possible(led):
         compute = partial(in_depth.answer, facts=facts, leading=led, **options)
         asked_now = asked | {"leading": led}
-        last = over_checkpoints(suite, steps[-1:], [question], compute, asked=asked_now, **where)
+        last = over_checkpoints(suite, steps[-1:], [question], compute, options=asked_now, **where)
         depth[question] = last[steps[-1]][question]
     on_step(len(steps) + 1)
     return suite, replace(found, depth=depth)

@@ -65,7 +65,7 @@ def test_a_result_says_what_made_it(suite, facts, tmp_path):
     attrs = open_result(path).attrs
     request, made_by = json.loads(attrs["request"]), json.loads(attrs["made_by"])
     assert request["checkpoint"] == suite.sha256(20) and request["step"] == 20
-    assert request["direction"] == "denoising" and request["versions"]["torch"]
+    assert request["options"]["direction"] == "denoising" and request["versions"]["torch"]
     assert made_by["command"] == "interp-patch --x"
 
 
@@ -174,7 +174,7 @@ def test_other_source_code_computes_anew(suite, facts, tmp_path, monkeypatch):
 
 def test_the_source_is_what_computes_and_not_what_shows(tmp_path, monkeypatch):
     package = tmp_path / "interp"
-    for name in ("patching/engine.py", "figures/curves.py", "report.py", "model.py"):
+    for name in ("patching/engine.py", "report/curves.py", "cli/shell.py", "model.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("1")
     monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
@@ -184,7 +184,7 @@ def test_the_source_is_what_computes_and_not_what_shows(tmp_path, monkeypatch):
         return provenance.source_digest()
 
     before = digest()
-    for name in ("figures/curves.py", "report.py"):
+    for name in ("report/curves.py", "cli/shell.py"):
         (package / name).write_text("2")
     assert digest() == before
     (package / "patching/engine.py").write_text("2")
