@@ -112,12 +112,31 @@ class HookedRuns:
                 for site, layer in places
             ]
             scores.append(self._scores(self._forward(prompts, fact, hooks), fact))
+            for site, layer in places:
+                self._check_axes(site, cache[layer][site.activation], prompts.tokens[fact])
             pieces.append(cache)
         layers = [
             {name: torch.cat([piece[name] for piece in same]) for name in same[0]}
             for same in zip(*pieces)
         ]
         return ScoredCache(layers, prompts, np.concatenate(scores, 1))
+
+    def _check_axes(self, site: Site, x: Tensor, tokens: Int[Tensor, "row pos"]) -> None:
+        """Raises a ValueError unless an activation has the axes that TransformerLens's has."""
+        rows, n_pos = tokens.shape
+        n_parts, axes = site.n_parts(self.model.cfg, 1), "(batch, pos, d_model)"
+        fits = x.ndim == 3 and x.shape[:2] == (rows, n_pos)
+        if site.is_table:
+            axes = "(batch, head, dest, src)"
+            fits = x.shape == (rows, self.n_heads, n_pos, n_pos)
+        elif site.part in ("head", "key_value_head"):
+            axes = "(batch, pos, head, d_head)"
+            fits = x.ndim == 4 and x.shape[:3] == (rows, n_pos, n_parts)
+        if not fits:
+            raise ValueError(
+                f"the hook of site {site.name!r} in this {type(self.model).__name__} has shape "
+                f"{tuple(x.shape)}, not {axes}; leave that site out"
+            )
 
     def scores_of(self, run: ScoredCache) -> Float[np.ndarray, "metric fact"]:
         return run.scores
