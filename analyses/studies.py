@@ -21,7 +21,7 @@ from interp.dynamics.plateau import (
     rises_from,
 )
 from interp.process import local_workers
-from interp.statistics import margin
+from interp.statistics import ALPHA, format_p, holm, margin
 from interp.training.evaluation import AVERAGE
 from interp.training.metrics_table import SPLITS, read_metrics
 from interp.training.run_folder import read_record
@@ -209,8 +209,8 @@ def paired(ones: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.DataFra
 
 
 def difference(pairs: pd.DataFrame) -> dict:
-    """One less other: mean over seeds, half its 95 % interval (Student's t), p (two-sided), seeds,
-    and how many lack one of the two and are left out.
+    """One less other: mean over seeds, half its 95 % interval (Student's t), p (two-sided t test,
+    not adjusted), number of seeds, and of those that lack one of the two and are left out.
     """
     whole = pairs.dropna()
     gaps = (whole.one - whole.other).to_numpy()
@@ -223,7 +223,25 @@ def difference(pairs: pd.DataFrame) -> dict:
     }
 
 
+def with_holm(rows: list[dict]) -> pd.DataFrame:
+    """Rows from ``difference``, one a comparison, with ``p_holm``: p adjusted for their number."""
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table.p.to_numpy()))
+
+
+def holm_in_words(table: pd.DataFrame) -> str | None:
+    """How many comparisons of ``with_holm`` are significant; None where none could be tested."""
+    tested = table.p_holm.dropna()
+    if tested.empty:
+        return None
+    return (
+        f"± are 95 % intervals, each for itself; {(tested < ALPHA).sum()} of {len(tested)} have "
+        f"p < {ALPHA} after Holm's correction, the least is {format_p(tested.min())}"
+    )
+
+
 def difference_in_words(row, digits: int = 2) -> str:
+    """Mean difference ± half of its 95 % interval."""
     return f"{row.difference:+.{digits}f}{plus_minus(row.margin, digits)}"
 
 

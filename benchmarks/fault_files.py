@@ -135,9 +135,9 @@ CURVES = [
          "Path('curves.csv').read_bytes())"),
         ("lines that end in CRLF", "step", "", "write('curves.csv', "
          "Path('curves.csv').read_bytes().replace(b'\\n', b'\\r\\n'))"),
-        ("semicolons", "step|column", None, "write('curves.csv', "
+        ("semicolons", "semicolons", None, "write('curves.csv', "
          "Path('curves.csv').read_text().replace(',', ';'))"),
-        ("tabs", "step|column", None, "write('curves.csv', "
+        ("tabs", "tabs", None, "write('curves.csv', "
          "Path('curves.csv').read_text().replace(',', chr(9)))"),
         ("UTF-16", "curves.csv", "", "write('curves.csv', "
          "Path('curves.csv').read_text().encode('utf-16'))"),
@@ -170,7 +170,8 @@ PROMPTS = [
          "Path('prompts.csv').read_bytes())"),
         ("lines that end in CRLF", "", "4", "write('prompts.csv', "
          "Path('prompts.csv').read_bytes().replace(b'\\n', b'\\r\\n'))"),
-        ("semicolons", "column", None, f"{_PROMPTS}.to_csv('prompts.csv', sep=';', index=False)"),
+        ("semicolons", "semicolons", None,
+         f"{_PROMPTS}.to_csv('prompts.csv', sep=';', index=False)"),
         ("UTF-16", "prompts.csv", "4", "write('prompts.csv', "
          "Path('prompts.csv').read_text().encode('utf-16'))"),
         ("no rows", "row", None, f"{_PROMPTS}.head(0).to_csv('prompts.csv', index=False)"),

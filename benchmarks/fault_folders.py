@@ -181,7 +181,7 @@ TENSORS = [
         "'run/step-000030')", f"copy('run/step-000020/model.safetensors', '{WEIGHTS}')"),
     Row("weights are of another shape", PATCH, "shape", None,
         f"copy('wide/step-000030/model.safetensors', '{WEIGHTS}')"),
-    Row("only pytorch_model.bin is there", PATCH, "safetensors", None,
+    Row("only pytorch_model.bin is there", PATCH, "pickle.*convert", None,
         f"move('{WEIGHTS}', 'run/step-000030/pytorch_model.bin')"),
     Row("weights in shards", PATCH, "safetensors", None,
         f"move('{WEIGHTS}', 'run/step-000030/model-00001-of-00002.safetensors')"),

@@ -93,8 +93,9 @@ def _of_command(
 
 
 def _outcome(ended: Ended, folder: Path, row: Row) -> _Reference:
-    pages = page_numbers(folder) if row.where.startswith("interp-report") else {}
-    return numbers(folder) | pages, ended.out
+    """What a command computed, or of interp-report, what its page shows; and what it printed."""
+    of_page = row.where.startswith("interp-report")
+    return page_numbers(folder) if of_page else numbers(folder), ended.out
 
 
 def _of_call(row: Row, template: Path, place: Path, seconds: float) -> tuple[str, str]:

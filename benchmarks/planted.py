@@ -1,4 +1,4 @@
-"""Precision and recall of ``component_ablation.mechanisms`` where it is known which components can
+"""Precision and recall of ``interp.localization.mechanisms`` where it is known which components can
 implement which mechanism, and how far that moves with their weights.
 
 Trained in: models that do without some heads and MLPs, so that what can implement a mechanism is

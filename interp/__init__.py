@@ -12,7 +12,7 @@ _HOMES = {
     "train": "interp.training.loop",
     "train_all": "interp.training.run_many",
     "load_suite": "interp.suite",
-    "patch": "interp.patching.patch",
+    "patch": "interp.patching.act_patch",
     "patch_suite": "interp.results.sweep",
     "plan": "interp.patching.cost",
     "recovered": "interp.results.metrics",

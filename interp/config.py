@@ -14,25 +14,6 @@ ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "lo
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
 CONTROL = "control_logit_diff"
 """``logit_diff`` of another fact's answers."""
-DEFAULT_SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z")
-SITES = (
-    "embed",
-    "resid_pre",
-    "resid_mid",
-    "resid_post",
-    "attn_out",
-    "mlp_out",
-    "mlp_post",
-    "z",
-    "q",
-    "k",
-    "v",
-    "pattern",
-    "edge",
-    "knockout",
-    "head_knockout",
-)
-HEAD_SITES = ("z", "q", "k", "v", "pattern", "edge", "head_knockout")
 N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-9, 1e9
 """Of a person among others. Multiplied by the steepest power law over all full names there are,

@@ -55,8 +55,11 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, *, advice: str = "copy it again") -> dict:
     """The object in a JSON file.
+
+    Args:
+        advice: what to do about a damaged file.
 
     Raises:
         ValueError: it can't be read, is not JSON, holds something else than one object, or NaN, or
@@ -69,10 +72,10 @@ def read_json(path: Path) -> dict:
     except OSError as error:
         raise ValueError(f"{path} can't be read ({error.strerror}); see that it can") from None
     except (ValueError, RecursionError) as error:  # broken JSON and other encodings are ValueErrors
-        raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from None
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path} is damaged (it holds {str(content)[:40]!r}, not an object); copy it again"
+            f"{path} is damaged (it holds {str(content)[:40]!r}, not an object); {advice}"
         )
     return content
 

@@ -1,4 +1,4 @@
-"""Settings of a process that make many middle-sized operations quick, and workers beside it."""
+"""Settings of a process that make many middle-sized operations quick, and its worker processes."""
 
 import ctypes
 import os
@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of glibc's mallopt
 _SIGNAL_AT_PARENTS_DEATH = 1  # of Linux's prctl
 
 
 def tune_process() -> None:
-    """Call before torch is imported. Keeps freed memory, since fetching it anew from the system can
-    cost more than filling it, and lets waiting threads spin only briefly: those that spin for long
-    slow each other many times over as soon as another job wants a core.
+    """Keeps freed memory in the process, and lets waiting threads spin only briefly; call it before
+    torch is imported. Fetching memory anew from the system can cost more than filling it, and
+    threads that spin for long slow each other many times over as soon as another job wants a core.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     libc = _libc()
@@ -27,8 +31,8 @@ def tune_process() -> None:
 
 @contextmanager
 def local_workers(n: int) -> Iterator[Executor | None]:
-    """Processes of this machine that share its cores, and end with this one, however it ends; for
-    one None, which is this process itself.
+    """A pool of ``n`` processes that share this machine's cores, compute under this process's
+    settings of torch, and end with it, however it ends; None for one, which is this process itself.
     """
     if n == 1:
         yield None
@@ -36,14 +40,15 @@ def local_workers(n: int) -> Iterator[Executor | None]:
     import torch
 
     threads = max(1, torch.get_num_threads() // n)
-    pool = ProcessPoolExecutor(n, get_context("spawn"), _start_worker, (threads,))
+    settings = (threads, torch.get_float32_matmul_precision(), torch.get_default_dtype())
+    pool = ProcessPoolExecutor(n, get_context("spawn"), _start_worker, settings)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(n_threads: int) -> None:
+def _start_worker(n_threads: int, matmul_precision: str, default_dtype: "torch.dtype") -> None:
     libc = _libc()
     if hasattr(libc, "prctl"):
         libc.prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGTERM)
@@ -51,6 +56,8 @@ def _start_worker(n_threads: int) -> None:
     import torch
 
     torch.set_num_threads(n_threads)
+    torch.set_float32_matmul_precision(matmul_precision)
+    torch.set_default_dtype(default_dtype)
 
 
 def _libc() -> ctypes.CDLL | None:

@@ -21,6 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share t
     torch.set_num_threads(1)
 SHORT = replace(
     PRESETS["tiny"],
+    device="cpu",
     n_people=40,
     n_held_out=20,
     n_layers=3,
@@ -31,6 +32,18 @@ SHORT = replace(
     dense_until=10,
     checkpoint_every=20,
 )
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked ``cuda`` are skipped where there is none; for all others, and the processes they
+    start, there is none: what is expected of them was computed on a CPU.
+    """
+    if not request.node.get_closest_marker("cuda"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elif not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")

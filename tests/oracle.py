@@ -16,6 +16,8 @@ HOOKS = {
     "q": "blocks.{}.attn.hook_q",
     "k": "blocks.{}.attn.hook_k",
     "v": "blocks.{}.attn.hook_v",
+    "rot_q": "blocks.{}.attn.hook_rot_q",
+    "rot_k": "blocks.{}.attn.hook_rot_k",
     "pattern": "blocks.{}.attn.hook_pattern",
     "edge": "blocks.{}.attn.hook_pattern",
     "knockout": "blocks.{}.attn.hook_attn_scores",

@@ -87,6 +87,32 @@ def test_resuming_a_finished_run_from_its_record_changes_nothing(copy):
     assert code == 0 and (copy / "step-000030" / "model.safetensors").read_bytes() == before
 
 
+def test_the_number_of_checkpoints_told_is_of_those_that_were_kept(tmp_path, monkeypatch, capsys):
+    for keep, told in (("all", "holds 3 checkpoints; next"), ("last", "holds 1 checkpoint; next")):
+        words = ["--preset", "tiny", "--out", str(tmp_path / keep), "--keep", keep, *QUICK]
+        monkeypatch.setattr(sys, "argv", ["interp-train", *words])
+        interp_train.main()
+        assert told in capsys.readouterr().out
+
+
+def test_a_copied_folder_gives_the_same_report_to_the_byte(copy, tmp_path, monkeypatch, capsys):
+    def page(*words):
+        monkeypatch.setattr(sys, "argv", [*map(str, words), str(tmp_path / "page.html")])
+        COMMANDS[words[0]]()
+        return (tmp_path / "page.html").read_bytes()
+
+    patch = ("interp-patch", "--ckpt", copy, "--facts", "6", "--sites", "z", "mlp_out")
+    page(*patch, "--direction", "noising", "--report")
+    first = page(*patch, "--steps", "10,30", "--report")
+    assert page("interp-report", "--results", copy / "results" / "patching", "--out") == first
+    for name, sign in (("forwards", 1), ("backwards", -1)):
+        again = shutil.copytree(copy, tmp_path / name / "run", copy_function=shutil.copyfile)
+        for i, path in enumerate(sorted(again.rglob("*.*"))):
+            os.utime(path, (10**9 + sign * i, 10**9 + sign * i))
+        assert page("interp-report", "--results", again / "results" / "patching", "--out") == first
+    assert capsys.readouterr().err == ""
+
+
 def test_options_of_patching_reach_the_results(copy, tmp_path):
     code, *_ = run(
         "interp-patch", "--ckpt", copy / "step-000020", "--sites", "mlp_out", "z", "--facts", "4",
@@ -169,6 +195,13 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
             "asked for 9999 facts, the run has 240",
         ),
         (["interp-patch", "--ckpt", "RUN", "--direction", "up"], "invalid choice 'up'"),
+        (["interp-patch", "--ckpt", "RUN", "--frozen", "z"], "give one of mlp_out, attn_out"),
+        (["interp-patch", "--ckpt", "RUN", "--facts"], "--facts has no value; give a whole number"),
+        (["interp-patch", "--ckp", "RUN"], "give --ckpt instead of --ckp RUN, which is unknown"),
+        (["interp-train", "--preset"], "--preset has no value; give some text"),
+        (["interp-train", "--preset=tiny", "--out=x", "--n_steps=0"], "n_steps is 0"),
+        (["interp-train", "--preset", "tiny", "--out", "x", "--n-step", "9"], "mean --n-steps?"),
+        (["interp-train", "--preset", "tiny", "--out", "x", "--clip-norm", "a"], "is ['a']; give"),
         (["interp-patch", "--ckpt", "RUN", "--bogus"], "--bogus"),
         (["interp-patch", "--ckpt", "RUN", "--out", "FILE/x"], "can't write to FILE/x"),
         (["interp-patch", "--ckpt", "RUN", "--report", "FILE/r.html"], "can't write to FILE"),

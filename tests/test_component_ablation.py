@@ -1,20 +1,14 @@
-"""Roles on planted circuits, and the rule on made-up effects."""
+"""Effects of ablations, held against patching, and the mechanisms found in planted circuits."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import xarray as xr
 from oracle import random_model
 
 from interp.data.facts import PROMPT_ROLES, FactSet
-from interp.localization.component_ablation import (
-    MIN_SHARE,
-    by_attribute,
-    mechanisms,
-    needs,
-    readable_gain,
-)
+from interp.localization.component_ablation import needs
+from interp.localization.mechanisms import MIN_SHARE, mechanisms, readable_gain
 from interp.localization.probes import read_off
 from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch
@@ -238,99 +232,6 @@ def test_what_is_lost_is_what_patching_says(suite):
     lost = (whole.clean - whole.patched.isel(layer=0)).sel(dest="final", src="cue")
     mine = every.effect.isel(cell=int(np.flatnonzero(every.role == "relation")[0]))
     np.testing.assert_allclose(mine, lost, atol=1e-6)
-
-
-def made_up(effect, control, gap, role="extraction"):
-    """Cells with given effects, all of one attribute."""
-    n_cells, n = effect.shape
-    names = [f"L{i}H0" if role != "memory" else f"L{i} MLP" for i in range(n_cells)]
-    place = "final" if role == "memory" else "final ← names"
-    cell = {
-        "component": names,
-        "role": [role] * n_cells,
-        "place": [place] * n_cells,
-        "kind": ["mlp" if role == "memory" else "head"] * n_cells,
-    }
-    return xr.Dataset(
-        {
-            "effect": (("cell", "fact"), effect),
-            "control": (("cell", "fact"), control),
-            "clean": ("fact", gap),
-            "corrupted": ("fact", np.zeros(n)),
-        },
-        {name: ("cell", x) for name, x in cell.items()} | {"attribute": ("fact", ["a"] * n)},
-    )
-
-
-def test_shares_are_of_the_mean_gap_and_all_conditions_must_hold():
-    rng, n = np.random.default_rng(0), 100
-    noise = rng.normal(0, 0.1, (4, n))
-    noise -= noise.mean(1, keepdims=True)
-    mean = np.array([[2.0], [0.1], [2.0], [0.0]])
-    control = np.array([[0.0], [0.0], [2.0], [0.0]]) + noise[::-1]
-    table = mechanisms(made_up(mean + noise, control, np.full(n, 4.0)))
-    whole = table[table.attribute == "all"]
-    np.testing.assert_allclose(whole.share, [0.5, 0.025, 0.5, 0.0], atol=1e-6)
-    # enough; too little; no more than its control; nothing
-    assert whole.named.tolist() == [True, False, False, False]
-    gap = rng.normal(0, 4, n)
-    assert not mechanisms(made_up(mean + noise, control, gap - gap.mean())).named.any()
-    unread = made_up(mean + noise, control, np.full(n, 4.0), role="memory")
-    assert not mechanisms(unread).named.any()
-    gain = xr.DataArray(
-        np.stack([rng.random((1, n)) < 0.5, np.zeros((1, n), bool)]).astype(float),
-        dims=("layer", "role", "fact"),
-        coords={"layer": [0, 1], "role": ["final"], "attribute": ("fact", ["a"] * n)},
-    )
-    whole = mechanisms(unread, gain)
-    assert whole[whole.attribute == "all"].named.tolist() == [True, False, False, False]
-
-
-def test_components_that_do_nothing_are_rarely_named():
-    """100 models of 20 components whose effects and controls are noise: 5 % of models may err."""
-    rng = np.random.default_rng(1)
-    wrong = 0
-    for _ in range(100):
-        effect, control = rng.normal(0.5, 2, (2, 20, 60))
-        wrong += (
-            mechanisms(made_up(effect, control, rng.normal(4, 1, 60)))
-            .query("attribute == 'all'")
-            .named.any()
-        )
-    assert wrong <= 12  # P(more | 5 %) < 0.002
-
-
-def of_two_attributes(shares, gaps, *, n=60, seed=0):
-    """Facts of a and b; cell i has ``shares[i]`` (of a, of b) of gaps ``gaps``, and noise."""
-    attribute = np.repeat(["a", "b"], [n, 2 * n])
-    gap = np.where(attribute == "a", *gaps)
-    share = np.where(attribute == "a", *np.array(shares, float).T[..., None])
-    noise = np.random.default_rng(seed).normal(0, 0.4, share.shape)
-    noise *= np.where(attribute == "a", 1.0, 0.3)  # spread is no difference of means
-    made = made_up(gap * (share + noise), gap * np.zeros_like(share), gap)
-    return made.assign_coords(attribute=("fact", attribute))
-
-
-def test_a_head_for_one_attribute_is_told_from_one_for_all():
-    needed = of_two_attributes([(0.6, 0.1), (0.4, 0.4)], (8.0, 2.0))
-    found = by_attribute(needed, n_shuffles=999).set_index("component")
-    assert list(found.index) == ["L0H0", "L1H0"]
-    one = found.loc["L0H0"]
-    assert (one.most, one.least) == ("a", "b") and one.p < 0.01
-    assert (one.most_share, one.least_share) == pytest.approx((0.6, 0.1), abs=0.15)
-    assert found.p["L1H0"] > 0.05  # as large a share of a larger gap
-    assert by_attribute(needed.isel(fact=range(60))).p.isna().all()
-    needed["effect"][1] = needed["control"][1] = 0.0  # cut or not, it is the same
-    assert by_attribute(needed, n_shuffles=199).p[1] == 1
-
-
-def test_heads_for_all_attributes_are_rarely_said_to_be_for_one():
-    """Whether their share is large, or so small that only chance brings it above the mark."""
-    wrong = 0
-    for seed in range(100):
-        needed = of_two_attributes([(0.5, 0.5), (0.03, 0.03)] * 2, (8.0, 2.0), n=25, seed=seed)
-        wrong += (by_attribute(needed, n_shuffles=199, seed=seed).p < 0.05).any()
-    assert wrong <= 12  # P(more | 5 %) < 0.002
 
 
 def test_needs_of_the_whole_value_are_what_patching_says(suite):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from interp.config import SITES
-from interp.patching import engine, patch
+from interp.patching import patch, recompute
 from interp.patching.cost import plan
+from interp.patching.sites import SITES
 
 
 @pytest.mark.parametrize("whole_value", [True, False])
@@ -11,10 +11,10 @@ from interp.patching.cost import plan
 def test_a_plan_bounds_what_is_computed(model, facts, site, whole_value, monkeypatch):
     computed = []
     monkeypatch.setattr(
-        engine.Engine,
-        "_changed",
-        lambda self, sweep, entry, rows, at, real=engine.Engine._changed: (
-            computed.append(len(rows)) or real(self, sweep, entry, rows, at)
+        recompute,
+        "_patched",
+        lambda sweep, prompts, entry, items, at, real=recompute._patched: (
+            computed.append(len(items)) or real(sweep, prompts, entry, items, at)
         ),
     )
     options = {"direction": "noising", "whole_value": whole_value}

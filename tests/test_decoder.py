@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from interp.data.batches import training_batch
 from interp.model.checkpoint_io import write_checkpoint
-from interp.model.decoder import DecoderConfig, HookedDecoder, initialise, rotation
+from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.training.loop import make_step
 from interp.training.optimizer import make_trainee
 
@@ -79,14 +79,6 @@ def test_attention_sees_no_later_token(model, facts):
     changed[:, 5] = (changed[:, 5] + 1) % model.cfg.d_vocab
     before, after = model(facts.clean)[:, :5], model(changed)[:, :5]
     torch.testing.assert_close(before, after, atol=0, rtol=0)
-
-
-def test_rotary_angles_are_position_times_falling_frequencies():
-    shape = DecoderConfig(1, 1, 4, 4, 4, rotary_base=100.0)
-    turn = rotation(torch.tensor([0, 3]), shape)
-    expected = torch.tensor([[1.0, 1.0], [-0.9899925, 0.9553365]])  # cos 0, cos 3 and cos 0.3
-    torch.testing.assert_close(turn.cos[:, 0, 0], expected)
-    torch.testing.assert_close(turn.sin[1, 0, :, 1], torch.tensor([-0.2955202, 0.2955202]))
 
 
 def test_initial_weights_are_a_function_of_the_seed():

@@ -7,6 +7,7 @@ import xarray as xr
 from scipy.optimize import isotonic_regression
 from scipy.stats import binom
 
+from interp.dynamics import emergence as module
 from interp.dynamics.emergence import (
     ANY_ORDER,
     DRIFT,
@@ -19,7 +20,6 @@ from interp.dynamics.emergence import (
     order,
     read_curves,
 )
-from interp.dynamics.plateau import emergence as module
 
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560])
 RISE = np.array([1, 1, 1, 1, 5, 8, 11, 11, 11, 11.0])
@@ -327,6 +327,35 @@ def test_adding_a_constant_or_scaling_changes_no_step_and_permuting_facts_no_est
         assert float(permuted[name]) == pytest.approx(float(found[name]))
 
 
+def test_a_curve_has_the_same_interval_alone_and_among_others():
+    shared = 0.2 * np.random.default_rng(1).normal(
+        size=(4, len(DENSE), 1)
+    )  # so that noise is added
+    heights = [over_facts(logistic(DENSE, at, 90), 24, 0.1, at) for at in (900, 1500, 700, 2500)]
+    curve = curve_of(np.stack(heights) + shared, DENSE)
+    among = emergence(curve, n_resamples=100)
+    assert among.emerged.sum() >= 3
+    for label in curve.component.values[::-1]:
+        alone = emergence(curve.sel(component=label, drop=True), n_resamples=100)
+        xr.testing.assert_allclose(among.sel(component=label, drop=True), alone, rtol=1e-9)
+        two = emergence(curve.sel(component=[label, "b"]), n_resamples=100)
+        xr.testing.assert_allclose(two.isel(component=[0]), among.sel(component=[label]), rtol=1e-9)
+
+
+def test_a_lag_is_the_same_whatever_third_curve_there_is_and_noise_is_each_curves_own():
+    noise = 0.03 * np.random.default_rng(1).normal(size=(3, len(DENSE), 1))
+    curve = curve_of(logistic(DENSE, 900, 90)[:, None] + noise + np.zeros((3, 1, 24)), DENSE)
+    three, two = (lags(x, between="component") for x in (curve, curve[[2, 0]]))
+    pair = {"earlier": "a", "later": "c"}
+    for name in ("lag", "lag_low", "lag_high", "probability"):
+        assert float(three[name].sel(pair)) == pytest.approx(float(two[name].sel(pair)))
+    # Facts are all alike, so that all that varies is noise: independent, it adds up.
+    lag, found = three.sel(pair), emergence(curve)
+    widths = (found.midpoint_high - found.midpoint_low).sel(component=["a", "c"]).values
+    together = float(lag.lag_high - lag.lag_low)
+    assert together == pytest.approx(np.hypot(*widths), rel=0.25)
+
+
 def test_the_seed_decides_and_the_callers_random_stream_is_untouched():
     curve = curve_of(over_facts(RISE, 16, 0.3, 0))
     state = np.random.get_state()[1].tolist()
@@ -535,7 +564,7 @@ def test_a_csv_of_steps_and_values_is_one_curve(tmp_path):
     ("text", "message"),
     [
         ("step,loss\n1,2\n", "{path} has no column value but 'step', 'loss'"),
-        ("step;value\n1;2\n", "{path} has no column step, value but 'step;value'"),
+        ("step;value\n1;2\n", "{path} has its fields separated by semicolons; save it with commas"),
         ("step,value\n", "{path} holds no rows"),
         ("", "{path} is empty"),
         ("step,value,value\n1,2,3\n", "{path} has a column 'value' 2 times"),

@@ -139,5 +139,5 @@ def test_what_cannot_be_measured_is_refused(model, suite, facts):
     with pytest.raises(ValueError, match="n_others is 41; the run has 40 people"):
         edit_facts(model, suite, facts[:1], layer=0, role="final", n_others=41)
     strangers = replace(facts[:1], texts=facts[:1].texts.assign(person=-1))
-    with pytest.raises(ValueError, match="person -1 is not in the population"):
+    with pytest.raises(ValueError, match="person -1 is not in the run's population"):
         edit_facts(model, suite, strangers, layer=0, role="final")

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import HOOKS, inputs, metrics, random_model
 
-from interp.config import HEAD_SITES, SITES
 from interp.data.facts import PROMPT_ROLES
-from interp.patching import Intervention, edits, engine, patch, patch_sites
+from interp.patching import Intervention, patch, patch_sites, recompute
+from interp.patching.sites import SITES as ALL_SITES
 
+SITES = tuple(ALL_SITES)
+HEAD_SITES = ("z", "q", "k", "v", "rot_q", "rot_k", "pattern", "edge", "head_knockout")
 EDGES = ("edge", "knockout", "head_knockout")
 N_NEURONS = 8
 
@@ -148,7 +150,7 @@ def test_random_models_windows_and_portions_agree_with_hooks(
     )
     facts = suite.facts(5, seed=seed)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine, "TOKENS_AT_ONCE", tokens_at_once)
+        patched.setattr(recompute, "TOKENS_AT_ONCE", tokens_at_once)
         results = patch_sites(
             model, facts, sites=[site], direction="noising", window=window,
             n_neurons=N_NEURONS, max_memory=max_memory,
@@ -413,10 +415,10 @@ def test_results_do_not_depend_on_how_facts_and_rows_are_portioned(wide, suite, 
 
 def test_a_sweep_that_leaves_out_a_change_says_so(wide, few, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(edits.Edit, "__call__", lambda self, x, *_: x)
+        broken.setattr(recompute._Paster, "__call__", lambda self, name, x: x)
         with pytest.raises(RuntimeError, match=r"site 'mlp_out', layer 1: 0 of \d+ changes appl"):
             patch(wide, few, site="mlp_out", window=2)
-    monkeypatch.setattr(engine, "put", lambda *_: 0)
+    monkeypatch.setattr(recompute, "put", lambda *_: 0)
     with pytest.raises(RuntimeError, match=r"0 of \d+ changes were applied"):
         patch(wide, few, site="mlp_out")
 

@@ -34,7 +34,7 @@ def copy(suite, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(copy):
-    return LocalizationConfig(str(copy), facts=16, people=40, workers=1)
+    return LocalizationConfig(str(copy), facts=16, people=40, workers=1, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -94,8 +95,9 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights_and_metrics(
 
 def test_a_run_killed_without_warning_is_resumed_to_the_same_weights(run, config, tmp_path):
     code = (
-        "import sys; from conftest import SHORT; from interp.training.loop import train\n"
-        "train(SHORT, sys.argv[1])"
+        "import sys, time; from conftest import SHORT; from interp.training.loop import train\n"
+        "slow = lambda step, loss: time.sleep(0.1 * (step > 10))\n"
+        "train(SHORT, sys.argv[1], on_step=slow)"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / "run"], cwd=Path(__file__).parent
@@ -103,7 +105,8 @@ def test_a_run_killed_without_warning_is_resumed_to_the_same_weights(run, config
     while not (tmp_path / "run" / "step-000010").exists() and child.poll() is None:
         time.sleep(0.01)
     child.kill()
-    child.wait()
+    assert child.wait() == -signal.SIGKILL  # before its end
+    assert not (tmp_path / "run" / "step-000030").exists()
     train(config, tmp_path / "run", resume=True)
     assert digests(tmp_path / "run", config) == digests(run, config)
 

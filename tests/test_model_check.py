@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_hooked import Toy
+from test_hooks import Toy
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from transformer_lens.hook_points import HookPoint
@@ -20,7 +20,8 @@ from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_agree, check_finite, check_plain, is_causal
 from interp.patching import patch
 from interp.patching.activations import prompts
-from interp.patching.engine import Engine, check_same_logits
+from interp.patching.packed_weights import pack
+from interp.patching.recompute import Recompute, check_same_logits
 
 
 class LoraLinear(nn.Module):
@@ -104,8 +105,9 @@ def with_whole_numbers(model):
 
 
 def compare_logits(model, facts):
-    engine = Engine(model, prompts(facts, "cpu")[0])
-    check_same_logits(engine, engine.run(engine.prompts), n=8)
+    given = prompts(facts, "cpu")[0]
+    runs = Recompute(pack(model, given.tokens.shape[1]), given)
+    check_same_logits(model, runs, runs.run(given), n=8)
 
 
 NOT_PLAIN = {

@@ -226,10 +226,6 @@ def test_a_table_of_another_library_is_quoted_in_one_line():
             "fact 1 has a prompt length that is not from 1 to 5",
         ),
         ({"lengths": torch.tensor([0, 5, 5])}, "fact 0 has a prompt length"),
-        (
-            {"corrupted": torch.cat([CORRUPTED[:2], CLEAN[2:]])},
-            "fact 2 has a corrupted prompt like its clean one",
-        ),
         ({"answers": torch.tensor([[4, 1], [-1, 5], [6, 1]])}, "fact 1 has no token, a gap"),
         ({"roles": torch.full((3, 5), 7)}, "fact 0 has a position without one of the 7 role_names"),
         (

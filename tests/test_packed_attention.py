@@ -4,7 +4,6 @@ from torch.nn import functional as F
 
 from interp.data.batches import evaluation_set
 from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
-from interp.model.packed_attention import Rotation, rotate
 from interp.training.packing import next_tokens, to_ragged
 
 
@@ -76,11 +75,3 @@ def test_the_last_token_of_a_biography_has_no_target(batch):
     ends = batch.lengths.cumsum() - 1
     assert has_next[ends].sum() == 0 and has_next.sum() == len(batch.tokens) - len(batch.lengths)
     assert target[ends[0] - 1] == batch.tokens[ends[0]]
-
-
-def test_rotation_turns_a_pair_of_dimensions_by_its_angle():
-    cos = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
-    sin = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]])
-    quarter = Rotation(cos, sin)  # the first pair by a right angle, the second not at all
-    turned = rotate(torch.tensor([[1.0, 2.0, 3.0, 4.0, 9.0]]), quarter)
-    assert turned.tolist() == [[-3.0, 2.0, 1.0, 4.0, 9.0]]

@@ -9,12 +9,13 @@ from transformer_lens import patching as tl_patching
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
 
-from interp.config import DEFAULT_SITES as SITES
 from interp.config import Direction, check_choice
 from interp.model.checkpoint_io import write_checkpoint
 from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
-from interp.patching import engine, patch, patch_sites
+from interp.patching import patch, patch_sites, recompute
+from interp.patching.sites import default_sites
 
+SITES = default_sites(parallel=False)
 RESIDUAL = ("resid_pre", "resid_mid", "attn_out", "mlp_out")
 METRICS = ("patched", "patched_first_logprob", "patched_value_logprob")
 
@@ -99,7 +100,7 @@ def test_random_models_cells_and_portions_agree_with_hooks(
     facts = suite.facts(5, seed=seed)
     sites = [site for site in SITES if not (parallel and site == "resid_mid")]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine, "TOKENS_AT_ONCE", tokens_at_once)
+        patched.setattr(recompute, "TOKENS_AT_ONCE", tokens_at_once)
         results = patch_sites(model, facts, sites=sites, direction=direction)
     n_roles = results["z"].sizes["role"]
     cell = st.tuples(

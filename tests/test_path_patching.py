@@ -178,7 +178,7 @@ def test_all_that_the_embeddings_tell_an_attention_layer_is_a_patch_of_it(nets, 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("z-zz", "no stop 'zz' in path 'z-zz'; it can go on to q, k, v, mlp_out, logits"),
+        ("z-zz", "no stop 'zz' in path 'z-zz'; it can go on to mlp_out, q, k, v, logits"),
         ("resid_pre-q", "no stop 'resid_pre' in path 'resid_pre-q'; it can start with embed"),
         ("z-logits-q", "goes on after the logits; end it there"),
         ("L0H1.mlp_out-logits", "'mlp_out' has no L0H1; take it out of"),

@@ -11,9 +11,9 @@ from interp.dynamics.plateau import (
     plateau_crossing,
     plateau_end,
     plateau_end_interval,
-    power_law,
     rises_from,
 )
+from interp.dynamics.power_law import power_law
 
 STEPS = np.array([0, 100, 200, 300, 400])
 

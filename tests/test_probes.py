@@ -9,6 +9,7 @@ from oracle import random_model
 
 from interp.localization import probes as memory
 from interp.localization.probes import PLACES, RIDGE, probe, read_off, stream
+from interp.model.attention import split_qkv
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,8 @@ def test_a_head_reads_what_it_would_write_if_it_looked_there_alone(wide, suite):
     _, cache = wide.run_with_cache(fact.clean[None])
     at = max(p for p, role in enumerate(fact.roles) if role == "name_last")
     block = wide.blocks[1]
-    _, _, values = block.attn.heads(block.ln1(cache["blocks.0.hook_resid_mid"][0, at]))
+    normed = block.ln1(cache["blocks.0.hook_resid_mid"][0, at])
+    _, _, values = split_qkv(block.attn.qkv(normed), wide.cfg.n_heads)
     written = block.attn.out.weight[:, 8:12] @ values[2]
     scale = cache["blocks.2.hook_resid_post"][0, -1].var(unbiased=False).add(1e-5).sqrt()
     logits = wide.unembed.weight @ ((written - written.mean()) / scale * wide.ln_final.weight)

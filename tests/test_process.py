@@ -32,6 +32,15 @@ def test_one_worker_is_this_process_and_more_share_its_threads(monkeypatch):
         assert executor.submit(torch.get_num_threads).result() == 3
 
 
+def test_workers_compute_under_the_settings_of_the_process_that_started_them():
+    torch.set_float32_matmul_precision("high")
+    try:
+        with local_workers(2) as executor:
+            assert executor.submit(torch.get_float32_matmul_precision).result() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_process_that_started_them(tmp_path, how):

@@ -1,5 +1,6 @@
 """Every command and snippet in README and docs runs."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -64,9 +65,31 @@ def test_every_command_runs_in_the_order_of_the_page(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_every_snippet_runs(folder, monkeypatch, code):
+def test_every_snippet_runs_and_gives_the_values_beside_it(folder, monkeypatch, code):
     monkeypatch.chdir(folder)
-    exec(compile(code, "README.md", "exec"), {})
+    names = {}
+    for part in ast.parse(code).body:
+        line = code.splitlines()[part.end_lineno - 1]
+        if isinstance(part, ast.Expr) and (value := stated(line)) is not None:
+            assert eval(compile(ast.Expression(part.value), "README.md", "eval"), names) == value
+        else:
+            exec(compile(ast.Module([part], []), "README.md", "exec"), names)
+    if "accuracy.csv" in code:  # the page says that docs/accuracy.csv is what it writes
+        assert Path("accuracy.csv").read_bytes() == (ROOT / "docs/accuracy.csv").read_bytes()
+
+
+def stated(line):
+    """The value in the comment that ends a line; None for a comment in words."""
+    try:
+        return ast.literal_eval(line.partition("  # ")[2])
+    except (SyntaxError, ValueError):
+        return None
+
+
+def test_values_are_stated_beside_snippets():
+    lines = [line for block in blocks("python") for line in block.splitlines()]
+    assert len([line for line in lines if stated(line) is not None]) >= 2
+    assert stated("x  # (1, 'a')") == (1, "a") and stated("x  # a plotly figure") is None
 
 
 def test_make_targets_on_the_page_exist():

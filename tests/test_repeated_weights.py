@@ -99,5 +99,5 @@ def test_results_that_are_read_again_still_say_so(mixed, facts, tmp_path):
 
 
 def test_a_sweep_over_sound_checkpoints_warns_of_nothing(suite, facts, recwarn):
-    over_checkpoints(suite, suite.steps, [], lambda *_: {}, out=None, asked={})
+    over_checkpoints(suite, suite.steps, [], lambda *_: {}, out=None, facts=facts, options={})
     assert not [w for w in recwarn if "steps" in str(w.message)]

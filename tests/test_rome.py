@@ -1,5 +1,6 @@
 """An edit maps its key to its value, is the smallest that does, and is what new weights do."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,12 @@ def test_where_nothing_is_read_nothing_is_changed(double, suite, facts):
 def test_what_cannot_be_edited_is_refused(double, suite, facts, options, message):
     with pytest.raises(ValueError, match=message):
         find_edits(double, suite, facts[:1], **{"layer": 0, "role": "final"} | options)
+
+
+def test_a_model_in_bfloat16_is_not_edited(double, suite, facts):
+    narrow = deepcopy(double).to(torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"the model is in torch.bfloat16, .*; give model.float\(\)"
+    ):
+        find_edits(narrow, suite, facts[:1], layer=0, role="final")
+    find_edits(narrow.float(), suite, facts[:1], layer=0, role="final", n_sentences=1)

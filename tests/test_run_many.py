@@ -98,6 +98,33 @@ def test_a_run_with_all_checkpoints_will_do_where_the_last_is_wanted(short, tmp_
     assert is_done(tmp_path / "a", replace(short, keep="last")) and is_done(tmp_path / "a", short)
 
 
+def test_all_checkpoints_of_a_run_begun_to_keep_its_last_are_refused_before_it_goes_on(
+    short, tmp_path
+):
+    def stop(name, step, n_steps):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all({"a": replace(short, keep="last")}, tmp_path, on_step=stop)
+    for asked in ({"a": short}, {"b": replace(short, seed=1), "a": short}):
+        with pytest.raises(ValueError, match=r"a was begun with keep last, .*; delete the folder"):
+            train_all(asked, tmp_path)
+    assert newest_step(tmp_path / "a") == 4 and not (tmp_path / "b").exists()
+    train_all({"a": replace(short, keep="last")}, tmp_path)
+
+
+def test_a_run_begun_to_keep_all_checkpoints_goes_on_so_where_the_last_is_wanted(short, tmp_path):
+    def stop(name, step, n_steps):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all({"a": short}, tmp_path, on_step=stop)
+    train_all({"a": replace(short, keep="last")}, tmp_path)
+    assert is_done(tmp_path / "a", short)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_fails_does_not_stop_the_others(short, tmp_path, workers):
     configs = {"a": replace(short, reference=str(tmp_path / "none")), "b": short}

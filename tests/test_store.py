@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ from builders import one_result, result_with_shares
 from scipy.stats import bootstrap
 
 from interp.results.metrics import effect, interval, of_metric, recovered
+from interp.results.request import Request
 from interp.results.store import (
     checksum,
-    file_of,
     join_steps,
     open_result,
     read_folder,
@@ -23,7 +24,11 @@ PATCHED = [
     [[2.0, 1.0, 1.5], [3.0, np.nan, 2.5]],
     [[0.0, -3.0, 1.0], [9.0, 4.0, 3.0]],
 ]
-REQUEST = {"step": 200, "site": "attn_out", "checkpoint": "ab12", "facts": "cd34", "seed": 0}
+REQUEST = Request(
+    step=200, site="attn_out", checkpoint="ab12", run="ef56", facts="cd34",
+    options={"direction": "denoising"}, made_from={}, device="cpu", precision="fp32",
+    matmul_precision="highest", default_dtype="torch.float32", versions={}, source="0a",
+)  # fmt: skip
 SHARES = np.array([[0.0, 0.3, 0.9], [0.1, 0.2, 0.7]])
 
 
@@ -168,21 +173,16 @@ def test_a_results_file_tells_step_and_site(tmp_path):
     assert path.name.startswith("step-000200.attn_out.") and path.suffix == ".nc"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"step": 300}, {"site": "z"}, {"checkpoint": "x"}, {"seed": 1}, {"more": None}],
-    ids=str,
-)
-def test_a_changed_request_has_no_result(tmp_path, change):
+def test_a_changed_request_has_no_result(tmp_path):
     write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
-    assert read_result(tmp_path, REQUEST | change) is None
-    assert read_result(tmp_path, dict(reversed(REQUEST.items()))) is not None
+    assert read_result(tmp_path, replace(REQUEST, made_from={"corruption": "swap"})) is None
+    assert read_result(tmp_path, replace(REQUEST)) is not None
 
 
 def test_a_file_that_answers_another_request_is_not_taken(tmp_path):
     write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
-    other = REQUEST | {"seed": 1}
-    file_of(tmp_path, REQUEST).rename(file_of(tmp_path, other))
+    other = replace(REQUEST, source="0b")
+    (tmp_path / REQUEST.file_name).rename(tmp_path / other.file_name)
     assert read_result(tmp_path, other) is None
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_answers_another_request_is_not_taken(tmp_path):
 )
 def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
     write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
-    path = file_of(tmp_path, REQUEST)
+    path = tmp_path / REQUEST.file_name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=f"^{path} is damaged; delete it and run the same"):
         open_result(path)
@@ -206,7 +206,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
 
 def test_a_file_cut_anywhere_is_called_damaged(tmp_path):
     write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
-    path = file_of(tmp_path, REQUEST)
+    path = tmp_path / REQUEST.file_name
     content = path.read_bytes()
     for length in range(0, len(content), 29):
         path.write_bytes(content[:length])
@@ -214,35 +214,21 @@ def test_a_file_cut_anywhere_is_called_damaged(tmp_path):
             open_result(path)
 
 
-def write_at(folder, time, request, offset=0.0):
+def write_at(folder, request, offset=0.0):
     shifted = np.array(PATCHED) + offset
-    write_result(folder, request, one_result(shifted, CLEAN, CORRUPTED, site=request["site"]), {})
-    os.utime(file_of(folder, request), (time, time))
+    write_result(folder, request, one_result(shifted, CLEAN, CORRUPTED, site=request.site), {})
 
 
 def test_a_folder_is_read_by_site_with_its_steps_in_order(tmp_path):
-    for time, step in enumerate((1000, 0, 200)):
+    for step in (1000, 0, 200):
         for site in ("attn_out", "mlp_out"):
-            write_at(tmp_path, time, REQUEST | {"step": step, "site": site}, offset=step)
+            write_at(tmp_path, replace(REQUEST, step=step, site=site), offset=step)
     results = read_folder(tmp_path)
     assert set(results) == {"attn_out", "mlp_out"}
     for result in results.values():
         assert result.patched.dims == ("step", "layer", "role", "fact")
         assert result.step.values.tolist() == [0, 200, 1000]
         assert result.patched[:, 1, 1, 0].values.tolist() == [9.0, 209.0, 1009.0]
-
-
-def test_a_folder_is_read_for_its_newest_question_only(tmp_path):
-    write_at(tmp_path, 1, REQUEST | {"seed": 1})
-    write_at(tmp_path, 3, REQUEST | {"step": 400})
-    write_at(tmp_path, 2, REQUEST | {"step": 0, "seed": 1})
-    assert read_folder(tmp_path)["attn_out"].step.values.tolist() == [400]
-
-
-def test_of_two_results_for_one_step_the_newer_checkpoints_is_read(tmp_path):
-    write_at(tmp_path, 2, REQUEST | {"checkpoint": "new"}, offset=0.5)
-    write_at(tmp_path, 1, REQUEST)
-    assert read_folder(tmp_path)["attn_out"].patched[0, 1, 1, 0] == 9.5
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
@@ -252,7 +238,7 @@ def test_a_folder_without_results_is_refused(tmp_path, folder):
 
 
 def test_a_run_folder_in_place_of_its_results_is_told_where_they_are(tmp_path):
-    write_at(tmp_path / "results" / "patching", 1, REQUEST)
+    write_at(tmp_path / "results" / "patching", REQUEST)
     with pytest.raises(FileNotFoundError, match=r"no results in .*; give .*results/patching$"):
         read_folder(tmp_path)
 
@@ -266,9 +252,9 @@ def test_joined_steps_keep_each_steps_own_clean_and_corrupted_scores():
 
 
 def test_a_damaged_stored_result_is_computed_again(tmp_path):
-    write_at(tmp_path, 1, REQUEST)
+    write_at(tmp_path, REQUEST)
     assert read_result(tmp_path, REQUEST) is not None
-    path = file_of(tmp_path, REQUEST)
+    path = tmp_path / REQUEST.file_name
     path.write_bytes(path.read_bytes()[:200])
     assert read_result(tmp_path, REQUEST) is None
 
@@ -288,7 +274,8 @@ def test_a_single_fact_has_an_estimate_and_no_interval():
 def test_the_other_direction_is_that_of_the_same_checkpoints(tmp_path):
     def store(direction, checkpoint, shift=0.0):
         result = result_with_shares(SHARES + shift, direction=direction)
-        request = {"site": "attn_out", "step": 5, "checkpoint": checkpoint, "direction": direction}
+        options = {"direction": direction}
+        request = replace(REQUEST, step=5, checkpoint=checkpoint, options=options)
         return write_result(tmp_path, request, result, {})
 
     denoised = {"attn_out": join_steps({5: store("denoising", "now")})}
@@ -305,7 +292,7 @@ def test_the_checksum_is_the_same_in_memory_and_from_the_file(tmp_path):
         flag=("fact", np.array([True, False, True])), count=("fact", np.arange(3))
     )
     written = write_result(tmp_path, REQUEST, result, {"run": "../.."})
-    again = open_result(file_of(tmp_path, REQUEST))
+    again = open_result(tmp_path / REQUEST.file_name)
     assert checksum(written) == checksum(again) == again.attrs["checksum"]
 
 
@@ -322,7 +309,7 @@ def test_the_checksum_is_the_same_in_memory_and_from_the_file(tmp_path):
 )
 def test_a_result_that_was_changed_is_computed_anew(tmp_path, change):
     write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
-    path = file_of(tmp_path, REQUEST)
+    path = tmp_path / REQUEST.file_name
     result = open_result(path)
     change(result)
     path.write_bytes(bytes(result.to_netcdf(engine="scipy")))
@@ -333,7 +320,7 @@ def test_a_result_that_was_changed_is_computed_anew(tmp_path, change):
 
 def test_one_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
     written = write_result(tmp_path, REQUEST, one_result(PATCHED, CLEAN, CORRUPTED), {})
-    path, rng, noticed = file_of(tmp_path, REQUEST), np.random.default_rng(0), 0
+    path, rng, noticed = tmp_path / REQUEST.file_name, np.random.default_rng(0), 0
     content = path.read_bytes()
     for place in rng.integers(len(content), size=150):
         flipped = bytearray(content)

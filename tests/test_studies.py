@@ -27,6 +27,7 @@ from analyses.scaling import plateau_length as scaling
 from analyses.studies import (
     average_metrics,
     curves,
+    holm_in_words,
     in_words,
     name_of,
     outcomes,
@@ -38,12 +39,14 @@ from analyses.study_page import save
 from interp.config import preset
 from interp.data.batches import training_batch
 from interp.report.page import anchor
+from interp.statistics import holm
 from interp.suite import Suite, load_suite
 from interp.training.loop import train
 from interp.training.run_folder import read_config
 
-SMOKE = BASES["smoke"]
+SMOKE = replace(BASES["smoke"], device="cpu")
 STUDIES = {name: analysis for name, analysis in registered().items() if analysis.study}
+KEPT = Path(__file__).parents[1] / "analyses" / "results" / "laptop"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def out(tmp_path_factory):
 
 
 def smoke(out):
-    return StudyConfig(preset="smoke", out=str(out), workers=1)
+    return StudyConfig(preset="smoke", out=str(out), workers=1, device="cpu")
 
 
 def ask(monkeypatch, *words):
@@ -365,6 +368,17 @@ def test_skew_is_compared_with_uniform_sampling_of_as_many_people_and_steps():
     at = found.set_index(["measure", "n_steps", "power_law", "celebrities"]).difference
     assert at["accuracy"].to_dict() == pytest.approx((-at["loss"] / 10).to_dict())
     assert at["loss"].to_dict() == {(4, 1.0, 0): 1.0, (9, 0.0, 2): 0.25, (9, 1.0, 0): -0.75}
+    np.testing.assert_array_equal(found.p_holm, holm(found.p.to_numpy()))
+    assert holm_in_words(found).endswith(
+        "0 of 6 have p < 0.05 after Holm's correction, the least is 1.000"
+    )
+    assert holm_in_words(found.assign(p_holm=np.nan)) is None  # one seed
+
+
+@pytest.mark.parametrize("path", sorted(KEPT.glob("*_differences.csv")), ids=lambda x: x.stem)
+def test_the_kept_p_values_are_adjusted_for_their_number(path):
+    table = pd.read_csv(path)
+    np.testing.assert_allclose(table.p_holm, holm(table.p.to_numpy()), rtol=1e-5)
 
 
 def test_outcomes_in_words_tell_seeds_apart():
@@ -438,19 +452,86 @@ def test_the_page_escapes_what_it_is_told(tmp_path):
     assert "href='&lt;i&gt;.csv'" in page and "<i>" not in page.split("</script>")[-1]
 
 
+DRAWN = {
+    ("phases", "Loss"): ("held out", 1000, "phases_curves", "split == 'held-out'", "loss"),
+    ("phases", "Accuracy"): ("trained on", 1000, "phases_curves", "split == 'train'", "accuracy"),
+    ("phases", "Confidence"): (
+        "held out", 1000, "phases_curves", "split == 'held-out'", "max_probability"
+    ),
+    ("phases", "Attention"): (
+        "value → names,<br>last layer", 1000, "phases_attention", "layer == 1", "attribute_to_name"
+    ),
+    ("scaling", "Plateau and population"): (
+        "here, points", 1280, "scaling", "n_people == 1280", "plateau_end"
+    ),
+    ("scaling", "Loss and population"): (
+        "640", 1000, "scaling_curves", "n_people == 640 and split == 'train'", "loss"
+    ),
+    ("distributions", "Plateau and skew"): (
+        "1280", 0.8, "distributions", "n_people == 1280 and power_law == 0.8", "plateau_end"
+    ),
+    ("distributions", "Final loss and skew"): (
+        "640, 1000 steps", 0.4, "distributions",
+        "n_people == 640 and n_steps == 1000 and power_law == 0.4", "loss"
+    ),
+    ("distributions", "Curves and skew"): (
+        "0.8", 1000, "distributions_curves",
+        "n_people == 640 and n_steps == 2000 and power_law == 0.8", "loss"
+    ),
+    ("distributions", "Curves and celebrities"): (
+        "8", 1000, "distributions_curves", "celebrity_weight == 8", "loss"
+    ),
+    ("distributions", "Accuracy by frequency"): (
+        "0.4", None, "distributions_by_frequency",
+        "n_people == 640 and n_steps == 2000 and power_law == 0.4 and bin == 4", "accuracy"
+    ),
+    ("curriculum", "Loss over training"): (
+        "80", 1000, "curriculum_curves", "warmup_people == 80 and warmup_steps == 500", "loss"
+    ),
+    ("curriculum", "The grid"): (
+        None, None, "curriculum", "warmup_people == 160 and warmup_steps == 500", "loss"
+    ),
+    ("attention-patching", "Training by a reference's attention"): (
+        "120", 1000, "attention_patching_curves",
+        "kind == 'from the start' and reference_step == 120 and split == 'train'", "loss"
+    ),
+    ("attention-patching", "Final loss by reference"): (
+        "few people", 240, "attention_patching",
+        "kind == 'few people' and reference_step == 240", "loss"
+    ),
+    ("templates", "Templates"): (
+        "2, shuffled", 1000, "templates_curves",
+        "n_train_templates == 2 and shuffled and split == 'train'", "loss"
+    ),
+}  # fmt: skip
+"""A point of each figure: its line and x (the last where None), and which mean of a table it is."""
+
+
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_kept_results_are_drawn_by_this_code_and_shown_in_the_findings(name):
-    folder = Path(__file__).parents[1] / "analyses/results/laptop"
+def test_the_kept_results_are_what_this_code_draws_and_shown_in_the_findings(name):
     stem = name.replace("-", "_")
-    tables = {path.stem: pd.read_csv(path) for path in folder.glob(f"{stem}*.csv")}
+    tables = {path.stem: pd.read_csv(path) for path in KEPT.glob(f"{stem}*.csv")}
     base = STUDIES[name].config(preset="laptop").base
     drawn = import_module(STUDIES[name].study).figures(tables, base)
-    findings = (folder.parents[2] / "docs/findings.md").read_text()
+    assert set(drawn) == {heading for study, heading in DRAWN if study == name}
+    findings = (KEPT.parents[2] / "docs/findings.md").read_text()
     for heading, figure in drawn.items():
+        line, at, table, query, column = DRAWN[name, heading]
+        rows = tables[table].query(query)
+        rows = rows[rows.step == at] if "step" in rows else rows
+        assert rows[column].mean() in drawn_at(figure, line, at)
         picture = f"{name}-{anchor(heading)}.png"
-        assert len(figure.data) and (folder / picture).is_file()
-        assert f"results/laptop/{picture}" in findings
-    assert json.loads((folder / f"{name}.json").read_text())["command"] == f"interp-analyse {name}"
+        assert (KEPT / picture).is_file() and f"results/laptop/{picture}" in findings
+    assert json.loads((KEPT / f"{name}.json").read_text())["command"] == f"interp-analyse {name}"
+
+
+def drawn_at(figure, line, at):
+    """The mean of our ``line`` at x, or all values of a heat map."""
+    if line is None:
+        return figure.data[0].z.ravel()
+    (trace,) = (x for x in figure.data if x.name == line and x.xaxis in (None, "x"))
+    y = np.asarray(trace.y)[slice(-1, None) if at is None else np.asarray(trace.x) == at]
+    return [pytest.approx(y.mean())]
 
 
 def test_the_papers_points_can_be_had_by_panel():

@@ -26,9 +26,10 @@ from analyses.studies import (
     sample_in_words,
     trained,
     variants,
+    with_holm,
 )
 from interp.config import TrainConfig
-from interp.statistics import holm
+from interp.statistics import format_p
 from interp.training.run_many import OnStep
 
 REFERENCES = {
@@ -102,7 +103,7 @@ def _patched(
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
     """Final losses of runs of the same seed side by side, one row per pair of ways: see
-    ``studies.difference``; ``p_holm`` is p adjusted for the number of rows.
+    ``studies.with_holm``.
     """
     ways = dict(list(ends.groupby(["kind", "reference_step"])))
     pairs = []
@@ -118,8 +119,7 @@ def differences(ends: pd.DataFrame) -> pd.DataFrame:
         | difference(paired(ways[one], ways[other], "loss"))
         for one, other in pairs
     ]
-    table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table.p.to_numpy()))
+    return with_holm(rows)
 
 
 def _in_words(kind: str, step: int) -> str:
@@ -194,5 +194,5 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
         )
         for row in found.itertuples():
             gap = difference_in_words(row)
-            lines.append(f"({row.one}) − ({row.other}): {gap}, p {row.p_holm:.3f}")
+            lines.append(f"({row.one}) − ({row.other}): {gap}, p {format_p(row.p_holm)}")
     return "\n".join(lines)

@@ -20,12 +20,14 @@ from analyses.studies import (
     curves,
     difference,
     difference_in_words,
+    holm_in_words,
     in_words,
     outcomes,
     paired,
     sample_in_words,
     trained,
     variants,
+    with_holm,
 )
 from interp.config import TrainConfig
 from interp.data.batches import evaluation_set, sampling_weights
@@ -90,7 +92,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
     """Final loss and accuracy less those of uniform sampling with the same seeds, people and steps,
-    one row per measure and way of sampling: see ``studies.difference``.
+    one row per measure and way of sampling: see ``studies.with_holm``.
     """
     rows = []
     for at, alike in ends.groupby(["n_people", "n_steps"]):
@@ -101,7 +103,7 @@ def differences(ends: pd.DataFrame) -> pd.DataFrame:
             for measure in ("loss", "accuracy"):
                 less = difference(paired(table, uniform, measure))
                 rows.append({"measure": measure} | of | less)
-    return pd.DataFrame(rows)
+    return with_holm(rows)
 
 
 def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
@@ -249,6 +251,8 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
             line += f"; less uniform sampling, same seeds: loss {difference_in_words(loss)}, "
             line += f"accuracy {difference_in_words(accuracy, 3)}"
         lines.append(line)
+    if (said := holm_in_words(tables["distributions_differences"])) is not None:
+        lines.append(f"differences from uniform sampling: {said}")
     for (n, n_steps), table in every[every.celebrities == 0].groupby(["n_people", "n_steps"]):
         best = table.loc[table.groupby("seed").loss.idxmin()].power_law
         lines.append(

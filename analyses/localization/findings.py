@@ -3,7 +3,7 @@
 The picture to be tested (arXiv 2503.21676, section 4.1): early attention gathers the name at its
 last token, middle MLPs turn it into what is known of the person, late attention extracts the value
 at the answer position. Every checkpoint of a run is asked the questions of
-``interp.localization.localize``; at each, ``component_ablation.mechanisms`` says which components
+``interp.localization.localize``; at each, ``interp.localization.mechanisms`` says which components
 implement which mechanism; curves of each mechanism over training say when it formed.
 """
 
@@ -16,14 +16,11 @@ import xarray as xr
 from analyses.studies import average_metrics
 from interp.dynamics.emergence import MIN_CHECKPOINTS, emergence, lag_to, order
 from interp.dynamics.plateau import Phases, phases
-from interp.localization.component_ablation import MECHANISMS, by_attribute, mechanisms
+from interp.localization.mechanisms import MECHANISMS, by_attribute, mechanisms
+from interp.statistics import gap_is_precise
 
 KINDS = {"needed": MECHANISMS, "in place": tuple(x for x in MECHANISMS if x != "memory")}
 """Curves whose midpoints are put in order: causes of all mechanisms; and attention, of heads."""
-MIN_ERRORS = 10
-"""Standard errors that the gap between clean and corrupted run must have, for shares of it to be
-followed over training: 2 would do to tell the runs apart, and leave shares of any size.
-"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Localization:
     answers: dict[str, xr.Dataset]
     """By question, with a leading ``step``."""
     mechanisms: pd.DataFrame
-    """One row per (step, attribute, cell), as ``component_ablation.mechanisms`` gives them."""
+    """One row per (step, attribute, cell), as ``interp.localization.mechanisms`` gives them."""
     curves: xr.DataArray
     """``mechanism_curves``."""
     formed: xr.Dataset | None
@@ -43,7 +40,7 @@ class Localization:
     lags: xr.Dataset | None
     """``emergence.lag_to`` of the curves, to the end of the plateau; None without one."""
     by_attribute: pd.DataFrame
-    """``interp.localization.component_ablation.by_attribute`` at the last step."""
+    """``interp.localization.mechanisms.by_attribute`` at the last step."""
     depth: dict[str, xr.Dataset]
     """Answers of the last step, by question: ``analyses.localization.in_depth``."""
 
@@ -102,15 +99,13 @@ def mechanism_curves(answers: dict[str, xr.Dataset], table: pd.DataFrame) -> xr.
     that is implemented at the last step ``needed`` and ``in place``.
 
     ``needed``: share of the mean gap that is lost without the mechanism (all heads cut, or all MLPs
-    swapped, at the leader's place); NaN before the gap is ``MIN_ERRORS`` standard errors for good.
-    ``in place``: of heads the leader's attention along the mechanism's edge; of MLPs how much more
-    often the value can be read off after them than before, summed over layers,
-    which follows the model's accuracy.
+    swapped, at the leader's place); NaN before ``gap_is_precise`` for good. ``in place``: of heads
+    the leader's attention along the mechanism's edge; of MLPs how much more often the value can be
+    read off after them than before, summed over layers, which follows the model's accuracy.
     """
     found, needed = leaders(table), answers["needs"]
     gap = needed.clean - needed.corrupted
-    error = gap.std("fact", ddof=1) / gap.sizes["fact"] ** 0.5
-    sure = (gap.mean("fact") >= MIN_ERRORS * error).values
+    sure = gap_is_precise(gap.transpose("step", "fact").values)
     sure = np.flip(np.logical_and.accumulate(np.flip(sure)))
     whole = needed.isel(cell=np.flatnonzero(needed.kind == "all"))
     curves = {"gap": gap}

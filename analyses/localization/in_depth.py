@@ -7,14 +7,14 @@ import numpy as np
 import xarray as xr
 
 from interp.data.facts import FactSet
-from interp.localization.component_ablation import ALPHA, needs
+from interp.localization.component_ablation import needs
 from interp.localization.fact_editing import edit_facts
 from interp.localization.logit_attribution import copying
 from interp.localization.neurons import written
 from interp.model.decoder import HookedDecoder
 from interp.patching import patch
 from interp.results.metrics import effect, recovered
-from interp.statistics import greater_than_0
+from interp.statistics import runs_differ
 from interp.suite import Suite
 
 SEVERED = {"nothing": None, "MLPs": "mlp_out", "attention": "attn_out"}
@@ -79,7 +79,7 @@ def severed(asked: AskedInDepth) -> xr.Dataset:
         patch(asked.model, facts, site="resid_pre", frozen=frozen, **asked.how)
         for frozen in SEVERED.values()
     ]
-    apart = greater_than_0((runs[0].clean - runs[0].corrupted).values) < ALPHA
+    apart = runs_differ((runs[0].clean - runs[0].corrupted).values)
     shares = xr.concat([recovered(run) for run in runs], "frozen").where(bool(apart))
     return xr.Dataset({"recovered": shares}, {"frozen": list(SEVERED)}, {"n": len(facts)})
 
@@ -138,7 +138,7 @@ def parts(asked: AskedInDepth) -> xr.Dataset:
         if len(swapped) < 2:
             continue
         result = patch(asked.model, swapped, site="resid_pre", **asked.how)
-        apart = greater_than_0((result.clean - result.corrupted).values) < ALPHA
+        apart = runs_differ((result.clean - result.corrupted).values)
         shares[part] = recovered(result).where(bool(apart))
     found = xr.Dataset({"n": ("part", list(counts.values()))}, {"part": list(counts)})
     if shares:

@@ -55,17 +55,12 @@ def run(
     facts = suite.facts(config.facts * n, **drawn)
     people = suite.facts(min(config.people, suite.config.n_people) * n, **drawn)
     device = device_of(config.device)
-    asked = {
-        "facts": digest_of(facts),
-        "people": digest_of(people),
-        "n_facts": len(facts),
-        "seed": config.seed,
-        "device": device.partition(":")[0],
-    }
+    asked = {"people": digest_of(people), "seed": config.seed}
     options = {"seed": config.seed, "max_memory": config.max_memory, "device": device}
-    ask = partial(over_checkpoints, suite, out=_results_of(suite, config), command=command)
+    where = {"out": _results_of(suite, config), "facts": facts, "device": device}
+    ask = partial(over_checkpoints, suite, command=command, **where)
     compute = partial(_of_step, facts=facts, people=people, **options)
-    how = {"asked": asked, "workers": config.workers, "on_step": on_step}
+    how = {"options": asked, "workers": config.workers, "on_step": on_step}
     done = ask(steps, list(QUESTIONS), compute, **how)
     answers = {name: join_steps({step: done[step][name] for step in steps}) for name in QUESTIONS}
     found = find(answers, plateau(suite).plateau_end)
@@ -74,7 +69,7 @@ def run(
     for question in asked_in_depth(leading):
         of_last = partial(in_depth.answer, facts=facts, leading=leading, **options)
         compute, name = partial(of_last, compute=question.compute), question.name
-        depth[name] = ask(steps[-1:], [name], compute, asked=asked)[steps[-1]][name]
+        depth[name] = ask(steps[-1:], [name], compute, options=asked)[steps[-1]][name]
     on_step(len(steps) + 1)
     return suite, replace(found, depth=depth)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analyses.localization import in_depth, sections, tables
 from analyses.localization.findings import Localization
 from analyses.localization.sections import heading_of
-from interp.localization.component_ablation import MECHANISMS
+from interp.localization.mechanisms import MECHANISMS
 from interp.report.page import Block, Paragraph, Section
 
 Leading = dict[str, dict[str, str]]

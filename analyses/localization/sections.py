@@ -5,7 +5,7 @@ import xarray as xr
 
 from analyses.localization import tables
 from analyses.localization.findings import Localization, leading_head, place_of, plateau
-from interp.localization.component_ablation import MECHANISMS
+from interp.localization.mechanisms import MECHANISMS
 from interp.report.figures import localization_maps as draw
 from interp.report.figures.timeline import timeline
 from interp.report.page import Block, Paragraph, Plot, anchor

@@ -7,10 +7,10 @@ import xarray as xr
 from analyses.localization.findings import Localization, leaders, leading_head, place_of
 from interp.dynamics.emergence import MARKS, Order
 from interp.dynamics.plateau import format_step
-from interp.localization.component_ablation import MECHANISMS, MIN_SHARE
+from interp.localization.mechanisms import MECHANISMS, MIN_SHARE
 from interp.localization.neurons import effective_number, gini, sharing
 from interp.report.page import Block, Cell, Entry, Paragraph, Table
-from interp.statistics import margin
+from interp.statistics import format_p, margin
 
 _KEY = ["component", "mechanism", "place"]
 
@@ -110,7 +110,8 @@ def whole_value(found: Localization, mechanism: str) -> list[Block]:
         lost = value.isel(cell=cell.get_loc((x.component, x.mechanism, x.place)))
         rows.append([
             f"{x.component} at {x.place}", _mean(lost.effect), _mean(lost.effect_value_logprob),
-            f"{x.least_share:.2f} ({x.least})", f"{x.most_share:.2f} ({x.most})", _p(x.p),
+            f"{x.least_share:.2f} ({x.least})", f"{x.most_share:.2f} ({x.most})",
+            _p(x.p, x.p_floor),
         ])  # fmt: skip
     text = (
         "Components that are named for all facts or for some attribute, at the last step. Nats "
@@ -163,8 +164,8 @@ def _mean(values: xr.DataArray) -> str:
     return f"{float(values.mean()):.2f} ± {float(margin(values.values)):.2f}"
 
 
-def _p(p: float) -> str:
-    return "one attribute only" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+def _p(p: float, floor: float) -> str:
+    return "one attribute only" if np.isnan(p) else format_p(p, floor)
 
 
 def feeds(found: Localization) -> list[Block]:

@@ -57,14 +57,14 @@ def _patch(arguments: list[str]) -> None:
     from interp.suite import load_suite, select_steps
 
     suite = load_suite(config.ckpt)
-    # What is asked last, the report shows first.
+    # The report shows the direction that is patched last.
     directions = ("noising", "denoising") if config.direction == "both" else (config.direction,)
     steps = select_steps(suite, config.steps)
     facts = _facts(suite, config)
     sites = _checked_sites(suite, facts, steps, config, directions)
     if config.plan:
         checked_tensors(suite, steps)
-        _say_plan(suite, facts, sites, steps, config, sorted(directions))
+        _print_cost_estimate(suite, facts, sites, steps, config, sorted(directions))
         return
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
     target = Path(config.report) if config.report else suite.path / "report.html"
@@ -79,7 +79,11 @@ def _patch(arguments: list[str]) -> None:
 def _checked_sites(
     suite, facts, steps: list[int], config: PatchConfig, directions: Sequence[str]
 ) -> list[str]:
-    """Raises a ValueError where a direction can't be patched as asked."""
+    """The sites to patch.
+
+    Raises:
+        ValueError: a direction can't be patched as asked.
+    """
     from interp.patching.intervention import Intervention
     from interp.results.sweep import check_sweep
 
@@ -99,7 +103,7 @@ def _sweep(
     out: Path,
     command: str,
 ):
-    """Results of the last direction."""
+    """Results of the last of ``directions``."""
     from interp.model.decoder import device_of
     from interp.results.sweep import patch_suite
 
@@ -129,7 +133,7 @@ def _sweep(
 
 
 def _facts(suite, config: PatchConfig):
-    """What the configuration asks for; by position, of the commonest length."""
+    """The facts that the configuration asks for; by position, those of the commonest length."""
     asked = {
         "attribute": config.attributes,
         "seed": config.seed,
@@ -153,7 +157,7 @@ def _options(config: PatchConfig) -> dict:
     }
 
 
-def _say_plan(
+def _print_cost_estimate(
     suite,
     facts,
     sites: list[str],

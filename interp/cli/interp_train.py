@@ -2,12 +2,11 @@
 
 import shlex
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from interp.cli.shell import command_line, guarded, parse, progress
-from interp.config import PRESETS, TrainConfig
+from interp.cli.shell import command_line, guarded, parse, parse_known, progress
+from interp.config import PRESETS, TrainConfig, preset
 from interp.fields import check_fields, path
 
 
@@ -30,13 +29,14 @@ def _train(arguments: list[str]) -> None:
     A new run needs a preset: tiny (90 s), demo (minutes) or paper (hours on a GPU). Any field of it
     can be changed; the defaults shown are those of the preset given, else the paper's.
     """
-    kind = _train_arguments(_default_config(arguments))
-    given = parse(kind, "interp-train", _train.__doc__, arguments)
+    start = parse_known(_Start, "interp-train", arguments)
+    given = parse(_all_of(start), "interp-train", _train.__doc__, arguments)
     if given.preset is None and not given.resume:
         raise ValueError(
             f"no preset was given; choose one with --preset, from {', '.join(PRESETS)}"
         )
     from interp.files import check_writable
+    from interp.model.checkpoint_folder import step_folders
     from interp.training.loop import train
 
     config = given.config
@@ -59,20 +59,39 @@ def _train(arguments: list[str]) -> None:
             command=command_line("interp-train", arguments),
             on_step=on_step,
         )
+    n = len(step_folders(Path(given.out)))
     print(
-        f"{given.out} holds {len(config.checkpoint_steps)} checkpoints; next: interp-patch "
-        f"--ckpt {shlex.quote(given.out)}"
+        f"{given.out} holds {n} checkpoint{'s' * (n > 1)}; next: interp-patch --ckpt "
+        f"{shlex.quote(given.out)}"
     )
 
 
-def _train_arguments(default: TrainConfig) -> type:
+@dataclass(frozen=True)
+class _Start:
+    """What decides the defaults of all other arguments."""
+
+    out: str = ""
+    preset: str | None = None
+    resume: bool = False
+
+    @property
+    def config(self) -> TrainConfig:
+        """The preset's configuration or, when resuming without one, that of the run."""
+        if self.preset is None and self.resume and self.out:
+            from interp.training.run_folder import read_config
+
+            return read_config(Path(self.out))
+        return preset(self.preset or "paper")
+
+
+def _all_of(start: _Start) -> type:
     """What ``interp-train`` takes: the fields of a configuration, and three flags beside them."""
 
     @dataclass(frozen=True)
     class TrainArguments:
         out: str = path()
         """The run folder to write."""
-        config: TrainConfig = default
+        config: TrainConfig = start.config
         preset: Literal["tiny", "demo", "paper"] | None = None
         """The configuration to start from."""
         resume: bool = False
@@ -82,20 +101,3 @@ def _train_arguments(default: TrainConfig) -> type:
             check_fields(self)
 
     return TrainArguments
-
-
-def _default_config(arguments: list[str]) -> TrainConfig:
-    """What the other flags change: the preset's configuration or, when resuming without one, that
-    of the run.
-    """
-    given = dict(pairwise(arguments)) | {
-        k: v for k, _, v in (a.partition("=") for a in arguments) if v
-    }
-    name = given.get("--preset")
-    if name is not None and name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    if name is None and "--resume" in arguments and "--out" in given:
-        from interp.training.run_folder import read_config
-
-        return read_config(Path(given["--out"]))
-    return PRESETS[name or "paper"]

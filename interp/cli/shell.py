@@ -1,4 +1,4 @@
-"""What every command does alike: read arguments, say errors in one line, show progress."""
+"""What all commands share: arguments read, errors said in one line, a progress bar."""
 
 import errno
 import io
@@ -8,20 +8,41 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from inspect import cleandoc
 from typing import NoReturn, TypeVar
 
 import tyro
 
+# tyro's only structured report of what is wrong with arguments; unstable, hence the bounds on
+# tyro's version in setup.cfg.
+from tyro._errors import (
+    BadValue,
+    InstantiationFailure,
+    InvalidChoice,
+    MissingArgs,
+    ParseErrorEvent,
+    on_parse_error,
+)
+
 from interp.process import tune_process
 
 T = TypeVar("T")
+_MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
+_WANTED = {
+    "INT": "a whole number, such as 100",
+    "FLOAT": "a number, such as 0.95",
+    "STR": "some text",
+    "[INT [INT ...]]": "its values with blanks between, such as 0 1",
+}
+"""What a flag takes, by the word that its help text has for that."""
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def guarded(name: str, run: Callable[[list[str]], None]) -> None:
-    """Runs a command; a user's error becomes one line and exit code 2."""
+    """Runs a command; a user's error is said in one line, with exit code 2."""
     tune_process()
     warnings.showwarning = lambda message, *_: print(f"{name}: note: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", module=r"(?!interp)")
@@ -53,53 +74,86 @@ def _exit(name: str, message: str) -> NoReturn:
 
 
 def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T:
-    """``arguments`` as a ``kind``; what tyro has against them is said in one line."""
+    """``arguments`` as a ``kind``; ``--help`` prints the help text and exits.
+
+    Raises:
+        ValueError: an argument is missing, unknown, or has a value that it can't have.
+    """
     said = io.StringIO()
     try:
-        with redirect_stderr(said), redirect_stdout(said):
-            return tyro.cli(
+        with on_parse_error(_refuse), redirect_stdout(said):
+            config, unknown = tyro.cli(
                 kind,
                 prog=name,
                 description=cleandoc(description),
                 args=arguments,
-                config=(tyro.conf.OmitArgPrefixes,),
+                config=_MARKERS,
+                return_unknown_args=True,
             )
-    except SystemExit as end:
-        if end.code == 0:
-            print(_without_none(said.getvalue()))
-            raise
-        lines = [line.strip("│╭╮╰╯─- ") for line in said.getvalue().splitlines()]
-        text = " ".join(
-            line
-            for line in lines[1:]
-            if line and not line.startswith(("Parsing error", "For full", f"{name} "))
-        )
-        raise ValueError(_plainly(text)) from None
+    except SystemExit:
+        # tyro can leave out a default only where a field is annotated with tyro.conf.arg, and
+        # configurations don't import tyro.
+        text = re.sub(r"\s*\(default:\s+(None)?\)", "", said.getvalue())
+        print("\n".join(line.rstrip() for line in text.splitlines()))
+        raise
+    _refuse_unknown(kind, unknown)
+    return config
 
 
-def _plainly(text: str) -> str:
-    """What tyro has against the arguments, without Python's words and help texts."""
-    text = re.sub(r" ?Argument helptext:.*", "", text)
-    text = re.sub(r" Perhaps you meant: ([a-z][\w-]*) .*", r"; did you mean --\1?", text)
-    for python, wanted in (
-        ("invalid literal for int() with base 10", "a whole number, such as 100"),
-        ("could not convert string to float", "a number, such as 0.95"),
-        ("Could not find valid parse for arguments", "its values with blanks between, such as 0 1"),
-    ):
-        text = re.sub(
-            rf"Error parsing (\S+): {re.escape(python)}: (.*)$", rf"\1 is \2; give {wanted}", text
-        )
-    return re.sub(r"^Error parsing \w+: ", "", text)
+def parse_known(kind: type[T], name: str, arguments: list[str]) -> T:
+    """Those of ``arguments`` that are fields of ``kind``."""
+    with on_parse_error(_refuse):
+        return tyro.cli(
+            kind,
+            prog=name,
+            args=arguments,
+            config=_MARKERS,
+            add_help=False,
+            return_unknown_args=True,
+        )[0]
 
 
-def _without_none(said: str) -> str:
-    """A help text without ``{None}|`` before types and ``(default: None)`` after descriptions,
-    tyro's words for what need not be given, and without blanks at the ends of lines.
-    """
-    said = re.sub(r"\{None\}\|(\S+)", lambda m: m[1].ljust(len(m[0])), said)
-    said = re.sub(r"\{(\[.*\])\}", r"\1  ", said)
-    said = re.sub(r"\s*\(default:\s+(None)?\)", "", said.replace("{None,", "{"))
-    return re.sub(r" +$", "", said, flags=re.MULTILINE)
+def _refuse(event: ParseErrorEvent) -> NoReturn:
+    """Raises a ValueError that says in one line why tyro rejects the arguments."""
+    match event:
+        case MissingArgs():
+            flags = [one.arg.lowered.name_or_flags[-1] for one in event.missing_arguments]
+            names = ", ".join(flag.removeprefix("--") for flag in flags)
+            said = f"Missing from {event.prog}: {names}; give {' and '.join(flags)}"
+            if unknown := event.unrecognized_tokens:
+                said += f" instead of {' '.join(unknown)}, which is unknown"
+        case InvalidChoice():
+            said = f"invalid choice {event.value!r} for {_flag(event)}; give {_wanted(event)}"
+        case BadValue():
+            said = f"{_flag(event)} has no value; give {_wanted(event)}"
+        case InstantiationFailure(argument=None):  # what the configuration itself refuses
+            said = event.message
+        case InstantiationFailure():
+            got = re.search(r"""\[.*?\]|'[^']*'|"[^"]*\"""", event.message)
+            said = f"{_flag(event)} is {got[0] if got else event.message}; give {_wanted(event)}"
+        case _:
+            said = f"the arguments can't be read; see {event.prog} --help"
+    raise ValueError(said)
+
+
+def _flag(event: BadValue | InvalidChoice | InstantiationFailure) -> str:
+    return event.argument.lowered.name_or_flags[-1]
+
+
+def _wanted(event: BadValue | InvalidChoice | InstantiationFailure) -> str:
+    metavar = event.argument.lowered.metavar
+    return _WANTED.get(metavar) or f"one of {metavar.strip('{}').replace(',', ', ')}"
+
+
+def _refuse_unknown(kind: type, unknown: list[str]) -> None:
+    """Raises a ValueError that names the unknown arguments and the flag most like the first."""
+    if not unknown:
+        return
+    nested = [one.type for one in fields(kind) if is_dataclass(one.type)]
+    flags = [f"--{one.name.replace('_', '-')}" for of in (kind, *nested) for one in fields(of)]
+    alike = get_close_matches(unknown[0], flags, n=1)
+    advice = f"did you mean {alike[0]}?" if alike else "see --help"
+    raise ValueError(f"Unrecognized options: {', '.join(unknown)}; {advice}")
 
 
 def command_line(name: str, arguments: list[str]) -> str:

@@ -7,24 +7,26 @@ completion are where f, linear between checkpoints, has made 10, 50 and 90 % of 
 (a) the rise is above ``NOISES`` noises, and above 0 with its whole interval;
 (b) under ``P_ORDER`` of the permutations of the checkpoints reach the isotonic fit's R²;
 (c) completion − onset is at most ``WIDEST`` of the span of steps.
-Intervals: facts drawn again, and the noise added that they don't explain. They are of one
+Intervals: bootstrap over facts, with the noise added that they don't explain. They are of one
 run: not evidence for other seeds. Noise is taken as independent between checkpoints, and (b) is for
 one curve at a time: a slow wander can pass, as 8 of 100 random walks do.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
-from numpy.random import Generator, default_rng
+from numpy.random import default_rng
 from scipy.optimize import isotonic_regression
 
 from interp.dynamics.curve_table import read_curve_table
 from interp.fields import LARGEST_SEED, argument
-from interp.statistics import holm
+from interp.statistics import holm, percentiles, resampled_means
 
 MARKS = {"onset": 0.1, "midpoint": 0.5, "completion": 0.9}
 NOISES = 5  # below it a tenth of the rise is lost in noise, and drifts come out as steps
@@ -35,10 +37,10 @@ WIDEST = 0.5  # no drift linear in step or its root (0.8), no exponential with �
 MIN_CHECKPOINTS = 8
 _Curves = Float[np.ndarray, "resample step"]
 
-NOT_ABOVE = "no rise above 0 over facts"
+NOT_ABOVE = "rise over facts not significant"
 IN_NOISE = "rise within the noise between checkpoints"
-ANY_ORDER = "other orders of the checkpoints fit as well"
-DRIFT = "a drift, not a step"
+ANY_ORDER = "monotone trend not significant"
+DRIFT = "gradual drift rather than a step"
 TOO_FEW = f"defined at fewer than {MIN_CHECKPOINTS} checkpoints"
 
 
@@ -60,7 +62,8 @@ def emergence(
 
     Returns:
         ``onset``, ``midpoint``, ``completion`` (steps) and ``rise``, with ``_low`` and ``_high``:
-        percentiles over the same drawn facts for every cell and step; NaN for fewer than two facts.
+        percentiles over resampled facts, which depend on ``seed`` and that curve alone; NaN for
+        fewer than two facts.
         ``resolution_…``: steps between the checkpoints around the mark, of which nothing is known.
         ``emerged``; ``reason``: "" or the rule that failed first, and then no steps are given. A
         curve that rises to its end has its final level there.
@@ -167,29 +170,39 @@ def read_curves(path: Path) -> xr.DataArray:
 def _found(
     curve: xr.DataArray, confidence: float, n_resamples: int, seed: int, between: str | None = None
 ) -> xr.Dataset:
-    """Of each cell marks and rise by resample, 0 being the facts as they are, and ``reason``."""
+    """Marks and rise of each curve by resample (0: the facts as they are), and ``reason``."""
     _check(curve, confidence, n_resamples, between)
     argument("seed", seed, int, least=0, most=LARGEST_SEED)
     curve = curve if "fact" in curve.dims else curve.expand_dims("fact")
-    n = curve.sizes["fact"]
-    rng, drawn = default_rng(seed), [[np.nan]]  # one fact says nothing about others
-    if n > 1:
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
-    counts = xr.DataArray([np.ones(n), *drawn], dims=("resample", "fact"))
-    means = xr.dot(counts, curve.fillna(0), dim="fact", optimize=True)
-    means = means / xr.dot(counts, curve.notnull() * 1.0, dim="fact", optimize=True)
+    facts = curve.transpose(..., "fact").astype(float)
+    mean = facts.mean("fact")
+    draws = n_resamples if curve.sizes["fact"] > 1 else 1  # NaN: one fact says nothing of others
+    resampled = resampled_means(facts.values, n_resamples=draws, seed=seed)
+    means = np.concatenate([mean.values[..., None], resampled], -1)
+    means = xr.DataArray(means, mean.coords, (*mean.dims, "resample"))
+    streams = xr.DataArray(0) if between is None else _streams(curve[between])
     with catch_warnings():
         simplefilter("ignore", RuntimeWarning)  # NaN: no fact of a resample at a step, or no rise
         parts = xr.apply_ufunc(
-            lambda means: _cell(curve.step.values.astype(float), means, confidence, seed, rng),
+            partial(_cell, curve.step.values.astype(float), confidence=confidence, seed=seed),
             means,
-            input_core_dims=[["resample", "step"]],
+            streams,
+            input_core_dims=[["resample", "step"], []],
             output_core_dims=[["mark", "resample"], ["mark"], ["mark"], ["resample"], []],
             output_dtypes=[float, float, float, float, object],
             vectorize=True,
         )
     found = xr.Dataset(dict(zip(("at", "before", "after", "rise", "reason"), parts)))
     return found.assign(reason=found.reason.astype(str)).assign_coords(mark=list(MARKS))
+
+
+def _streams(labels: xr.DataArray) -> xr.DataArray:
+    """A number for each label, which depends on that label alone: curves set beside each other need
+    noise that is independent between them, and the same whichever others there are.
+    """
+    digests = [sha256(str(label).encode()).digest()[:7] for label in labels.values.tolist()]
+    numbers = [int.from_bytes(digest) for digest in digests]
+    return xr.DataArray(numbers, {labels.name: labels}, (labels.name,))
 
 
 def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: str | None) -> None:
@@ -212,12 +225,15 @@ def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: st
         raise ValueError(f"{confidence=} and {n_resamples=} give no interval; take 0.95 and 1000")
 
 
-def _cell(step: np.ndarray, means: _Curves, confidence: float, seed: int, rng: Generator) -> tuple:
+def _cell(
+    step: np.ndarray, means: _Curves, stream: np.integer, *, confidence: float, seed: int
+) -> tuple:
     step, means = step[~np.isnan(means[0])], means[:, ~np.isnan(means[0])]
     places = np.full((3, len(MARKS), len(means)), np.nan)
     rise, reason = np.full(len(means), np.nan), TOO_FEW
     if len(step) >= MIN_CHECKPOINTS:
         # What varies between checkpoints in all facts alike, drawing facts again does not vary.
+        rng = default_rng([seed, 13, int(stream)])
         own, noise = np.nanmean(np.diff(means[1:] - means[0]) ** 2) / 2, _fit(step, means[:1])[2]
         means[1:] += np.sqrt(np.maximum(0, noise**2 - own)) * rng.normal(size=means[1:].shape)
         defined = ~np.isnan(means)
@@ -225,7 +241,7 @@ def _cell(step: np.ndarray, means: _Curves, confidence: float, seed: int, rng: G
             rows = (defined == steps).all(1)
             if steps.sum() > 1:
                 places[..., rows], rise[rows], _ = _fit(step[steps], means[np.ix_(rows, steps)])
-        low = np.nanquantile(rise[1:], (1 - confidence) / 2)  # NaN without facts
+        low, _ = percentiles(rise[1:], confidence)  # NaN without facts
         reason = NOT_ABOVE if low <= 0 else _why_not(step, means[0], seed)
     at, before, after = np.full_like(places, np.nan) if reason else places
     return at, before[:, 0], after[:, 0], rise, reason
@@ -280,10 +296,7 @@ def _remainder(curve: Float[np.ndarray, " step"]) -> float:
 
 
 def _interval(name: str, draws: xr.DataArray, confidence: float, units: str = "steps") -> dict:
-    with catch_warnings():
-        simplefilter("ignore", RuntimeWarning)  # NaN: no facts, or not emerged
-        share = (1 - confidence) / 2
-        bounds = np.nanquantile(draws.values[..., 1:], [share, 1 - share], axis=-1)
+    bounds = percentiles(draws.values[..., 1:], confidence)
     sample = draws[..., 0].assign_attrs(units=units)
     low, high = (sample.copy(data=bound) for bound in bounds)
     return {name: sample, f"{name}_low": low, f"{name}_high": high}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from interp.statistics import resampled_means
+
 MARGIN = 0.005
 """Share of the baseline by which the loss must fall below it; the one that fits the paper's own
 plateau ends.
@@ -132,11 +134,9 @@ def plateau_end_interval(
             f"{np.sum(~np.isfinite(loss))} losses that are not finite, {confidence=} and "
             f"{n_resamples=} give no interval; give finite losses, 0.95 and 2000"
         )
-    n = loss.shape[1]
-    if n < 2:
+    if loss.shape[1] < 2:
         return float("nan"), float("nan")
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
-    means = loss @ counts.T / n
+    means = resampled_means(loss.astype(float), n_resamples=n_resamples, seed=seed)
     ends = [plateau_end(step, x, no_knowledge_baseline, margin=margin) for x in means.T]
     ends = np.nan_to_num(ends, nan=np.inf)
     tail = (1 - confidence) / 2

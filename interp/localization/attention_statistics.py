@@ -2,7 +2,7 @@
 
 Total attention from the last token of a name to all other name tokens, and from the token that
 predicts a value's first to name tokens and to template text, those of earlier sentences included;
-means over the sentences of a biography. Correlational: ``jobs`` tells what is used.
+means over the sentences of a biography. Correlational: ``component_ablation`` tells what is used.
 """
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from interp.data.biographies import ROLES, Biographies
 from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_plain
+from interp.model.weights import widened
 from interp.training.packing import select_rows
 
 STATISTICS = ("last_name_to_name", "attribute_to_name", "attribute_to_text", "normalised_entropy")
@@ -60,7 +61,7 @@ def _of_rows(model: HookedDecoder, biographies: Biographies) -> dict[str, np.nda
     later = (roles != _PAD) & (torch.arange(roles.shape[1], device=device) > 0)
     layers = []
     for hook in hooks:
-        pattern = cache[hook]
+        pattern = widened(cache[hook])
         own = pattern.diagonal(dim1=-2, dim2=-1)
         seen = torch.arange(1, roles.shape[1] + 1, device=device).clamp(min=2).log()
         entropy = torch.special.entr(pattern).sum(-1) / seen

@@ -3,7 +3,7 @@
 Attention from a destination token to sets of sources, per head, summed over the sources: as the
 softmax gives it, and weighted by what is moved, ‖pattern · v · W_O‖ (Kobayashi et al. 2020,
 https://arxiv.org/abs/2004.10102), as a share of the sum over all sources. Both are correlational:
-a head can look at a token and move nothing that is used; what is used, ``jobs`` tells.
+a head can look at a token and move nothing that is used; ``component_ablation`` tells what is used.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_plain
+from interp.model.weights import Weights, widened
 
 NAMES = tuple(role for role in PROMPT_ROLES if role.startswith("name"))
 EDGES = {
@@ -65,24 +66,21 @@ def attention(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
 
 
 def _of_batch(model: HookedDecoder, facts: FactSet) -> tuple[np.ndarray, ...]:
-    device = model.embed.weight.device
+    weights, device = Weights(model), model.embed.weight.device
     names = [
         f"blocks.{i}.attn.hook_{x}" for i in range(model.cfg.n_layers) for x in ("v", "pattern")
     ]
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=names)
     dest, sources = (x.to(device) for x in _edges(facts))
     there = dest >= 0
-    out: list[list[Tensor]] = [[], [], []]
-    for layer, block in enumerate(model.blocks):
-        pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
+    found: list[list[Tensor]] = [[], [], []]
+    for layer in range(model.cfg.n_layers):
+        v, pattern = (widened(cache[f"blocks.{layer}.attn.hook_{x}"]) for x in ("v", "pattern"))
         rows = pattern[torch.arange(len(facts), device=device), :, dest.clamp(min=0)]
-        written = rearrange(block.attn.out.weight, "o (head d) -> head d o", head=model.cfg.n_heads)
-        size = einsum(
-            cache[f"blocks.{layer}.attn.hook_v"],
-            written,
-            "fact src head d, head d o -> fact head src o",
-        ).norm(dim=-1)
-        moved = rows * size
+        written = einsum(
+            v, weights.head_outputs(layer), "fact src head d, head o d -> fact head src o"
+        )
+        moved = rows * written.norm(dim=-1)
         moved = moved / moved.sum(-1, keepdim=True)
         n_seen = (dest + 1).clamp(min=2)[..., None]
         entropy = torch.special.entr(rows).sum(-1) / n_seen.log()
@@ -90,11 +88,11 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> tuple[np.ndarray, ...]:
             einsum(x, sources.to(x.dtype), "edge fact head src, edge fact src -> edge fact head")
             for x in (rows, moved)
         ]
-        for values, of_layer in zip(out, (*sums, entropy)):
+        for values, of_layer in zip(found, (*sums, entropy)):
             values.append(of_layer.masked_fill(~there[..., None], torch.nan))
     return tuple(
         rearrange(torch.stack(x), "layer edge fact head -> layer head edge fact").cpu().numpy()
-        for x in out
+        for x in found
     )
 
 

@@ -1,5 +1,4 @@
-"""How much each head and MLP is needed for each mechanism of factual recall, and which components
-implement it.
+"""How much each head and MLP is needed for each mechanism of factual recall, by ablation.
 
 Mechanisms (Geva et al. 2023, https://arxiv.org/abs/2304.14767; Nanda et al. 2023, Fact finding):
 name attention, a head that brings earlier parts of a name to a later one; memory, an MLP that turns
@@ -15,9 +14,7 @@ direction.
 """
 
 import numpy as np
-import pandas as pd
 import xarray as xr
-from scipy.stats import f_oneway, permutation_test
 
 from interp.config import CONTROL, METRICS
 from interp.data.facts import FactSet
@@ -26,9 +23,7 @@ from interp.localization.inputs import check_inputs
 from interp.localization.probes import PLACES
 from interp.model.decoder import HookedDecoder
 from interp.patching import patch_sites
-from interp.statistics import greater_than_0, holm, margin
 
-MECHANISMS = ("name attention", "memory", "extraction", "relation")
 MECHANISM_EDGES = {
     "name_middle ← name_first": "name attention",
     "name_last ← other names": "name attention",
@@ -36,16 +31,12 @@ MECHANISM_EDGES = {
     "final ← cue": "relation",
 }
 """The edges of ``attention_to_names.EDGES`` along which heads implement a mechanism."""
-MIN_SHARE = 0.05
-"""Of clean − corrupted: a smaller effect does not count, however sure."""
-ALPHA = 0.05
-"""Of all cells of a checkpoint and attribute together (Holm 1979)."""
 
 
 def needs(
     model: HookedDecoder, facts: FactSet, *, whole_value: bool = False, max_memory: float = 2.0
 ) -> xr.Dataset:
-    """What is lost without each component at each mechanism.
+    """Effect of ablating each component at each mechanism, with its control.
 
     Returns:
         ``effect`` and ``control`` (cell, fact): clean − patched ``logit_diff`` of the fact, and of
@@ -122,151 +113,3 @@ def _component(kind: str, mechanism: str, at: dict[str, int]) -> str:
     if kind == "layer":
         return f"layer {at['layer']} heads"
     return f"L{at['layer']}H{at['head']}" if "head" in at else f"L{at['layer']} MLP"
-
-
-def readable_gain(readings: xr.Dataset) -> xr.DataArray:
-    """By how much each MLP makes the value readable where it writes (layer, role, fact): right or
-    not after the MLP minus before it, minus the same for shuffled values; share of facts.
-
-    Args:
-        readings: ``memory.read_off`` of the model. At ``final`` the reader is the unembedding, at
-            name tokens the head that reads best after the MLP, chosen for real and for shuffled
-            values alike.
-    """
-    gains = {}
-    for labels in ("real", "shuffled"):
-        correct = readings.correct.sel(labels=labels, drop=True)
-        after, before = (correct.sel(site=x, drop=True) for x in ("resid_post", "resid_mid"))
-        heads = [x for x in correct.reader.values if x != "unembed"]
-        mean = after.sel(reader=heads).mean("fact").fillna(-1)
-        best = mean.reader.isel(reader=mean.argmax("reader"))
-        by_head = after.sel(reader=best) - before.sel(reader=best)
-        by_unembed = (after - before).sel(reader="unembed")
-        at_final = by_head.role == "final"
-        gains[labels] = xr.where(at_final, by_unembed, by_head).drop_vars("reader", errors="ignore")
-    return (gains["real"] - gains["shuffled"]).transpose("layer", "role", "fact")
-
-
-def mechanisms(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
-    """Which components implement which mechanism, one row a (attribute, cell), ``all`` attributes
-    first.
-
-    The rule, in one place. A component implements a mechanism if
-    1. clean and corrupted run can be told apart (one-sided t test over facts, p < ALPHA),
-    2. its effect exceeds its control (paired one-sided t test, p < ALPHA after Holm's correction
-       over all cells of single components),
-    3. the share effect ÷ (clean − corrupted) is at least MIN_SHARE,
-    4. memory only: the value becomes readable where the MLP writes (one-sided t test of ``gain``
-       over facts, Holm's correction over MLPs and places). An MLP that is needed and fails here
-       works on the name, or on what is asked, and is no memory of values.
-
-    Returns:
-        attribute, component, mechanism, place, kind, ``share`` with ``low`` and ``high`` (95 %
-        interval over facts of the effect, the gap taken as known), ``control`` (share), ``p``
-        (adjusted), ``gain`` (memory: share of facts), ``gain_p``, ``named`` (all conditions hold),
-        ``told_apart`` (condition 1).
-    """
-    attributes = needed.attribute.values.astype(str)
-    tables = []
-    for name in ("all", *dict.fromkeys(attributes)):
-        chosen = np.flatnonzero((attributes == name) | (name == "all"))
-        of_gain = None if gain is None else _gains(gain, name)
-        tables.append(_mechanisms_of(needed.isel(fact=chosen), of_gain).assign(attribute=name))
-    return pd.concat(tables, ignore_index=True)
-
-
-def by_attribute(needed: xr.Dataset, *, n_shuffles: int = 4999, seed: int = 0) -> pd.DataFrame:
-    """Whether a component is needed for some attributes more than for others.
-
-    Tested is Welch's F of the facts' shares (effect − control, ÷ the mean gap of the fact's
-    attribute) between attributes whose runs can be told apart, against that of shuffled attributes.
-    All cells of single components are tested, so that nothing is chosen by what is tested.
-
-    Returns:
-        One row a cell: component, mechanism, place, ``p`` (Holm-adjusted over the rows; NaN with
-        fewer than two attributes), ``most`` and ``least``: attributes with the largest and the
-        smallest share, ``most_share`` and ``least_share``.
-
-    Source: permutation of a studentized statistic, Janssen 1997, doi 10.1016/S0167-7152(97)00043-6.
-    """
-    single = needed.isel(cell=np.isin(needed.kind.values, ("head", "mlp")))
-    columns = {"component": "component", "mechanism": "role", "place": "place"}
-    rows = pd.DataFrame({name: single[x].values.astype(str) for name, x in columns.items()})
-    attribute, gap = needed.attribute.values.astype(str), (needed.clean - needed.corrupted).values
-    names = [x for x in dict.fromkeys(attribute) if greater_than_0(gap[attribute == x]) < ALPHA]
-    if len(names) < 2:
-        return rows.assign(p=np.nan, most="", least="", most_share=np.nan, least_share=np.nan)
-    net = (single.effect - single.control).values
-    parts = [net[:, attribute == x] / gap[attribute == x].mean() for x in names]
-    shares = np.stack([part.mean(1) for part in parts], 1)
-    ends = {"most": shares.argmax(1), "least": shares.argmin(1)}
-    row = np.arange(len(rows))
-    return rows.assign(
-        p=holm(_p_of_difference(parts, n_shuffles, seed)),
-        **{name: np.array(names)[at] for name, at in ends.items()},
-        **{f"{name}_share": shares[row, at] for name, at in ends.items()},
-    )
-
-
-def _p_of_difference(parts: list[np.ndarray], n_shuffles: int, seed: int) -> np.ndarray:
-    """Of a difference between the parts' means, for each row; 1 where nothing varies."""
-    varies = np.all([part.std(1) > 0 for part in parts], 0)
-    tested = permutation_test(
-        [part[varies] for part in parts],
-        lambda *x, axis: f_oneway(*x, axis=axis, equal_var=False).statistic,
-        n_resamples=n_shuffles,
-        alternative="greater",
-        batch=max(1, 10**7 // max(1, sum(part[varies].size for part in parts))),
-        axis=-1,
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
-    p = np.ones(len(varies))
-    p[varies] = tested.pvalue
-    return p
-
-
-def _mechanisms_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
-    gap = (needed.clean - needed.corrupted).values
-    told_apart = greater_than_0(gap) < ALPHA
-    effect, control = needed.effect.values, needed.control.values
-    single = np.isin(needed.kind.values, ("head", "mlp"))
-    p = greater_than_0(effect - control)
-    adjusted = np.full(len(p), np.nan)
-    adjusted[single] = holm(p[single])
-    table = pd.DataFrame(
-        {
-            "component": needed.component.values.astype(str),
-            "mechanism": needed.role.values.astype(str),
-            "place": needed.place.values.astype(str),
-            "kind": needed.kind.values.astype(str),
-            "share": effect.mean(1) / gap.mean(),
-            "low": (effect.mean(1) - margin(effect)) / gap.mean(),
-            "high": (effect.mean(1) + margin(effect)) / gap.mean(),
-            "control": control.mean(1) / gap.mean(),
-            "p": adjusted,
-        }
-    )
-    named = single & told_apart & (adjusted < ALPHA) & (table.share.to_numpy() >= MIN_SHARE)
-    memory = (table.mechanism == "memory").to_numpy()
-    if gain is not None:
-        table = table.merge(gain, how="left", on=["component", "place"])
-        named &= ~memory | (table.gain_p.to_numpy() < ALPHA)
-    else:
-        named &= ~memory  # nothing says that it is one
-    return table.assign(named=named, told_apart=told_apart)
-
-
-def _gains(gain: xr.DataArray, attribute: str) -> pd.DataFrame:
-    wanted = (gain.attribute.values == attribute) | (attribute == "all")
-    here = gain.isel(fact=np.flatnonzero(wanted)).stack(cell=("layer", "role"))
-    here = here.transpose("cell", "fact")
-    values = np.nan_to_num(here.values)  # what no head can read is not readable
-    return pd.DataFrame(
-        {
-            "component": [f"L{layer} MLP" for layer in here.layer.values],
-            "place": here.role.values.astype(str),
-            "gain": values.mean(1),
-            "gain_p": holm(greater_than_0(values)),
-        }
-    )

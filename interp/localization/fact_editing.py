@@ -88,7 +88,7 @@ def edit_facts(
     }
     hits = _hits(model, suite.texts, facts, asked, edits, lefts)
     with torch.no_grad():
-        size = edits.right.norm(dim=-1) / model.blocks[layer].mlp.down(edits.keys).norm(dim=-1)
+        size = edits.right.norm(dim=-1) / model.blocks[layer].down(edits.keys).norm(dim=-1)
     attrs = {"layer": layer, "role": role, "n_sentences": n_sentences, "n_others": n_others}
     return _dataset(facts, asked, hits, edits.reached, size).assign_attrs(attrs, seed=seed)
 

@@ -9,8 +9,9 @@ import xarray as xr
 
 from interp.data.facts import FactSet
 from interp.localization.attention_to_names import attention
-from interp.localization.component_ablation import needs, readable_gain
+from interp.localization.component_ablation import needs
 from interp.localization.logit_attribution import direct_attribution
+from interp.localization.mechanisms import readable_gain
 from interp.localization.probes import probe, read_off
 from interp.model.decoder import HookedDecoder
 
@@ -49,7 +50,7 @@ def _needs(asked: Asked) -> xr.Dataset:
 
 
 def _readings(asked: Asked) -> xr.Dataset:
-    """``gain`` (layer, role, fact) of ``component_ablation.readable_gain``; of ``probes.read_off``
+    """``gain`` (layer, role, fact) of ``mechanisms.readable_gain``; of ``probes.read_off``
     ``accuracy`` (labels, reader, layer, site, role, of), and the means of ``logit`` and ``rank``
     over all facts.
     """

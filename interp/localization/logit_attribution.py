@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.data.facts import FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
+from interp.model.weights import Weights, widened
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,17 @@ class FinalRead:
 def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
     """The linear map from the residual stream to logits, at each fact's answer position."""
     check_inputs(model, facts)
-    device = model.embed.weight.device
+    weights, device = Weights(model), model.embed.weight.device
     name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=[name])
     final = cache[name][torch.arange(len(facts), device=device), facts.lengths.to(device) - 1]
-    variance = final.var(-1, unbiased=False)
-    weighted = model.unembed.weight * model.ln_final.weight
+    variance = widened(final).var(-1, unbiased=False)
+    factors, bias = weights.final_norm_weights()
+    weighted = weights.unembedding() * factors
     return FinalRead(
         scale=(variance + model.cfg.ln_eps).rsqrt(),
         unembed=weighted - weighted.mean(-1, keepdim=True),  # LayerNorm takes the mean off
-        constant=model.unembed.weight @ model.ln_final.bias,
+        constant=weights.unembedding() @ bias,
     )
 
 
@@ -59,26 +61,27 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         (fact).
     """
     check_inputs(model, facts, twins=True)
-    device, n_layers = model.embed.weight.device, model.cfg.n_layers
+    weights, device = Weights(model), model.embed.weight.device
+    layers = range(model.cfg.n_layers)
     sites = ("attn.hook_z", "hook_mlp_out")
-    names = ["hook_embed", *(f"blocks.{i}.{site}" for i in range(n_layers) for site in sites)]
+    names = ["hook_embed", *(f"blocks.{i}.{site}" for i in layers for site in sites)]
     logits, cache = model.run_with_cache(facts.clean.to(device), names_filter=names)
     row = torch.arange(len(facts), device=device)
     at = facts.lengths.to(device) - 1
     answers, others = (x[:, 0].to(device) for x in (facts.answers, facts.corrupted_answers))
     read = final_directions(model, facts)
     towards = (read.unembed[answers] - read.unembed[others]) * read.scale[:, None]
-    z = torch.stack([cache[f"blocks.{i}.attn.hook_z"][row, at] for i in range(n_layers)])
-    mlp = torch.stack([cache[f"blocks.{i}.hook_mlp_out"][row, at] for i in range(n_layers)])
-    out = torch.stack([block.attn.out.weight for block in model.blocks])
-    out = rearrange(out, "layer o (head d) -> layer head d o", head=model.cfg.n_heads)
-    bias = torch.stack([block.attn.out.bias for block in model.blocks])
-    last = logits[row, at]
+    at_final = {name: widened(cache[name][row, at]) for name in names}
+    z = torch.stack([at_final[f"blocks.{i}.attn.hook_z"] for i in layers])
+    mlp = torch.stack([at_final[f"blocks.{i}.hook_mlp_out"] for i in layers])
+    out = torch.stack([weights.head_outputs(i) for i in layers])
+    bias = torch.stack([weights.attention_bias(i) for i in layers])
+    last = widened(logits[row, at])
     parts = {
-        "embed": ("fact", (cache["hook_embed"][row, at] * towards).sum(-1)),
+        "embed": ("fact", (at_final["hook_embed"] * towards).sum(-1)),
         "head": (
             ("layer", "head", "fact"),
-            einsum(z, out, towards, "l fact h d, l h d o, fact o -> l h fact"),
+            einsum(z, out, towards, "l fact h d, l h o d, fact o -> l h fact"),
         ),
         "attn_bias": (("layer", "fact"), bias @ towards.mT),
         "mlp": (("layer", "fact"), einsum(mlp, towards, "layer fact o, fact o -> layer fact")),
@@ -102,7 +105,7 @@ def copying(model: HookedDecoder, facts: FactSet) -> xr.DataArray:
     that it reads as a share.
     """
     check_inputs(model, facts)
-    cfg = model.cfg
+    weights = Weights(model)
     attribute, answers = facts.texts.attribute.to_numpy(object), facts.answers[:, 0]
     unembed = final_directions(model, facts[:1]).unembed
     names, shares, chance = list(dict.fromkeys(attribute)), [], []
@@ -110,16 +113,15 @@ def copying(model: HookedDecoder, facts: FactSet) -> xr.DataArray:
         values = answers[torch.from_numpy(attribute == name)].unique().to(unembed.device)
         chance.append(1 / len(values))
         of_layers = []
-        for block in model.blocks:
-            heads = rearrange(
-                block.attn.qkv(block.ln1(model.embed.weight[values])),
-                "value (head qkv d) -> qkv head value d",
-                head=cfg.n_heads,
-                qkv=3,
-            )[2]
-            out = rearrange(block.attn.out.weight, "o (head d) -> head d o", head=cfg.n_heads)
+        for layer in range(model.cfg.n_layers):
+            read = weights.attention_norm(layer, weights.embedding()[values])
+            heads = einsum(read, weights.head_values(layer), "given m, h d m -> h given d")
+            heads = heads + weights.head_value_biases(layer)[:, None]
             logits = einsum(
-                heads, out, unembed[values], "h given d, h d o, value o -> h given value"
+                heads,
+                weights.head_outputs(layer),
+                unembed[values],
+                "h given d, h o d, value o -> h given value",
             )
             own = torch.arange(len(values), device=values.device)
             of_layers.append((logits.argmax(-1) == own).double().mean(-1))

@@ -20,6 +20,7 @@ from interp.data.facts import FactSet
 from interp.localization.inputs import check_inputs, check_layer
 from interp.localization.logit_attribution import final_directions
 from interp.model.decoder import HookedDecoder
+from interp.model.weights import Weights, widened
 
 RELATIONS = ("any", "same_value", "same_attribute", "same_person", "none")
 TEXTS = ("person", "corrupted_person", "attribute", "answer", "corrupted_answer")
@@ -124,10 +125,8 @@ def written(model: HookedDecoder, facts: FactSet, *, layer: int) -> xr.DataArray
     read = final_directions(model, facts)
     answers, others = (x[:, 0].to(device) for x in (facts.answers, facts.corrupted_answers))
     towards = (read.unembed[answers] - read.unembed[others]) * read.scale[:, None]
-    out = model.blocks[layer].mlp.down.weight
-    values = einsum(
-        cache[name][row, final], out, towards, "fact neuron, d neuron, fact d -> neuron fact"
-    )
+    activations, out = widened(cache[name][row, final]), Weights(model).neuron_outputs(layer)
+    values = einsum(activations, out, towards, "fact neuron, neuron d, fact d -> neuron fact")
     coords = {text: ("fact", facts.texts[text].to_numpy()) for text in TEXTS}
     return xr.DataArray(
         values.cpu().numpy(),

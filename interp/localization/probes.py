@@ -18,6 +18,7 @@ from interp.localization.inputs import check_inputs
 from interp.localization.logit_attribution import final_directions
 from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_plain
+from interp.model.weights import Weights, widened
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 PLACES = ("name_first", "name_middle", "name_last", "final")
@@ -86,7 +87,7 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
         _, cache = model.run_with_cache(part.clean.to(device), names_filter=names)
         at = last_of_roles(part).to(device)
         row = torch.arange(len(part), device=device)
-        here = torch.stack([cache[name][row, at.clamp(min=0)] for name in names])
+        here = widened(torch.stack([cache[name][row, at.clamp(min=0)] for name in names]))
         pieces.append(here.masked_fill((at < 0)[..., None], torch.nan).cpu())
     whole = rearrange(
         torch.cat(pieces, 2),
@@ -156,7 +157,7 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
     """
     check_plain(model)
     check_inputs(model, facts, sequential=True, names=True, values=True)
-    cfg, device = model.cfg, model.embed.weight.device
+    cfg, weights, device = model.cfg, Weights(model), model.embed.weight.device
     streams = torch.from_numpy(stream(model, facts)).to(device)
     read = final_directions(model, facts)
     attribute, answers = facts.texts.attribute.to_numpy(object), facts.answers[:, 0].to(device)
@@ -171,9 +172,9 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
     for number in range(len(readers)):
         layer, head = divmod(number - 1, cfg.n_heads)
         if number == 0:
-            written, directions = model.ln_final.unhooked(streams), model.unembed.weight
+            written, directions = weights.final_norm(streams), weights.unembedding()
         else:
-            written = _written_by(model, layer, head, streams) * read.scale[:, None]
+            written = _written_by(weights, layer, head, streams) * read.scale[:, None]
             directions = read.unembed
         for at in groups:
             logits = written[..., at, :] @ directions[answers[at].unique()].mT
@@ -220,13 +221,12 @@ def _scores(
 
 
 def _written_by(
-    model: HookedDecoder, layer: int, head: int, streams: Float[Tensor, "*cell d_model"]
+    weights: Weights, layer: int, head: int, streams: Float[Tensor, "*cell d_model"]
 ) -> Float[Tensor, "*cell d_model"]:
     """A head's output if it looked at nothing but a residual stream."""
-    attn, d = model.blocks[layer].attn, model.cfg.d_head
-    rows = slice((3 * head + 2) * d, (3 * head + 3) * d)
-    values = model.blocks[layer].ln1.unhooked(streams) @ attn.qkv.weight[rows].mT
-    return (values + attn.qkv.bias[rows]) @ attn.out.weight[:, head * d : (head + 1) * d].mT
+    values = weights.attention_norm(layer, streams) @ weights.head_values(layer)[head].mT
+    values = values + weights.head_value_biases(layer)[head]
+    return values @ weights.head_outputs(layer)[head].mT
 
 
 def _reachable(

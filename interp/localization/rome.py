@@ -22,8 +22,9 @@ from interp.data.batches import training_batch
 from interp.data.facts import PROMPT_ROLES, FactSet, padded
 from interp.data.sentences import Sentences, numbers_of, rows_of, training_sentences
 from interp.localization.inputs import check_inputs, check_layer
-from interp.model.decoder import HookedDecoder, rotation
+from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_plain
+from interp.model.weights import add_to_neuron_outputs, widened
 from interp.suite import Suite
 
 N_STEPS, LEARNING_RATE, ENOUGH = 60, 0.1, 0.05
@@ -74,11 +75,16 @@ def find_edits(
         n_sentences: training templates of the fact in which k* and v* are found.
 
     Raises:
-        ValueError: no such layer or role, facts of other people than the run's, or more sentences
-            than training templates.
+        ValueError: no such layer or role, a model of fewer digits than fp32, facts of other people
+            than the run's, or more sentences than training templates.
     """
     check_inputs(model, facts, twins=True)
     check_layer(model, layer)
+    dtype = model.embed.weight.dtype
+    if widened(model.embed.weight).dtype != dtype:
+        raise ValueError(
+            f"the model is in {dtype}, too coarse to search an edit in; give model.float()"
+        )
     most = suite.config.n_train_templates
     if not 1 <= n_sentences <= most:
         raise ValueError(
@@ -103,7 +109,7 @@ def edited(model: HookedDecoder, edits: Edits, fact: int) -> HookedDecoder:
     """A copy of the model with one fact's edit in its weights."""
     check_plain(model)
     copy = deepcopy(model)
-    copy.blocks[edits.layer].mlp.down.weight.data += edits.right[fact, :, None] * edits.left[fact]
+    add_to_neuron_outputs(copy, edits.layer, edits.left[fact, :, None] * edits.right[fact])
     return copy
 
 
@@ -168,12 +174,9 @@ def run_on(
     model: HookedDecoder, run: Run, added: Float[Tensor, "sentence pos d_model"]
 ) -> Float[Tensor, "sentence d_vocab"]:
     """Logits at ``final`` with ``added`` written beside the MLP's output."""
-    n, n_pos = run.roles.shape
-    turn = rotation(torch.arange(n_pos, device=added.device), model.cfg)
-    resid = run.resid + added
-    for block in model.blocks[run.layer + 1 :]:
-        resid = block(resid, turn)
-    return model.unembed(model.ln_final(resid[torch.arange(n), run.lengths - 1]))
+    resid = model.from_layer(run.resid + added, run.layer + 1)
+    last = torch.arange(len(resid), device=resid.device), run.lengths - 1
+    return model.unembed(model.ln_final(resid[last]))
 
 
 def mean_keys(run: Run, role: str, n_facts: int) -> Float[Tensor, "fact d_mlp"]:
@@ -210,7 +213,7 @@ def _find_values(
     n, at = len(run.resid) // len(keys), _at_role(run, role)
     wanted = repeat(targets.to(keys.device), "fact -> (fact n)", n=n)
     with torch.no_grad():
-        output = model.blocks[run.layer].mlp.down(keys)
+        output = model.blocks[run.layer].down(keys)
     unit = output.norm(dim=-1, keepdim=True) * output.shape[1] ** -0.5
     delta = torch.zeros_like(output, requires_grad=True)
 

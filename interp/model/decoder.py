@@ -1,23 +1,40 @@
 """A small decoder with TransformerLens hooks, readable by Hugging Face as GPT-NeoX.
 
-Each block is pre-LayerNorm: ``x += attn(ln1(x)); x += mlp(ln2(x))``, or, with ``parallel``, both
-read the same ``x`` (Pythia). Positions are rotary. One implementation, three uses: training runs on
-the real tokens of a batch (``hidden``), hooked runs fire every ``HookPoint`` (``forward``), and the
-patching engine calls the parts of a block one by one.
+Its blocks hold weights and hook points; what is computed with them is written in ``block``. One
+implementation, three uses: training runs it silently on the real tokens of a batch (``hidden``),
+hooked runs fire every ``HookPoint`` (``forward``), and the patching engine runs it at a few
+positions, with a tap of its own. Pre-LayerNorm, rotary positions, exact GELU.
 """
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from interp.model.packed_attention import Ragged, Rotation, attend, embed, rotate
+from interp.model.attention import (
+    Rotation,
+    padded_attention,
+    rotation,
+    split_output_weight,
+    split_qkv_weight,
+)
+from interp.model.block import Tap, run_block, silent
+from interp.model.packed_attention import Ragged, embed, packed_attention
+
+_IN_BLOCK = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+_IN_ATTENTION = ("q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z")
+HOOKS = (
+    {name: f"hook_{name}" for name in _IN_BLOCK}
+    | {name: f"attn.hook_{name}" for name in _IN_ATTENTION}
+    | {"mlp_pre": "mlp.hook_pre", "mlp_post": "mlp.hook_post"}
+)
+"""A block's hook point for each name that a tap gets."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +105,27 @@ class HookedDecoder(HookedRootModule):
                 f"got {tokens.shape[1]} tokens, the model takes at most n_ctx = "
                 f"{self.cfg.n_ctx}; shorten them"
             )
-        turn = rotation(torch.arange(tokens.shape[1], device=tokens.device), self.cfg)
         resid = self.hook_embed(self.embed(tokens))
-        for block in self.blocks:
+        return self.unembed(self.ln_final(self.from_layer(resid, 0)))
+
+    def from_layer(
+        self, resid: Float[Tensor, "batch pos d_model"], layer: int
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after the last block, of that entering a layer; hook points fire."""
+        turn = rotation(torch.arange(resid.shape[1], device=resid.device), self.cfg)
+        for block in self.blocks[layer:]:
             resid = block(resid, turn)
-        return self.unembed(self.ln_final(resid))
+        return resid
 
     def hidden(
         self, tokens: Int[Tensor, " token"], ragged: Ragged
     ) -> Float[Tensor, "token d_model"]:
         """What ``unembed`` reads at each real token of a batch; the fast path of training, where
-        attention hooks stay silent.
+        hook points of blocks stay silent.
         """
         resid = embed(self.embed.weight, tokens)
         for block in self.blocks:
-            resid = block(resid, ragged.turn, ragged)
+            resid = run_block(block, resid, partial(block.attn.packed, ragged=ragged), silent)
         return self.ln_final(resid)
 
     def to_tokens(self, *_: object, **__: object) -> None:
@@ -133,24 +156,21 @@ def remove(model: HookedDecoder, component: str) -> None:
     weights being 0, never will; an MLP's output bias, the same for every token, stays.
     """
     layer, what = component[1:].replace("H", "-").split("-")
-    block, d = model.blocks[int(layer)], model.cfg.d_head
-    if what == "MLP":
-        zeros = [block.mlp.up.weight, block.mlp.up.bias, block.mlp.down.weight]
-    else:
-        own = slice(3 * int(what) * d, 3 * (int(what) + 1) * d)
-        columns = slice(int(what) * d, (int(what) + 1) * d)
-        attention = block.attn
-        zeros = [
-            attention.qkv.weight[own],
-            attention.qkv.bias[own],
-            attention.out.weight[:, columns],
-        ]
+    block, n_heads = model.blocks[int(layer)], model.cfg.n_heads
     with torch.no_grad():
+        if what == "MLP":
+            zeros = [block.mlp.up.weight, block.mlp.up.bias, block.mlp.down.weight]
+        else:
+            weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
+            zeros = [split_qkv_weight(x, n_heads)[:, int(what)] for x in (weight, bias)]
+            zeros.append(split_output_weight(block.attn.out.weight, n_heads)[int(what)])
         for weight in zeros:
             weight.zero_()
 
 
 class Block(nn.Module):
+    """The weights of a block (``block.BlockWeights``) and its hook points."""
+
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
         self.parallel = cfg.parallel
@@ -162,15 +182,26 @@ class Block(nn.Module):
             self.hook_resid_mid = HookPoint()
 
     def forward(
-        self, resid: Float[Tensor, "*cell d_model"], turn: Rotation, ragged: Ragged | None = None
-    ) -> Float[Tensor, "*cell d_model"]:
-        resid = self.hook_resid_pre(resid)
-        attn_out = self.hook_attn_out(self.attn(self.ln1(resid), turn, ragged))
-        if self.parallel:
-            mlp_out = self.hook_mlp_out(self.mlp(self.ln2(resid)))
-            return self.hook_resid_post(resid + attn_out + mlp_out)
-        resid = self.hook_resid_mid(resid + attn_out)
-        return self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
+        self, resid: Float[Tensor, "batch pos d_model"], turn: Rotation
+    ) -> Float[Tensor, "batch pos d_model"]:
+        return run_block(self, resid, partial(self.attn, turn=turn), self.fire)
+
+    def fire(self, name: str, x: Tensor) -> Tensor:
+        """The tap of hooked runs: what the activation's hook point returns."""
+        return self.get_submodule(HOOKS[name])(x)
+
+    @property
+    def out(self) -> nn.Linear:
+        return self.attn.out
+
+    @property
+    def down(self) -> nn.Linear:
+        return self.mlp.down
+
+    def neurons(
+        self, normed: Float[Tensor, "*cell d_model"], tap: Tap
+    ) -> Float[Tensor, "*cell d_mlp"]:
+        return F.gelu(tap("mlp_pre", self.mlp.up(normed)))
 
 
 class LayerNorm(nn.Module):
@@ -208,41 +239,24 @@ class Attention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "*cell d_model"], turn: Rotation, ragged: Ragged | None = None
-    ) -> Float[Tensor, "*cell d_model"]:
-        if ragged is not None:
-            return self.out(attend(self.qkv(x), ragged))
-        q, k, v = self.heads(x)
-        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        q, k = self.hook_rot_q(rotate(q, turn)), self.hook_rot_k(rotate(k, turn))
-        scores = (
-            einsum(q, k, "b dest head d, b src head d -> b head dest src") * q.shape[-1] ** -0.5
-        )
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-        scores = self.hook_attn_scores(scores.masked_fill(future, -torch.inf))
-        pattern = self.hook_pattern(scores.softmax(-1))
-        z = self.hook_z(einsum(pattern, v, "b head dest src, b src head d -> b dest head d"))
-        return self.out(rearrange(z, "b p head d -> b p (head d)"))
+        self, normed: Float[Tensor, "batch pos d_model"], tap: Tap, turn: Rotation
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """z of whole prompts, heads side by side."""
+        return padded_attention(self.qkv(normed), self.n_heads, turn, tap)
 
-    def values(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+    def packed(
+        self, normed: Float[Tensor, "token d_model"], tap: Tap, ragged: Ragged
+    ) -> Float[Tensor, "token d_model"]:
+        """The same of the real tokens of a batch, without taps."""
+        return packed_attention(self.qkv(normed), ragged)
+
+    def values(self, normed: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         """Values of every head, side by side; queries and keys are not computed."""
-        of_head = {"head": self.n_heads, "qkv": 3}
-        weight = rearrange(self.qkv.weight, "(head qkv d) m -> qkv (head d) m", **of_head)[2]
-        return F.linear(
-            x, weight, rearrange(self.qkv.bias, "(head qkv d) -> qkv (head d)", **of_head)[2]
+        weight, bias = (
+            split_qkv_weight(x, self.n_heads)[2].flatten(0, 1)
+            for x in (self.qkv.weight, self.qkv.bias)
         )
-
-    def heads(
-        self, x: Float[Tensor, "*cell d_model"]
-    ) -> tuple[
-        Float[Tensor, "*cell head d_head"],
-        Float[Tensor, "*cell head d_head"],
-        Float[Tensor, "*cell head d_head"],
-    ]:
-        """Queries and keys before rotation, and values, of every head."""
-        return rearrange(
-            self.qkv(x), "... (head qkv d) -> qkv ... head d", head=self.n_heads, qkv=3
-        ).unbind()
+        return F.linear(normed, weight, bias)
 
 
 class MLP(nn.Module):
@@ -251,18 +265,6 @@ class MLP(nn.Module):
         self.up = nn.Linear(cfg.d_model, cfg.d_mlp)
         self.down = nn.Linear(cfg.d_mlp, cfg.d_model)
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
-
-    def forward(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
-        return self.down(self.hook_post(F.gelu(self.hook_pre(self.up(x)))))
-
-
-def rotation(pos: Int[Tensor, "*pos"], cfg: DecoderConfig) -> Rotation:
-    """Rotary angles pos · base^(−2i / n_rotary), with an axis of one for the heads."""
-    even = torch.arange(0, cfg.n_rotary, 2, dtype=torch.float32, device=pos.device)
-    exponent = even / cfg.n_rotary
-    angle = rearrange(pos, "... -> ... 1 1") * (1 / cfg.rotary_base**exponent)
-    sin = angle.sin()
-    return Rotation(torch.stack((angle.cos(),) * 2, -2), torch.stack((-sin, sin), -2))
 
 
 def device_of(device: str) -> str:

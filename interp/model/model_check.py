@@ -80,7 +80,7 @@ def check_plain(model: HookedDecoder) -> None:
     kind = type(model).__name__
     if not isinstance(model, HookedDecoder) or not isinstance(model.cfg, DecoderConfig):
         raise ValueError(f"got a {kind}; its weights can be read only of a HookedDecoder")
-    for name in ("forward", "hidden", "__call__"):
+    for name in ("forward", "from_layer", "hidden", "__call__"):
         if getattr(type(model), name) is not getattr(HookedDecoder, name):
             raise ValueError(
                 f"{kind} has another {name} than HookedDecoder, {_INSTEAD}; give a HookedDecoder"

@@ -14,16 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class Rotation(NamedTuple):
-    """Rotary angles of positions, for the two halves of a head's rotated dimensions.
-
-    ``pos`` may be preceded by batch axes; the axis of one is for the heads.
-    """
-
-    cos: Float[Tensor, "*pos 1 2 half"]
-    sin: Float[Tensor, "*pos 1 2 half"]
-    """−sin for the first half, sin for the second."""
+from interp.model.attention import Rotation, rotate
 
 
 class Ragged(NamedTuple):
@@ -32,11 +23,14 @@ class Ragged(NamedTuple):
     """
 
     to_rows: Int[Tensor, "qkv batch_head pos"]
-    """``(token · n_heads + head) · 3 + qkv`` of each cell; for a pad of any token, its content is
-    never used.
+    """Of each cell, its place among the pieces of all tokens' fused rows (``qkv_pieces``); for a
+    pad that of any token, whose content is never used.
     """
-    to_tokens: Int[Tensor, "token head qkv"]
-    """The flat place in ``to_rows`` of each real token."""
+    to_tokens: Int[Tensor, "token piece"]
+    """The flat place in ``to_rows`` of each piece of a real token."""
+    heads_to_rows: Int[Tensor, "batch_head pos"]
+    """``to_rows`` where a token has one piece a head, side by side."""
+    heads_to_tokens: Int[Tensor, "token head"]
     real: Float[Tensor, "batch_head pos 1"]
     """1 for a real token, 0 for a pad."""
     future: Float[Tensor, "pos pos"]
@@ -44,21 +38,10 @@ class Ragged(NamedTuple):
     turn: Rotation
 
 
-def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*cell d_head"]:
-    """``x`` with dimensions i and i + half turned by the angle of their position (Su et al. 2021,
-    with GPT-NeoX's pairing); dimensions beyond the rotated ones stay.
-    """
-    n_rotary = 2 * turn.cos.shape[-1]
-    cos, sin = turn.cos.to(x.dtype), turn.sin.to(x.dtype)
-    pairs = x[..., :n_rotary].unflatten(-1, (2, -1))
-    turned = torch.addcmul(pairs * cos, pairs.flip(-2), sin).flatten(-2)
-    return turned if n_rotary == x.shape[-1] else torch.cat((turned, x[..., n_rotary:]), -1)
-
-
-def attend(qkv: Float[Tensor, "token width"], ragged: Ragged) -> Float[Tensor, "token d_model"]:
-    """Causal attention output z of the real tokens, heads side by side; ``width`` is (head, qkv,
-    d_head), as in GPT-NeoX.
-    """
+def packed_attention(
+    qkv: Float[Tensor, "token width"], ragged: Ragged
+) -> Float[Tensor, "token d_model"]:
+    """Causal attention output z of the real tokens, heads side by side, of their fused rows."""
     q, k, v = _ToRows.apply(qkv, ragged.to_rows, ragged.to_tokens)
     turn = Rotation(ragged.turn.cos[:, 0], ragged.turn.sin[:, 0])  # heads lie beside the batch
     if qkv.is_cuda:
@@ -66,7 +49,7 @@ def attend(qkv: Float[Tensor, "token width"], ragged: Ragged) -> Float[Tensor, "
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0] * ragged.real
     else:
         z = _Attention.apply(q, k, v, turn, ragged.future, ragged.real)
-    return _ToTokens.apply(z, ragged.to_rows, ragged.to_tokens)
+    return _ToTokens.apply(z, ragged.heads_to_rows, ragged.heads_to_tokens)
 
 
 def patterns(
@@ -85,8 +68,8 @@ def mix(
     ragged: Ragged,
 ) -> Float[Tensor, "token d_model"]:
     """Attention output z of the real tokens, given every head's pattern."""
-    rows = _OneToRows.apply(values, ragged.to_rows, ragged.to_tokens)
-    return _ToTokens.apply(pattern @ rows, ragged.to_rows, ragged.to_tokens)
+    places = ragged.heads_to_rows, ragged.heads_to_tokens
+    return _ToTokens.apply(pattern @ _OneToRows.apply(values, *places), *places)
 
 
 class _Attention(torch.autograd.Function):
@@ -144,7 +127,7 @@ class _ToRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: Tensor, to_rows: Tensor, to_tokens: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(to_tokens)
-        return _take_rows(tokens.unflatten(1, (to_tokens.shape[1] * 3, -1)), to_rows).unbind()
+        return _take_rows(tokens.unflatten(1, (to_tokens.shape[1], -1)), to_rows).unbind()
 
     @staticmethod
     def backward(ctx, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
@@ -158,12 +141,12 @@ class _OneToRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: Tensor, to_rows: Tensor, to_tokens: Tensor) -> Tensor:
         ctx.save_for_backward(to_tokens)
-        return _take_rows(tokens.unflatten(1, (to_tokens.shape[1], -1)), to_rows[0] // 3)
+        return _take_rows(tokens.unflatten(1, (to_tokens.shape[1], -1)), to_rows)
 
     @staticmethod
     def backward(ctx, d_rows: Tensor) -> tuple[Tensor, None, None]:
         (to_tokens,) = ctx.saved_tensors
-        return _take_rows(d_rows, to_tokens[:, :, 0]).flatten(1), None, None
+        return _take_rows(d_rows, to_tokens).flatten(1), None, None
 
 
 class _ToTokens(torch.autograd.Function):
@@ -172,13 +155,13 @@ class _ToTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, to_rows: Tensor, to_tokens: Tensor) -> Tensor:
         ctx.save_for_backward(to_rows, to_tokens)
-        return _take_rows(z, to_tokens[:, :, 0]).flatten(1)
+        return _take_rows(z, to_tokens).flatten(1)
 
     @staticmethod
     def backward(ctx, d_tokens: Tensor) -> tuple[Tensor, None, None]:
         to_rows, to_tokens = ctx.saved_tensors
         d_z = d_tokens.unflatten(1, (to_tokens.shape[1], -1))
-        return _take_rows(d_z, to_rows[0] // 3), None, None
+        return _take_rows(d_z, to_rows), None, None
 
 
 # Opaque to the compiler on purpose: fused into a neighbour, the copies become scalar loops and

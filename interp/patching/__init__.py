@@ -1,6 +1,19 @@
-"""Interventions on a ``HookedDecoder``, or by hooks on any hooked model."""
+"""Patching a ``HookedDecoder`` exactly and fast, or any hooked model by hooks.
 
-from interp.patching.intervention import Intervention
-from interp.patching.patch import patch, patch_sites
+Names are imported when first used, so that figures can read ``sites`` without torch.
+"""
 
-__all__ = ["Intervention", "patch", "patch_sites"]
+from importlib import import_module
+
+_HOMES = {
+    "Intervention": "interp.patching.intervention",
+    "patch": "interp.patching.act_patch",
+    "patch_sites": "interp.patching.act_patch",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'interp.patching' has no attribute {name!r}")

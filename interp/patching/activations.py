@@ -1,7 +1,7 @@
-"""What patching keeps of a forward pass, the inputs it runs on, and what it pastes."""
+"""Prompts as patching runs them, activation caches, and what ablations replace activations by."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,31 +38,10 @@ class Prompts:
     """First tokens of another fact's values, right and other."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What one block computed in a run; of size 0 what was not kept. Of a ``HookedDecoder`` queries
-    are rotated and scaled, keys rotated.
-    """
-
-    resid_pre: Float[Tensor, "fact pos _d_model"]
-    resid_mid: Float[Tensor, "fact pos _d_model"]
-    resid_post: Float[Tensor, "fact pos _d_model"]
-    attn_out: Float[Tensor, "fact pos _d_model"]
-    mlp_out: Float[Tensor, "fact pos _d_model"]
-    z: Float[Tensor, "fact pos _head _d_head"]
-    q: Float[Tensor, "fact pos _head _d_head"]
-    k: Float[Tensor, "fact pos _head _d_head"]
-    v: Float[Tensor, "fact pos _head _d_head"]
-    mlp_post: Float[Tensor, "fact pos _neuron"]
-    pattern: Float[Tensor, "fact dest _head _src"]
-    """Not kept of a ``HookedDecoder``, where it follows from queries and keys."""
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Layer":
-        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
-
-
-Run = list[Layer]
-"""A whole forward pass, kept."""
+ActivationCache = list[dict[str, Tensor]]
+"""Activations of a forward pass, a dictionary a layer, by the names of the block's tap: (fact, pos,
+...), but ``attn_scores`` and ``pattern`` (fact, head, dest, src). The first layer's has ``embed``.
+"""
 
 
 def prompts(
@@ -136,40 +115,33 @@ def metrics_of(
 
 
 class PlaceSums:
-    """Sums of each activation over all tokens of a place (a role or a position), run by run."""
+    """Sums of each activation over all tokens of a place (a role or a position), batch by batch."""
 
     def __init__(self, n_places: int) -> None:
-        self.sums: list[dict[str, Tensor]] = []
+        self.sums: ActivationCache = []
         self.counts = torch.zeros(n_places)
         self.dtype = torch.float32
 
-    def add(self, run: Run, places: Int[Tensor, "fact pos"]) -> None:
-        of, self.dtype = places[places >= 0], run[0].resid_pre.dtype
-        n_places = len(self.counts)
-        counts = torch.bincount(of, minlength=n_places)
-        for index, layer in enumerate(run):
-            tables = {}
-            for name, x in vars(layer).items():
+    def add(self, cache: ActivationCache, places: Int[Tensor, "fact pos"]) -> None:
+        of, n_places = places[places >= 0], len(self.counts)
+        self.counts = self.counts.to(of.device) + torch.bincount(of, minlength=n_places)
+        self.sums = self.sums or [{} for _ in cache]
+        for sums, layer in zip(self.sums, cache):
+            for name, x in layer.items():
+                self.dtype = x.dtype
                 table = x.new_zeros(n_places, *x.shape[2:], dtype=torch.float64)
-                tables[name] = table.index_add_(0, of, x[places >= 0].double())
-            if index < len(self.sums):
-                for name, table in tables.items():
-                    self.sums[index][name] += table
-            else:
-                self.sums.append(tables)
-        self.counts = self.counts.to(counts.device) + counts
+                table.index_add_(0, of, x[places >= 0].double())
+                sums[name] = table + sums.get(name, 0)
 
-    def means(self) -> Run:
-        """As layers with an axis (1, place); 0 for a place that no fact has."""
+    def means(self) -> ActivationCache:
+        """With axes (1, place, ...); 0 for a place that no fact has."""
         n = self.counts.clamp(min=1)
         return [
-            Layer(
-                **{
-                    name: (table / n.reshape(-1, *[1] * (table.ndim - 1)))[None].to(self.dtype)
-                    for name, table in tables.items()
-                }
-            )
-            for tables in self.sums
+            {
+                name: (table / n.reshape(-1, *[1] * (table.ndim - 1)))[None].to(self.dtype)
+                for name, table in sums.items()
+            }
+            for sums in self.sums
         ]
 
 
@@ -188,15 +160,22 @@ def same_place(
     return found
 
 
-def taken_from(run: Run, giver: Run, place: Int[Tensor, "fact pos"]) -> Run:
-    """``giver``'s activations at ``place``; ``run``'s where there is none."""
+def taken_from(
+    own: ActivationCache, giver: ActivationCache, place: Int[Tensor, "fact pos"]
+) -> ActivationCache:
+    """``giver``'s activations at ``place``; ``own`` where there is none."""
     fact = torch.arange(len(place), device=place.device)[:, None]
     taken = []
-    for mine, theirs in zip(run, giver):
+    for mine, theirs in zip(own, giver):
         out = {}
-        for name, x in vars(mine).items():
+        for name, given in theirs.items():
+            x = mine[name]
             there = (place >= 0).reshape(*place.shape, *[1] * (x.ndim - 2))
-            given = getattr(theirs, name)[fact if len(getattr(theirs, name)) > 1 else 0, place]
-            out[name] = torch.where(there, given, x)
-        taken.append(Layer(**out))
+            out[name] = torch.where(there, given[fact if len(given) > 1 else 0, place], x)
+        taken.append(out)
     return taken
+
+
+def only(cache: ActivationCache, names: Collection[str]) -> ActivationCache:
+    """The activations of these names."""
+    return [{name: x for name, x in layer.items() if name in names} for layer in cache]

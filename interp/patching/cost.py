@@ -11,23 +11,23 @@ from interp.config import METRICS
 from interp.data.facts import FactSet, check_tokens
 from interp.fields import argument
 from interp.model.decoder import DecoderConfig
-from interp.patching.engine import TOKENS_AT_ONCE, row_size
-from interp.patching.grid import AT_ENTRY, CUTS, EDGES, ON_KEYS, Cells, reached, rows_of
+from interp.patching.grid import PatchGrid, items_of, reached
 from interp.patching.intervention import (
     Intervention,
     axes_of,
-    cells_of,
     check_fit,
     check_sites,
+    grid_of,
     intervention,
-    kept_sites,
     memory_chunks,
-    n_parts,
     piece_bytes,
     run_size,
     runs_held,
+    starts_of,
 )
-from interp.patching.path_patching import Stop, count_ways, is_path, parse_path
+from interp.patching.path_patching import LOGITS, Stop, count_ways, is_path, parse_path
+from interp.patching.recompute import TOKENS_AT_ONCE, item_size
+from interp.patching.sites import SITES, activations_of
 
 _WORDS = {
     "dest": ("destination", "destinations"),
@@ -102,20 +102,21 @@ def plan(
     sites = check_sites(sites, parallel=cfg.parallel, direction=how.direction)
     check_fit(cfg, sites, how)
     check_tokens(facts, cfg.d_vocab, cfg.n_ctx)
-    cells, labels, may_differ = cells_of(facts, how)
+    grid, labels, may_differ = grid_of(facts, how)
     n_value = (facts.answers >= 0).sum(1).numpy() if how.whole_value else np.ones(len(facts), int)
-    costs = _Costs(cfg, cells, may_differ, facts.lengths.numpy(), n_value)
+    costs = _Costs(cfg, grid, may_differ, facts.lengths.numpy(), n_value)
     n_draws = how.noise_draws if how.replacement == "noise" else 1
     plans = []
     for site in sites:
         if is_path(site):
             n_live, flops = costs.of_path(parse_path(site))
         else:
-            parts = n_parts(site, cfg, how)
-            layers = cells.swept(site, cfg.n_layers)
+            parts = SITES[site].n_parts(cfg, how.n_neurons)
+            layers = grid.swept(site, cfg.n_layers)
             n_live, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
         axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
-        groups = ("dest", "src") if site in EDGES else (how.by,)
+        edges = not is_path(site) and SITES[site].is_edge
+        groups = ("dest", "src") if edges else (how.by,)
         axes |= {name: list(of) for name, of in zip(groups, labels)}
         n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
         held = costs.bytes_at_once(facts, site, how, max_memory)
@@ -139,12 +140,12 @@ class _Costs:
     def __init__(
         self,
         cfg: DecoderConfig,
-        cells: Cells,
+        grid: PatchGrid,
         may_differ: Bool[np.ndarray, "fact pos"],
         n_prompt: Int[np.ndarray, " fact"],
         n_value: Int[np.ndarray, " fact"],
     ) -> None:
-        self.cfg, self.cells, self.may_differ = cfg, cells, may_differ
+        self.cfg, self.grid, self.may_differ = cfg, grid, may_differ
         self.n_prompt, self.n_value = n_prompt, n_value
         self.n_total = n_prompt + n_value - 1
         self.block = 2 * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
@@ -160,44 +161,43 @@ class _Costs:
         Args:
             carried: every later position is changed too.
         """
-        cfg, cells = self.cfg, self.cells
+        cfg, grid, of = self.cfg, self.grid, SITES[site]
         if carried:
-            later = np.logical_or.accumulate(cells.positions, 2)
-            cells = Cells(later, later)
+            later = np.logical_or.accumulate(grid.positions, 2)
+            grid = PatchGrid(later, later)
         differs = np.broadcast_to(self.may_differ, (parts, 1, *self.may_differ.shape))
-        if site in EDGES:
-            seen = np.logical_or.accumulate(cells.sources, 2)
-            seen &= self.may_differ | (site in CUTS)
+        if of.is_edge:
+            seen = np.logical_or.accumulate(grid.sources, 2)
+            seen &= self.may_differ | of.cut
             differs = np.broadcast_to(seen, (parts, *seen.shape))
-        rows = rows_of(site, layer, differs, cells)
-        entry = cells.layers(layer, cfg.n_layers).start + (site not in AT_ENTRY)
+        items = items_of(site, layer, differs, grid)
+        entry = grid.layers(site, layer, cfg.n_layers).start + (not of.before_block)
         pos = np.arange(self.may_differ.shape[1])
-        at = reached(rows, cells) & (pos < self.n_total[rows.fact, None])
+        at = reached(items, grid) & (pos < self.n_total[items.fact, None])
         if entry == cfg.n_layers:
-            at &= pos >= self.n_prompt[rows.fact, None] - 1
+            at &= pos >= self.n_prompt[items.fact, None] - 1
         live = at.any(1)
-        tokens = (self.n_total[rows.fact] - at.argmax(1))[live]
-        read = self.n_value[rows.fact][live]
+        tokens = (self.n_total[items.fact] - at.argmax(1))[live]
+        read = self.n_value[items.fact][live]
         in_block = self.block + self.attention
         flops = tokens * max(0, cfg.n_layers - 1 - entry) * in_block + read * self.unembed
         if entry < cfg.n_layers:
             flops += tokens * 4 * cfg.d_model**2 + read * in_block
-        inside = at.sum() * self.block if site not in AT_ENTRY else 0
+        inside = at.sum() * self.block if not of.before_block else 0
         return int(live.sum()), float(flops.sum() + inside)
 
     def of_path(self, stops: list[Stop]) -> tuple[int, float]:
         """The same of all ways along a path, with what its stops compute themselves."""
         last = stops[-1]
-        carried = any(stop.site in ON_KEYS for stop in stops[1:-1])
-        site = "resid_post" if last.site == "logits" else last.site
-        parts = len(last.parts(self.cfg, self.cells.n_neurons))
-        layers = [self.cfg.n_layers - 1] if last.site == "logits" else last.layers(self.cfg)
+        carried = any(SITES[stop.site].at == "key" for stop in stops[1:-1])
+        parts = len(last.parts(self.cfg, self.grid.n_neurons))
+        layers = [self.cfg.n_layers - 1] if last.site == LOGITS else last.layers(self.cfg)
         n_live, flops = 0, 0.0
         for layer in layers:
-            n_ways = count_ways(stops[:-1], last, layer, self.cfg, self.cells.n_neurons)
-            live, of_one = self.of_layer(site, layer, parts, carried=carried)
-            n_heard = n_ways * (len(self.cells.positions) if carried else 1)
-            if last.site == "logits" and len(stops) == 2:
+            n_ways = count_ways(stops[:-1], last, layer, self.cfg, self.grid.n_neurons)
+            live, of_one = self.of_layer(last.patched, layer, parts, carried=carried)
+            n_heard = n_ways * (len(self.grid.positions) if carried else 1)
+            if last.site == LOGITS and len(stops) == 2:
                 n_heard = 0  # nothing is computed on the way
             n_live += n_ways * live
             flops += n_ways * of_one + n_heard * float(self.n_total.sum()) * self.block
@@ -208,9 +208,9 @@ class _Costs:
     ) -> float:
         """Of a batch's runs, and of the rows that are computed together."""
         cfg, n_pos, share = self.cfg, self.may_differ.shape[1], piece_bytes(max_memory)
-        kept = kept_sites([site])
+        kept = activations_of(starts_of([site]))
         chunks = memory_chunks(cfg, facts, kept, how, share / 4)
         runs = len(chunks[0]) * n_pos * cfg.n_layers * run_size(cfg, kept, n_pos) * runs_held(how)
-        token, row = row_size(cfg, n_pos, int(self.n_value.max()))
+        token, row = item_size(cfg, n_pos, int(self.n_value.max()))
         rows = TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
         return min(4 * runs, share) + min(4 * rows, share)

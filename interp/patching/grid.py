@@ -1,4 +1,4 @@
-"""Cells, what a sweep changes one at a time, and the rows of work they become."""
+"""The patch grid: which positions are changed together, and the work items that it makes."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -6,19 +6,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-AT_ENTRY = ("embed", "resid_pre")
-"""Sites that change the residual stream entering their own layer; all others the next one's."""
-CUTS = ("knockout", "head_knockout")
-"""Sites whose attention is cut before the softmax: of all heads, or of one."""
-EDGES = ("edge", *CUTS)
-"""Sites that are pairs of a destination and a source."""
-ON_KEYS = ("k", "v")
-"""Sites that every later destination reads."""
+from interp.patching.sites import SITES, names_of
 
 
 @runtime_checkable
 class Shape(Protocol):
-    """What a sweep needs to know of a model's configuration."""
+    """What patching needs to know of a model's configuration."""
 
     n_layers: int
     n_heads: int
@@ -29,44 +22,47 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True)
-class Cells:
+class PatchGrid:
     """Sets of positions, each changed together, at each layer or window of layers."""
 
     positions: Bool[np.ndarray, "group fact pos"]
-    """Where to change a site; the destinations of an edge."""
+    """Where a site is changed; the destinations of an edge."""
     sources: Bool[np.ndarray, "source fact pos"]
     """Sources of an edge."""
     window: int = 1
     """Layers changed together: from layer − window // 2 on, as far as there are."""
     n_neurons: int = 1
-    """Neurons a group of ``mlp_post``."""
+    """Neurons in a group of ``mlp_post``."""
     frozen: str | None = None
-    """What stays the base run's at ``positions`` from the change on."""
+    """Which output keeps the base run's value at ``positions`` in all layers from the change on."""
     only: tuple[int, ...] = ()
-    """Layers to change; none are all."""
+    """Layers to change; empty: all."""
     causal: bool = True
     """No position attends to a later one."""
 
     def swept(self, site: str, n_layers: int) -> list[int]:
-        """Layers of ``site`` that are changed one at a time."""
-        layers = range(1 if site == "embed" else n_layers)
-        return [layer for layer in layers if not self.only or site == "embed" or layer in self.only]
+        """Layers at which ``site`` is changed, one at a time."""
+        if not SITES[site].has_layers:
+            return [0]
+        return [layer for layer in range(n_layers) if not self.only or layer in self.only]
+
+    def layers(self, site: str, layer: int, n_layers: int) -> range:
+        """Layers that are changed together with ``layer``."""
+        if not SITES[site].has_layers:
+            return range(1)
+        start = layer - self.window // 2
+        return range(max(0, start), min(n_layers, start + self.window))
 
     def reaching(self) -> Bool[np.ndarray, "source fact pos"]:
-        """Destinations that could attend to any of each set of sources."""
+        """Destinations that can attend to any of each set of sources."""
         if self.causal:
             return np.logical_or.accumulate(self.sources, 2)
         return np.broadcast_to(self.sources.any(2, keepdims=True), self.sources.shape)
 
-    def layers(self, layer: int, n_layers: int) -> range:
-        """The window around ``layer``."""
-        start = layer - self.window // 2
-        return range(max(0, start), min(n_layers, start + self.window))
-
 
 @dataclass(frozen=True)
-class Rows:
-    """Work that enters at one layer: one row a (cell, fact)."""
+class WorkItems:
+    """Patches that can change the logits: one item a (grid cell, fact)."""
 
     site: np.ndarray
     layer: np.ndarray
@@ -78,32 +74,58 @@ class Rows:
     """Which set of sources; 0 for sites without."""
     fact: np.ndarray
 
-    def __getitem__(self, index: np.ndarray) -> "Rows":
-        return Rows(*(column[index] for column in vars(self).values()))
+    def __getitem__(self, index: np.ndarray) -> "WorkItems":
+        return WorkItems(*(column[index] for column in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.fact)
 
 
-def rows_of(
-    site: str, layer: int, differs: Bool[np.ndarray, "part source fact pos"], cells: Cells
-) -> Rows:
-    """The rows of one site and layer that change anything, given where each part of it does."""
-    group, part, source, fact = (cells.positions[:, None, None] & differs).any(-1).nonzero()
+def items_of(
+    site: str, layer: int, differs: Bool[np.ndarray, "part source fact pos"], grid: PatchGrid
+) -> WorkItems:
+    """The items of one site and layer at which the two runs differ."""
+    group, part, source, fact = (grid.positions[:, None, None] & differs).any(-1).nonzero()
     n = len(fact)
-    return Rows(np.full(n, site), np.full(n, layer), part, group, source, fact)
+    return WorkItems(np.full(n, site), np.full(n, layer), part, group, source, fact)
 
 
-def concatenate(tables: list[Rows]) -> Rows:
+def concatenate(tables: list[WorkItems]) -> WorkItems:
     if not tables:
-        return Rows(*(np.zeros(0, int) for _ in range(6)))
-    return Rows(*(np.concatenate(column) for column in zip(*(vars(t).values() for t in tables))))
+        return WorkItems(*(np.zeros(0, int) for _ in range(6)))
+    columns = zip(*(vars(table).values() for table in tables))
+    return WorkItems(*(np.concatenate(column) for column in columns))
 
 
-def reached(rows: Rows, cells: Cells) -> Bool[np.ndarray, "row pos"]:
-    """Positions of the residual stream that each row changes first."""
-    at = cells.positions[rows.group, rows.fact]
-    keys, edges = np.isin(rows.site, ON_KEYS), np.isin(rows.site, EDGES)
+def reached(items: WorkItems, grid: PatchGrid) -> Bool[np.ndarray, "item pos"]:
+    """Positions at which each item first changes the residual stream."""
+    at = grid.positions[items.group, items.fact]
+    keys, edges = (np.isin(items.site, names_of(at=kind)) for kind in ("key", "edge"))
     at[keys] = np.logical_or.accumulate(at[keys], 1)
-    at[edges] &= np.logical_or.accumulate(cells.sources[rows.source[edges], rows.fact[edges]], 1)
+    sources = grid.sources[items.source[edges], items.fact[edges]]
+    at[edges] &= np.logical_or.accumulate(sources, 1)
     return at
+
+
+def live(
+    items: WorkItems,
+    grid: PatchGrid,
+    entry: int,
+    n_layers: int,
+    n_prompt: np.ndarray,
+    n_total: np.ndarray,
+) -> tuple[WorkItems, Bool[np.ndarray, "item pos"]]:
+    """Items on which a logit that is read depends, and the positions of the residual stream
+    entering layer ``entry`` that they change.
+
+    Args:
+        n_prompt: tokens of each fact's prompt; the last of them predicts the value.
+        n_total: positions of each fact up to the last that is read.
+    """
+    at = reached(items, grid) if len(items) else np.zeros((0, 1), bool)
+    pos = np.arange(at.shape[1])
+    at &= pos < n_total[items.fact, None]
+    if entry == n_layers:
+        at &= pos >= n_prompt[items.fact, None] - 1
+    keep = np.flatnonzero(at.any(1))
+    return items[keep], at[keep]

@@ -3,55 +3,39 @@ passes.
 
 For a ``TransformerBridge`` or a ``HookedRootModule`` of one's own, whose blocks can't be called one
 by one: rows are run together from the first token on, with a hook at each changed layer. Equal to
-``engine.Engine``, and slower. Grouped-query attention has a key and a value a group of heads;
+``recompute.Recompute``, and slower. Grouped-query attention has a key and a value a group of heads;
 parallel blocks have no ``resid_mid``.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from interp.config import HEAD_SITES
 from interp.data.facts import NO_TOKEN, FactSet
 from interp.model.decoder import HookedDecoder
 from interp.model.model_check import is_causal
-from interp.patching.activations import Layer, Prompts, Run, metrics_of
-from interp.patching.grid import CUTS, Cells, Rows, rows_of
+from interp.patching.activations import ActivationCache, Prompts, metrics_of
+from interp.patching.grid import PatchGrid, WorkItems, items_of
+from interp.patching.paste import differing, paste, pasted_values
+from interp.patching.sites import SITES, Site
 
-HOOKS = {
-    "embed": "hook_embed",
-    "resid_pre": "blocks.{}.hook_resid_pre",
-    "resid_mid": "blocks.{}.hook_resid_mid",
-    "resid_post": "blocks.{}.hook_resid_post",
-    "attn_out": "blocks.{}.hook_attn_out",
-    "mlp_out": "blocks.{}.hook_mlp_out",
-    "mlp_post": "blocks.{}.mlp.hook_post",
-    "z": "blocks.{}.attn.hook_z",
-    "q": "blocks.{}.attn.hook_q",
-    "k": "blocks.{}.attn.hook_k",
-    "v": "blocks.{}.attn.hook_v",
-    "pattern": "blocks.{}.attn.hook_pattern",
-    "edge": "blocks.{}.attn.hook_pattern",
-    "knockout": "blocks.{}.attn.hook_attn_scores",
-    "head_knockout": "blocks.{}.attn.hook_attn_scores",
-}
 Change = Callable[[Tensor], Tensor | None]
 """Of an activation; None leaves it as it is."""
 
 
-class ScoredRun(list[Layer]):
-    """A run, with what it was run on and its metrics. One more layer at the end has the embeddings
-    as its ``resid_pre``.
-    """
+class ScoredCache(list[dict[str, Tensor]]):
+    """An activation cache with what it was run on and the run's metrics."""
 
     def __init__(
-        self, layers: list[Layer], given: Prompts, scores: Float[np.ndarray, "metric fact"]
+        self,
+        layers: ActivationCache,
+        given: Prompts,
+        scores: Float[np.ndarray, "metric fact"],
     ) -> None:
         super().__init__(layers)
         self.given, self.scores = given, scores
@@ -60,7 +44,7 @@ class ScoredRun(list[Layer]):
 def check_hooks(model: nn.Module, sites: Collection[str]) -> None:
     """Raises a ValueError if the model lacks a site's hook."""
     for site in sites:
-        for name in (HOOKS[site].format(layer) for layer in range(model.cfg.n_layers)):
+        for name in (SITES[site].hook.format(layer) for layer in range(model.cfg.n_layers)):
             if name not in model.hook_dict:
                 raise ValueError(
                     f"no site {site!r} in this {type(model).__name__}: it has no hook {name!r}; "
@@ -69,9 +53,9 @@ def check_hooks(model: nn.Module, sites: Collection[str]) -> None:
 
 
 def reach(
-    model: nn.Module, facts: FactSet, cells: Cells, may_differ: Bool[np.ndarray, "fact pos"]
-) -> tuple[Cells, Bool[np.ndarray, "fact pos"]]:
-    """``cells`` and ``may_differ`` for a model whose attention goes to later tokens too, as in
+    model: nn.Module, facts: FactSet, grid: PatchGrid, may_differ: Bool[np.ndarray, "fact pos"]
+) -> tuple[PatchGrid, Bool[np.ndarray, "fact pos"]]:
+    """``grid`` and ``may_differ`` for a model whose attention goes to later tokens too, as in
     BERT: every position may differ, and sources may come after their destination. As they were for
     a causal one; found by running the model on one prompt (see ``is_causal``).
 
@@ -80,7 +64,7 @@ def reach(
     """
     longest = facts[int(facts.lengths.argmax())].clean.to(next(model.parameters()).device)
     if isinstance(model, HookedDecoder) or is_causal(model, longest):
-        return cells, may_differ
+        return grid, may_differ
     kind = f"this {type(model).__name__} attends to later tokens"
     if len(lengths := facts.lengths.unique().tolist()) > 1:
         raise ValueError(
@@ -92,18 +76,15 @@ def reach(
             f"{kind}, so it would read values of up to {n_value} tokens before it predicts them; "
             "use whole_value=False"
         )
-    return replace(cells, causal=False), np.ones_like(may_differ)
+    return replace(grid, causal=False), np.ones_like(may_differ)
 
 
 def embedding_of(model: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
     return model.embed.W_E if hasattr(model.embed, "W_E") else model.embed.weight
 
 
-class HookedEngine:
-    """Changes the runs of one hooked model on one batch of prompts."""
-
-    flops = 0
-    """Not counted."""
+class HookedRuns:
+    """Patches of one batch of prompts, by hooks on whole forward passes of any hooked model."""
 
     def __init__(self, model: nn.Module, prompts: Prompts, max_bytes: float) -> None:
         self.model, self.prompts, self.max_bytes = model, prompts, max_bytes
@@ -112,77 +93,84 @@ class HookedEngine:
         self.embedding = embedding_of(model)
 
     @torch.no_grad()
-    def run(self, prompts: Prompts, sites: Collection[str] = ()) -> ScoredRun:
-        """A whole forward pass; keeps what ``sites`` are, and nothing else."""
-        kept = {"pattern" if site == "edge" else site for site in sites} & set(HOOKS) - set(CUTS)
+    def run(self, prompts: Prompts, names: Collection[str] = ()) -> ScoredCache:
+        """The activation cache of a whole forward pass: ``names`` and nothing else."""
+        places = [
+            (site, layer)
+            for site in {site.activation: site for site in SITES.values()}.values()
+            if site.activation in names
+            for layer in range(self.n_layers if site.has_layers else 1)
+        ]
         pieces, scores = [], []
         for fact in torch.arange(len(prompts.tokens)).split(self._rows_at_once(prompts)):
-            fact, cache = fact.to(self.device), {}
-            names = [
-                (site, at)
-                for site in kept
-                for at in ([self.n_layers] if site == "embed" else range(self.n_layers))
-            ]
+            fact, cache = fact.to(self.device), [{} for _ in range(self.n_layers)]
             hooks = [
-                (HOOKS[site].format(at), partial(_keep, cache=cache, place=(site, at)))
-                for site, at in names
+                (
+                    site.hook.format(layer),
+                    partial(_keep, kept=cache[layer], name=site.activation),
+                )
+                for site, layer in places
             ]
             scores.append(self._scores(self._forward(prompts, fact, hooks), fact))
-            empty = self.embedding.new_zeros(prompts.tokens[fact].shape)
-            pieces.append([_layer(cache, at, empty) for at in range(self.n_layers + 1)])
+            for site, layer in places:
+                self._check_axes(site, cache[layer][site.activation], prompts.tokens[fact])
+            pieces.append(cache)
         layers = [
-            Layer(**{name: torch.cat([getattr(x, name) for x in same]) for name in vars(same[0])})
+            {name: torch.cat([piece[name] for piece in same]) for name in same[0]}
             for same in zip(*pieces)
         ]
-        return ScoredRun(layers, prompts, np.concatenate(scores, 1))
+        return ScoredCache(layers, prompts, np.concatenate(scores, 1))
 
-    def turned(self, run: Run, *, back: bool = False) -> Run:
-        """The run as it is: hooks have queries and keys before any rotation."""
-        return run
+    def _check_axes(self, site: Site, x: Tensor, tokens: Int[Tensor, "row pos"]) -> None:
+        """Raises a ValueError unless an activation has the axes that TransformerLens's has."""
+        rows, n_pos = tokens.shape
+        n_parts, axes = site.n_parts(self.model.cfg, 1), "(batch, pos, d_model)"
+        fits = x.ndim == 3 and x.shape[:2] == (rows, n_pos)
+        if site.is_table:
+            axes = "(batch, head, dest, src)"
+            fits = x.shape == (rows, self.n_heads, n_pos, n_pos)
+        elif site.part in ("head", "key_value_head"):
+            axes = "(batch, pos, head, d_head)"
+            fits = x.ndim == 4 and x.shape[:3] == (rows, n_pos, n_parts)
+        if not fits:
+            raise ValueError(
+                f"the hook of site {site.name!r} in this {type(self.model).__name__} has shape "
+                f"{tuple(x.shape)}, not {axes}; leave that site out"
+            )
 
-    def scores_of(self, run: ScoredRun) -> Float[np.ndarray, "metric fact"]:
+    def scores_of(self, run: ScoredCache) -> Float[np.ndarray, "metric fact"]:
         return run.scores
 
     def sweep(
         self,
         sites: list[str],
-        cells: Cells,
-        base: ScoredRun,
-        source: Run,
+        grid: PatchGrid,
+        base: ScoredCache,
+        source: ActivationCache,
         may_differ: Bool[np.ndarray, "fact pos"],
         *,
         max_bytes: float = 1e9,
-    ) -> Iterator[tuple[Rows, Float[np.ndarray, "metric row"]]]:
-        """As ``engine.Engine.sweep``.
+    ) -> Iterator[tuple[WorkItems, Float[np.ndarray, "metric item"]]]:
+        """As ``recompute.Recompute.sweep``.
 
         Raises:
             ValueError: the model goes on without what its hook returned.
         """
-        for site in sites:
-            windows = self._windows(site, cells)
+        cfg, size = self.model.cfg, self._rows_at_once(base.given)
+        for name in sites:
+            site, swept = SITES[name], grid.swept(name, self.n_layers)
+            windows = {layer: grid.layers(name, layer, self.n_layers) for layer in swept}
             self._check_listens(site, base.given, sorted(set().union(*windows.values())))
             for layer, window in windows.items():
                 differs = np.logical_or.reduce(
-                    [_differs(site, base[at], source[at], cells, self.n_heads) for at in window]
+                    [differing(base[at], source[at], site, grid, cfg) for at in window]
                 )
-                if site not in CUTS:
-                    differs &= may_differ
-                rows = rows_of(site, layer, differs, cells)
-                size = self._rows_at_once(base.given)
-                for start in range(0, len(rows), size):
-                    part = rows[np.arange(start, min(len(rows), start + size))]
+                items = items_of(name, layer, differs if site.cut else differs & may_differ, grid)
+                for start in range(0, len(items), size):
+                    part = items[np.arange(start, min(len(items), start + size))]
                     fact = torch.from_numpy(part.fact).to(self.device)
-                    logits = self._forward(
-                        base.given, fact, _changes(site, window, part, cells, base, source)
-                    )
-                    yield part, self._scores(logits, fact)
-
-    def _windows(self, site: str, cells: Cells) -> dict[int, list[int]]:
-        """Layers that are changed with each that is swept; the embeddings' comes after the last."""
-        if site == "embed":
-            return {0: [self.n_layers]}
-        swept = cells.swept(site, self.n_layers)
-        return {layer: list(cells.layers(layer, self.n_layers)) for layer in swept}
+                    changes = _changes(site, window, part, grid, base, source)
+                    yield part, self._scores(self._forward(base.given, fact, changes), fact)
 
     @torch.no_grad()
     def _forward(
@@ -197,11 +185,14 @@ class HookedEngine:
 
         hooks = [(name, partial(hooked, number=i)) for i, (name, _) in enumerate(changes)]
         if given.noise is not None:
-            hooks.insert(0, (HOOKS["embed"], lambda x, hook: x + given.noise[fact]))
+            hooks.insert(0, (SITES["embed"].hook, lambda x, hook: x + given.noise[fact]))
         logits = self.model.run_with_hooks(given.tokens[fact], fwd_hooks=hooks)
         for i, (name, _) in enumerate(changes):
             if i not in called:
-                raise RuntimeError(f"hook {name} was never called, so nothing was changed there")
+                raise ValueError(
+                    f"this {type(self.model).__name__} never calls its hook {name!r}, so nothing "
+                    "can be changed there; leave that site out"
+                )
         return logits
 
     def _scores(
@@ -212,25 +203,25 @@ class HookedEngine:
         row, slot = torch.nonzero(slots < n_value[:, None], as_tuple=True)
         return metrics_of(logits[row, given.n_prompt[fact][row] - 1 + slot], row, slot, fact, given)
 
-    def _check_listens(self, site: str, given: Prompts, layers: list[int]) -> None:
+    def _check_listens(self, site: Site, given: Prompts, layers: list[int]) -> None:
         """Some models compute on without what a hook returns; then every effect would be 0.
 
         NaN returned by a hook goes through weights of 0 too (0 · NaN = NaN): an effect of exactly 0
         is a result. Attention that sets NaN to 0 shows it at ``hook_z`` if not in the logits.
         """
         fact = torch.zeros(1, dtype=torch.long, device=self.device)
-        poison = _poison_in_place if site == "resid_mid" else _poison
+        poison = _poison_in_place if site.name == "resid_mid" else _poison
         for at in layers:
-            name = HOOKS[site].format(at)
+            name = site.hook.format(at)
             plain, poisoned = (
                 self._heard(given, fact, at, [(name, change)]) for change in (_leave, poison)
             )
             if all(torch.equal(x, y) for x, y in zip(plain, poisoned)):
                 raise ValueError(
                     f"nothing in this {type(self.model).__name__} depends on what its hook "
-                    f"{name!r} returns, so site {site!r} can't be changed; leave it out"
+                    f"{name!r} returns, so site {site.name!r} can't be changed; leave it out"
                 )
-        if site == "resid_mid":
+        if site.name == "resid_mid":
             self._check_residual(given, fact, layers)
 
     def _heard(
@@ -239,10 +230,10 @@ class HookedEngine:
         """Logits with some changes, and the heads' output of a layer whose attention scores are
         changed.
         """
-        cache, z = {}, HOOKS["z"].format(layer)
-        if changes[0][0] == HOOKS["knockout"].format(layer) and z in self.model.hook_dict:
-            changes = [*changes, (z, partial(_keep, cache=cache, place=("z", layer)))]
-        return [self._forward(given, fact, changes), *cache.values()]
+        kept, (z, scores) = {}, (SITES[x].hook.format(layer) for x in ("z", "knockout"))
+        if changes[0][0] == scores and z in self.model.hook_dict:
+            changes = [*changes, (z, partial(_keep, kept=kept, name="z"))]
+        return [self._forward(given, fact, changes), *kept.values()]
 
     def _check_residual(self, given: Prompts, fact: Int[Tensor, " row"], layers: list[int]) -> None:
         """The hook of a bridge is at the input of the MLP's LayerNorm: a new tensor returned there
@@ -255,13 +246,13 @@ class HookedEngine:
             return x.add_(size * (1 + x.abs().mean()))
 
         for at in layers:
-            cache, noise = {}, noise.manual_seed(0)
+            kept, noise = {}, noise.manual_seed(0)
             keep = [
-                (HOOKS[site].format(at), partial(_keep, cache=cache, place=(site, at)))
-                for site in names
+                (SITES[name].hook.format(at), partial(_keep, kept=kept, name=name))
+                for name in names
             ]
             self._forward(given, fact, [(keep[0][0], disturb), *keep])
-            mid, mlp_out, post = (cache[site, at] for site in names)
+            mid, mlp_out, post = (kept[name] for name in names)
             largest = float(post.abs().max())
             if not torch.allclose(mid + mlp_out, post, rtol=1e-2, atol=1e-2 * largest):
                 raise ValueError(
@@ -288,104 +279,53 @@ def _poison_in_place(x: Tensor) -> Tensor:
     return x.fill_(torch.nan)
 
 
-def _keep(x: Tensor, *, cache: dict[tuple[str, int], Tensor], place: tuple[str, int]) -> None:
-    cache[place] = x.detach().clone()
-
-
-def _layer(
-    cache: dict[tuple[str, int], Tensor], at: int, empty: Float[Tensor, "fact pos"]
-) -> Layer:
-    """What was kept of one block, patterns by destination; nothing of all else."""
-    names = Layer.__dataclass_fields__
-    kept = {name: cache[name, at] for name in names if (name, at) in cache}
-    if ("embed", at) in cache:
-        kept["resid_pre"] = cache["embed", at]
-    if "pattern" in kept:
-        kept["pattern"] = rearrange(kept["pattern"], "fact head dest src -> fact dest head src")
-    nothing = {name: empty.new_zeros(*empty.shape, *[0] * _AXES[name]) for name in names}
-    return Layer(**nothing | kept)
-
-
-_AXES = {name: 2 if name in HEAD_SITES else 1 for name in Layer.__dataclass_fields__}
-
-
-def _differs(
-    site: str, base: Layer, source: Layer, cells: Cells, n_heads: int
-) -> Bool[np.ndarray, "part source fact pos"]:
-    """Where the two runs' activations differ at all; of an edge, at its destination."""
-    if site in CUTS:
-        seen = cells.reaching()
-        n_parts = n_heads if site == "head_knockout" else 1
-        return np.broadcast_to(seen, (n_parts, *seen.shape))
-    name = {"embed": "resid_pre", "edge": "pattern"}.get(site, site)
-    differs = getattr(base, name) != getattr(source, name)
-    if site == "edge":
-        of = torch.from_numpy(cells.sources).to(differs.device)[:, :, None, None]
-        differs = torch.stack([(differs & sources).any(-1) for sources in of])
-        return rearrange(differs, "source fact dest head -> head source fact dest").cpu().numpy()
-    if site == "mlp_post":
-        differs = rearrange(differs, "f p (group unit) -> f p group unit", unit=cells.n_neurons)
-    differs = differs.any(-1)
-    differs = differs[..., None] if differs.ndim == 2 else differs
-    return rearrange(differs, "fact pos part -> part 1 fact pos").cpu().numpy()
+def _keep(x: Tensor, *, kept: dict[str, Tensor], name: str) -> None:
+    kept[name] = x.detach().clone()
 
 
 def _changes(
-    site: str, window: list[int], rows: Rows, cells: Cells, base: Run, source: Run
+    site: Site,
+    window: Sequence[int],
+    items: WorkItems,
+    grid: PatchGrid,
+    base: ScoredCache,
+    source: ActivationCache,
 ) -> list[tuple[str, Change]]:
-    """The hooks that make each row's change, in all layers of a window."""
-    at = cells.positions[rows.group, rows.fact]
-    device = source[0].resid_pre.device
+    """The hooks that make each item's change, in all layers of a window."""
+    device = base.given.tokens.device
+    at = grid.positions[items.group, items.fact]
     row, pos = (torch.from_numpy(x).to(device) for x in at.nonzero())
-    fact, part = (torch.from_numpy(x).to(device)[row] for x in (rows.fact, rows.part))
-    sources = torch.from_numpy(cells.sources[rows.source, rows.fact]).to(device)[row]
-    name = {"embed": "resid_pre", "edge": "pattern"}.get(site, site)
+    fact, part = (torch.from_numpy(x).to(device)[row] for x in (items.fact, items.part))
+    sources = torch.from_numpy(grid.sources[items.source, items.fact]).to(device)[row]
 
     def change(x: Tensor, layer: int) -> Tensor:
-        x = x if site == "resid_mid" else x.clone()
-        if site in CUTS:
-            cut, heads = (
-                (sources, part) if site == "head_knockout" else (sources[:, None], slice(None))
-            )
-            x[row, heads, pos] = x[row, heads, pos].masked_fill(cut, -torch.inf)
-            return x
-        new = getattr(source[layer], name)
-        if site == "mlp_post":
-            unit = part[:, None] * cells.n_neurons + torch.arange(cells.n_neurons, device=device)
-            x[row[:, None], pos[:, None], unit] = new[fact[:, None], pos[:, None], unit]
-        elif site == "pattern":
-            x[row, part, pos] = new[fact, pos, part]
-        elif site == "edge":
-            x[row, part, pos] = torch.where(sources, new[fact, pos, part], x[row, part, pos])
-        elif x.ndim == 4:
-            x[row, pos, part] = new[fact, pos, part]
-        else:
-            x[row, pos] = new[fact, pos]
+        x = x if site.name == "resid_mid" else x.clone()
+        size, new = grid.n_neurons, None
+        if not site.cut:
+            new = pasted_values(source[layer], site, fact, pos, part, size)
+        paste(x, site, row, pos, part, size, new, sources)
         return x
 
-    place = HOOKS[site]
-    changes = [(place.format(layer), partial(change, layer=layer)) for layer in window]
-    if site in CUTS:  # a destination without any source attends to nothing
+    changes = [(site.hook.format(layer), partial(change, layer=layer)) for layer in window]
+    if site.cut:  # a destination without any source attends to nothing
         left = torch.arange(sources.shape[1], device=device) <= pos[:, None]
-        left |= not cells.causal
+        left |= not grid.causal
         alone = ~(left & ~sources).any(1)
 
         def silence(x: Tensor) -> Tensor:
             x = x.clone()
-            x[row[alone], part[alone] if site == "head_knockout" else slice(None), pos[alone]] = 0.0
+            x[row[alone], part[alone] if site.part else slice(None), pos[alone]] = 0.0
             return x
 
-        changes += [(HOOKS["pattern"].format(layer), silence) for layer in window]
-    if cells.frozen is not None:
-        first = 0 if site == "embed" else window[0]
+        changes += [(SITES["pattern"].hook.format(layer), silence) for layer in window]
+    if grid.frozen is not None:
 
         def hold(x: Tensor, layer: int) -> Tensor:
             x = x.clone()
-            x[row, pos] = getattr(base[layer], cells.frozen)[fact, pos]
+            x[row, pos] = base[layer][grid.frozen][fact, pos]
             return x
 
-        changes += [
-            (HOOKS[cells.frozen].format(layer), partial(hold, layer=layer))
-            for layer in range(first, len(base) - 1)
-        ]
+        hook = SITES[grid.frozen].hook
+        later = range(window[0], len(base))
+        changes += [(hook.format(layer), partial(hold, layer=layer)) for layer in later]
     return changes

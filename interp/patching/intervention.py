@@ -8,12 +8,9 @@ import torch
 from jaxtyping import Bool, Int
 
 from interp.config import (
-    DEFAULT_SITES,
-    HEAD_SITES,
     MOST_DRAWS,
     MOST_LAYERS,
     MOST_NOISE,
-    SITES,
     By,
     Direction,
     Frozen,
@@ -22,8 +19,9 @@ from interp.config import (
 from interp.data.facts import NO_TOKEN, FactSet, role_masks
 from interp.fields import LARGEST_SEED, argument, check_fields, number
 from interp.patching.activations import name_roles
-from interp.patching.grid import AT_ENTRY, CUTS, EDGES, Cells, Shape
+from interp.patching.grid import PatchGrid, Shape
 from interp.patching.path_patching import count_ways, is_path, parse_path
+from interp.patching.sites import SITES, default_sites, names_of
 
 _PASTED = {
     "run": "activation",
@@ -136,17 +134,15 @@ def check_sites(
                 "no site 'resid_mid' in a model whose attention and MLP run in parallel; leave "
                 "it out"
             )
-        if site in CUTS and direction != "noising":
+        if site in names_of(cut=True) and direction != "noising":
             raise ValueError("a knockout changes the clean run; use direction noising")
-    if not sites:
-        return [site for site in DEFAULT_SITES if not (parallel and site == "resid_mid")]
-    return list(dict.fromkeys(sites))
+    return list(dict.fromkeys(sites or default_sites(parallel=parallel)))
 
 
 def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
     """Raises a ValueError where ``sites`` and ``how`` don't go together on this model."""
-    starts = {parse_path(site)[0].site if is_path(site) else site for site in sites}
-    if "mlp_post" in starts and cfg.d_mlp % how.n_neurons:
+    parts = {SITES[site].part for site in starts_of(sites)}
+    if "neuron" in parts and cfg.d_mlp % how.n_neurons:
         raise ValueError(
             f"n_neurons is {how.n_neurons}, which doesn't divide the {cfg.d_mlp} neurons of "
             "an MLP; choose a divisor"
@@ -157,11 +153,11 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
     for site in sites:
         if how.layers and is_path(site):
             raise ValueError(f"path {site!r} says its layers itself, as in L0.mlp_out-logits")
-        if how.frozen and site not in AT_ENTRY:
-            raise ValueError(f"frozen goes with {' and '.join(AT_ENTRY)}, not with {site!r}")
-        if how.sources and site not in EDGES:
-            raise ValueError(f"sources go with {', '.join(EDGES)}, not with {site!r}; use groups")
-        if site in ("pattern", "edge") and how.replacement in ("mean", "resample"):
+        if how.frozen and site not in (before := names_of(before_block=True)):
+            raise ValueError(f"frozen goes with {' and '.join(before)}, not with {site!r}")
+        if how.sources and site not in (edges := names_of(at="edge")):
+            raise ValueError(f"sources go with {', '.join(edges)}, not with {site!r}; use groups")
+        if not is_path(site) and how.replacement in SITES[site].not_replaced_by:
             raise ValueError(
                 f"site {site!r} of different prompts can't be compared; paste from the "
                 "corrupted run, with another name or noise, or paste zero"
@@ -181,36 +177,27 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
             raise ValueError(f"no stop of path {site!r} can reach the next; order their layers")
 
 
-def n_parts(site: str, cfg: Shape, how: Intervention) -> int:
-    """Heads, or groups of neurons, that are changed one at a time."""
-    if site == "mlp_post":
-        return cfg.d_mlp // how.n_neurons
-    if site in ("k", "v"):
-        return cfg.n_key_value_heads or cfg.n_heads
-    return cfg.n_heads if site in HEAD_SITES else 1
-
-
 def axes_of(site: str, cfg: Shape, how: Intervention) -> dict[str, Int[np.ndarray, " label"]]:
     """Labels of a site's layers, and of its heads or neurons; of a path's stops layer, head,
     layer_1, head_1, ...
     """
     if not is_path(site):
-        layers = how.layers or range(cfg.n_layers)
-        axes = {"layer": _labels([0] if site == "embed" else layers)}
-        n = n_parts(site, cfg, how)
-        if site in HEAD_SITES:
-            axes["head"] = _labels(range(n))
-        if site == "mlp_post":
+        of, layers = SITES[site], how.layers or range(cfg.n_layers)
+        axes = {"layer": _labels(layers if of.has_layers else [0])}
+        n = of.n_parts(cfg, how.n_neurons)
+        if of.part == "neuron":
             axes["neuron"] = _labels(range(n)) * np.int32(how.n_neurons)
+        elif of.part:
+            axes["head"] = _labels(range(n))
         return axes
     axes = {}
     for i, stop in enumerate(parse_path(site)):
         suffix, parts = f"_{i}" if i else "", _labels(stop.parts(cfg, how.n_neurons))
-        if stop.site not in ("embed", "logits"):
+        if stop.has_layers:
             axes[f"layer{suffix}"] = _labels(stop.layers(cfg))
-        if stop.site == "mlp_post":
-            axes["neuron"] = parts * np.int32(how.n_neurons)
-        elif stop.site in HEAD_SITES:
+        if stop.part == "neuron":
+            axes[f"neuron{suffix}"] = parts * np.int32(how.n_neurons)
+        elif stop.part:
             axes[f"head{suffix}"] = parts
     return axes
 
@@ -220,15 +207,15 @@ def _labels(numbers: Sequence[int]) -> Int[np.ndarray, " label"]:
     return np.array(numbers, dtype=np.int32)
 
 
-def kept_sites(sites: Sequence[str]) -> set[str]:
-    """Whose activations are read of a run."""
+def starts_of(sites: Sequence[str]) -> set[str]:
+    """Sites that are replaced: of a path its first stop."""
     return {parse_path(site)[0].site if is_path(site) else site for site in sites}
 
 
 def piece_bytes(max_memory: float) -> float:
-    """Bytes for runs, and as many for rows computed together, of so many gigabytes. What the
-    libraries keep, 0.25 GB, is taken off first; the rest is for results, and for what the allocator
-    loses between pieces.
+    """``max_memory`` (gigabytes) split: bytes for activation caches, and as many for items computed
+    together. 0.25 GB are left to the libraries, half of the rest to results and to what the
+    allocator loses.
     """
     return 0.25e9 * max(max_memory - 0.25, 0.4 * max_memory)
 
@@ -250,13 +237,14 @@ def runs_held(how: Intervention) -> int:
 
 def run_size(cfg: Shape, kept: Collection[str], n_pos: int) -> int:
     """Numbers that a run keeps of a token in a layer, with tables of attention as they are made."""
-    return 9 * cfg.d_model + (cfg.d_mlp if "mlp_post" in kept else 0) + 2 * cfg.n_heads * n_pos
+    widths = {"mlp_pre": cfg.d_mlp, "mlp_post": cfg.d_mlp, "q": cfg.d_model, "k": cfg.d_model}
+    return 9 * cfg.d_model + sum(widths.get(name, 0) for name in kept) + 2 * cfg.n_heads * n_pos
 
 
-def cells_of(
+def grid_of(
     facts: FactSet, how: Intervention
-) -> tuple[Cells, tuple[list, list], Bool[np.ndarray, "fact pos"]]:
-    """The cells of an intervention, the labels of their positions and of their sources, and where
+) -> tuple[PatchGrid, tuple[list, list], Bool[np.ndarray, "fact pos"]]:
+    """The patch grid of an intervention, the labels of its positions and of its sources, and where
     the two runs may differ: from the first token on in which their inputs do.
     """
     if not len(facts):
@@ -279,8 +267,8 @@ def cells_of(
     may_differ = np.zeros((len(facts), n_pos), bool)
     may_differ[:, :n] = differs.numpy()[:, :n]
     may_differ = np.logical_or.accumulate(may_differ, 1)
-    cells = Cells(*positions, how.window, how.n_neurons, how.frozen, how.layers)
-    return cells, tuple(labels), may_differ
+    grid = PatchGrid(*positions, how.window, how.n_neurons, how.frozen, how.layers)
+    return grid, tuple(labels), may_differ
 
 
 def _check_facts(facts: FactSet, how: Intervention) -> None:

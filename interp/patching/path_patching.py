@@ -16,15 +16,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.model.attention import softmax, weigh
 from interp.model.decoder import DecoderConfig
-from interp.patching.activations import Layer, Run
-from interp.patching.engine import Engine
-from interp.patching.grid import ON_KEYS, Cells, Shape
-from interp.patching.tensor_ops import softmax
+from interp.patching.activations import ActivationCache
+from interp.patching.grid import PatchGrid, Shape
+from interp.patching.packed_weights import PackedModel, all_scores
+from interp.patching.sites import SITES, names_of
 
-FIRST_STOPS = ("embed", "attn_out", "mlp_out", "mlp_post", "z")
-LATER_STOPS = ("q", "k", "v", "mlp_out", "logits")
-_HEADS = ("z", "q", "k", "v")
+LOGITS = "logits"
+"""The stop that ends a path."""
+_COMPUTED = {"q": "rot_q", "k": "rot_k"}
+"""What attention reads of a stop, where it is not the site itself."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,32 @@ class Stop:
     layer: int | None = None
     head: int | None = None
 
+    @property
+    def has_layers(self) -> bool:
+        return self.site != LOGITS and SITES[self.site].has_layers
+
+    @property
+    def part(self) -> str:
+        """What it is changed by: ``Site.part``."""
+        return "" if self.site == LOGITS else SITES[self.site].part
+
+    @property
+    def has_heads(self) -> bool:
+        return self.part in ("head", "key_value_head")
+
+    @property
+    def in_attention(self) -> bool:
+        """The MLP of its own layer reads what it changes, if the blocks are sequential."""
+        return self.site == "attn_out" or self.has_heads
+
+    @property
+    def patched(self) -> str:
+        """The site at which the base run is patched where this stop is the last."""
+        return "resid_post" if self.site == LOGITS else _COMPUTED.get(self.site, self.site)
+
     def layers(self, cfg: Shape) -> list[int]:
         """Which it may be; 0 alone for sites without."""
-        if self.site in ("embed", "logits"):
+        if not self.has_layers:
             return [0]
         return list(range(cfg.n_layers)) if self.layer is None else [self.layer]
 
@@ -45,8 +70,7 @@ class Stop:
         """Which heads or groups of neurons it may be; 0 alone for sites without."""
         if self.head is not None:
             return [self.head]
-        n = cfg.n_heads if self.site in _HEADS else 1
-        return list(range(cfg.d_mlp // n_neurons if self.site == "mlp_post" else n))
+        return list(range(SITES[self.site].n_parts(cfg, n_neurons) if self.part else 1))
 
 
 @dataclass(frozen=True)
@@ -54,11 +78,11 @@ class Arrival:
     """A way up to a path's last stop, and what that stop is to be changed to."""
 
     place: tuple[int, ...]
-    """Layer and part of each stop before."""
-    source: Run
+    """dict[str, Tensor] and part of each stop before."""
+    source: ActivationCache
     layers: list[int]
     """At which the last stop can be."""
-    cells: Cells
+    grid: PatchGrid
     """Where to change it."""
     group: int | None
     """Of which set of positions; None: of each its own."""
@@ -73,7 +97,7 @@ class _Change:
     attention_from: int
     """First layer whose attention reads it."""
     mlp_from: int
-    cells: Cells
+    grid: PatchGrid
     group: int | None
 
 
@@ -90,7 +114,7 @@ def parse_path(path: str) -> list[Stop]:
     stops = []
     for i, text in enumerate(words := path.split("-")):
         match = re.fullmatch(r"(?:L(\d+)(?:H(\d+))?\.)?(\w+)", text)
-        known = LATER_STOPS if i else FIRST_STOPS
+        known = [*names_of(reads=True), LOGITS] if i else names_of(writes=True)
         if not match or match[3] not in known:
             raise ValueError(
                 f"no stop {text!r} in path {path!r}; it can {'go on to' if i else 'start with'} "
@@ -98,26 +122,28 @@ def parse_path(path: str) -> list[Stop]:
             )
         layer, head = (None if x is None else int(x) for x in match.group(1, 2))
         stop = Stop(match[3], layer, head)
-        if (head is not None and stop.site not in _HEADS) or (
-            layer is not None and stop.site in ("embed", "logits")
-        ):
+        if (head is not None and not stop.has_heads) or (layer is not None and not stop.has_layers):
             raise ValueError(f"{stop.site!r} has no {text.split('.')[0]}; take it out of {path!r}")
-        if stop.site == "logits" and i < len(words) - 1:
+        if stop.site == LOGITS and i < len(words) - 1:
             raise ValueError(f"path {path!r} goes on after the logits; end it there")
         stops.append(stop)
     return stops
 
 
 def arrivals(
-    engine: Engine, stops: list[Stop], base: Run, source: Run, cells: Cells
+    weights: PackedModel,
+    stops: list[Stop],
+    base: ActivationCache,
+    source: ActivationCache,
+    grid: PatchGrid,
 ) -> Iterator[Arrival]:
     """Every way up to the last stop, once. At the logits the last residual stream is changed."""
-    for change in _changes(engine, stops[:-1], base, source, cells):
-        layers = _layers(engine, stops[-1], change)
+    for change in _changes(weights, stops[:-1], base, source, grid):
+        layers = _layers(weights, stops[-1], change)
         if layers:
-            received = {at: _received(engine, stops[-1], base, change, at) for at in layers}
+            received = {at: _received(weights, stops[-1], base, change, at) for at in layers}
             run = [received.get(at, layer) for at, layer in enumerate(base)]
-            yield Arrival(change.place, run, layers, change.cells, change.group)
+            yield Arrival(change.place, run, layers, change.grid, change.group)
 
 
 def count_ways(
@@ -132,121 +158,133 @@ def count_ways(
             for at in stop.layers(cfg):
                 if i and at < starts[stop.site == "mlp_out"]:
                     continue
-                same_block = not cfg.parallel and stop.site in ("attn_out", *_HEADS)
+                same_block = not cfg.parallel and stop.in_attention
                 after = (0, 0) if stop.site == "embed" else (at + 1, at + (not same_block))
                 n_parts = len(stop.parts(cfg, n_neurons))
                 onward[after] = onward.get(after, 0) + n * n_parts
         ways = onward
-    if last.site == "logits":
+    if last.site == LOGITS:
         return sum(ways.values())
     return sum(n for starts, n in ways.items() if layer >= starts[last.site == "mlp_out"])
 
 
 def _changes(
-    engine: Engine, stops: list[Stop], base: Run, source: Run, cells: Cells
+    weights: PackedModel,
+    stops: list[Stop],
+    base: ActivationCache,
+    source: ActivationCache,
+    grid: PatchGrid,
 ) -> Iterator[_Change]:
     if len(stops) == 1:
-        yield from _starts(engine, stops[0], base, source, cells)
+        yield from _starts(weights, stops[0], base, source, grid)
         return
-    for change in _changes(engine, stops[:-1], base, source, cells):
-        for layer in _layers(engine, stops[-1], change):
-            yield from _onward(engine, stops[-1], base, change, layer)
+    for change in _changes(weights, stops[:-1], base, source, grid):
+        for layer in _layers(weights, stops[-1], change):
+            yield from _onward(weights, stops[-1], base, change, layer)
 
 
-def _starts(engine: Engine, stop: Stop, base: Run, source: Run, cells: Cells) -> Iterator[_Change]:
+def _starts(
+    weights: PackedModel,
+    stop: Stop,
+    base: ActivationCache,
+    source: ActivationCache,
+    grid: PatchGrid,
+) -> Iterator[_Change]:
     if stop.site == "embed":
-        yield _Change((0, 0), source[0].resid_pre - base[0].resid_pre, 0, 0, cells, None)
+        yield _Change((0, 0), source[0]["embed"] - base[0]["embed"], 0, 0, grid, None)
         return
-    for layer in stop.layers(engine.model.cfg):
-        block = engine.blocks[layer]
-        change = getattr(source[layer], stop.site) - getattr(base[layer], stop.site)
-        attention = stop.site in ("z", "attn_out")
-        mlp_from = layer if attention and not block.parallel else layer + 1
-        for part in stop.parts(engine.model.cfg, cells.n_neurons):
+    for layer in stop.layers(weights.cfg):
+        block = weights.blocks[layer]
+        change = source[layer][stop.site] - base[layer][stop.site]
+        mlp_from = layer if stop.in_attention and not block.parallel else layer + 1
+        for part in stop.parts(weights.cfg, grid.n_neurons):
             written = change
-            if stop.site == "z":
-                written = _written_by_head(engine, layer, part, change[:, :, part])
-            if stop.site == "mlp_post":
-                units = slice(part * cells.n_neurons, (part + 1) * cells.n_neurons)
+            if stop.has_heads:
+                written = _written_by_head(weights, layer, part, change[:, :, part])
+            if stop.part == "neuron":
+                units = slice(part * grid.n_neurons, (part + 1) * grid.n_neurons)
                 written = change[..., units] @ block.down.weight[:, units].mT
-            yield _Change((layer, part), written, layer + 1, mlp_from, cells, None)
+            yield _Change((layer, part), written, layer + 1, mlp_from, grid, None)
 
 
 def _onward(
-    engine: Engine, stop: Stop, base: Run, change: _Change, layer: int
+    weights: PackedModel, stop: Stop, base: ActivationCache, change: _Change, layer: int
 ) -> Iterator[_Change]:
     """What one stop on the way writes, of each of its heads, and of each set of positions where
     keys or values carry them to other positions.
     """
-    received, own = _received(engine, stop, base, change, layer), base[layer]
+    received, own = _received(weights, stop, base, change, layer), base[layer]
     if stop.site == "mlp_out":
         place = (*change.place, layer, 0)
-        written = received.mlp_out - own.mlp_out
+        written = received["mlp_out"] - own["mlp_out"]
         yield replace(
             change, place=place, written=written, attention_from=layer + 1, mlp_from=layer + 1
         )
         return
-    mlp_from = layer + 1 if engine.blocks[layer].parallel else layer
-    for group, cells, keys, values, reached in _keys_of_groups(stop, change, own, received):
-        z = engine.weigh(softmax(engine.all_scores(received.q, keys)), values)
-        z = (z - own.z) * reached[..., None, None]
-        for head in stop.parts(engine.model.cfg, 1):
-            written = _written_by_head(engine, layer, head, z[:, :, head])
+    mlp_from = layer + 1 if weights.blocks[layer].parallel else layer
+    for group, grid, keys, values, reached in _keys_of_groups(stop, change, own, received):
+        z = weigh(softmax(all_scores(received["rot_q"], keys)), values)
+        z = (z - own["z"]) * reached[..., None, None]
+        for head in stop.parts(weights.cfg, 1):
+            written = _written_by_head(weights, layer, head, z[:, :, head])
             place = (*change.place, layer, head)
-            yield _Change(place, written, layer + 1, mlp_from, cells, group)
+            yield _Change(place, written, layer + 1, mlp_from, grid, group)
 
 
 def _keys_of_groups(
-    stop: Stop, change: _Change, own: Layer, received: Layer
-) -> Iterator[tuple[int | None, Cells, Tensor, Tensor, Bool[Tensor, "fact pos"]]]:
+    stop: Stop, change: _Change, own: dict[str, Tensor], received: dict[str, Tensor]
+) -> Iterator[tuple[int | None, PatchGrid, Tensor, Tensor, Bool[Tensor, "fact pos"]]]:
     """A set of positions, those it reaches, and the keys and values that are read there."""
     changed = change.written.any(-1)
-    if stop.site not in ON_KEYS:
-        yield change.group, change.cells, own.k, own.v, changed
+    if SITES[stop.site].at != "key":
+        yield change.group, change.grid, own["rot_k"], own["v"], changed
         return
-    for i, positions in enumerate(change.cells.positions):
+    for i, positions in enumerate(change.grid.positions):
         at = torch.from_numpy(positions).to(changed.device) & changed
         keys, values = (
             torch.where(at[..., None, None], new, old)
-            for new, old in ((received.k, own.k), (received.v, own.v))
+            for new, old in ((received[x], own[x]) for x in ("rot_k", "v"))
         )
         reached = at.long().cumsum(1) > 0
         there = reached.cpu().numpy()[None]
-        cells = replace(change.cells, positions=there, sources=there)
-        yield i if change.group is None else change.group, cells, keys, values, reached
+        grid = replace(change.grid, positions=there, sources=there)
+        yield i if change.group is None else change.group, grid, keys, values, reached
 
 
-def _received(engine: Engine, stop: Stop, base: Run, change: _Change, layer: int) -> Layer:
+def _received(
+    weights: PackedModel, stop: Stop, base: ActivationCache, change: _Change, layer: int
+) -> dict[str, Tensor]:
     """What ``stop`` computes in ``layer`` from the base run's residual stream and the change in it;
     the base run's own values where nothing changed.
     """
-    own, block = base[layer], engine.blocks[layer]
+    own, block = base[layer], weights.blocks[layer]
     changed = change.written.any(-1)[..., None]
-    if stop.site == "logits":
-        return replace(own, resid_post=own.resid_post + change.written)
+    if stop.site == LOGITS:
+        return own | {"resid_post": own["resid_post"] + change.written}
     if stop.site == "mlp_out":
-        new = block.mlp(own.resid_mid + change.written)
-        return replace(own, mlp_out=torch.where(changed, new, own.mlp_out))
-    pos = torch.arange(own.q.shape[1], device=own.q.device)[None]
-    kinds = "q" if stop.site == "q" else "kv"
-    heads = dict(zip(kinds, engine.heads(block, own.resid_pre + change.written, pos, kinds)))
-    old = getattr(own, stop.site)
-    chosen = torch.zeros(old.shape[2], dtype=torch.bool, device=old.device)
-    chosen[stop.parts(engine.model.cfg, 1)] = True
-    new = torch.where(changed[..., None] & chosen[:, None], heads[stop.site], old)
-    return replace(own, **{stop.site: new})
+        mid = own["resid_pre" if block.parallel else "resid_mid"]
+        new = block.mlp(mid + change.written)
+        return own | {"mlp_out": torch.where(changed, new, own["mlp_out"])}
+    name, kinds = stop.patched, "q" if stop.site == "q" else "kv"
+    pos = torch.arange(changed.shape[1], device=changed.device)[None]
+    turn = weights.turn_at(pos)
+    heads = dict(zip(kinds, block.heads(own["resid_pre"] + change.written, turn, kinds=kinds)))
+    chosen = torch.zeros(own[name].shape[2], dtype=torch.bool, device=changed.device)
+    chosen[stop.parts(weights.cfg, 1)] = True
+    new = torch.where(changed[..., None] & chosen[:, None], heads[stop.site], own[name])
+    return own | {name: new}
 
 
-def _layers(engine: Engine, stop: Stop, change: _Change) -> list[int]:
+def _layers(weights: PackedModel, stop: Stop, change: _Change) -> list[int]:
     """Where ``stop`` comes after the change."""
-    if stop.site == "logits":
-        return [engine.n_layers - 1]
+    if stop.site == LOGITS:
+        return [weights.cfg.n_layers - 1]
     first = change.mlp_from if stop.site == "mlp_out" else change.attention_from
-    return [layer for layer in stop.layers(engine.model.cfg) if layer >= first]
+    return [layer for layer in stop.layers(weights.cfg) if layer >= first]
 
 
 def _written_by_head(
-    engine: Engine, layer: int, head: int, change: Float[Tensor, "fact pos d_head"]
+    weights: PackedModel, layer: int, head: int, change: Float[Tensor, "fact pos d_head"]
 ) -> Float[Tensor, "fact pos d_model"]:
     units = slice(head * change.shape[-1], (head + 1) * change.shape[-1])
-    return change @ engine.blocks[layer].out.weight[:, units].mT
+    return change @ weights.blocks[layer].out.weight[:, units].mT

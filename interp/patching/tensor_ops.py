@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.model.decoder import has_bf16
+from interp.model.flop_count import add_flops
 
-_LONG = 64
-"""Sources from which on a softmax over the last axis is quick."""
 # oneDNN keeps half a megabyte for every number of rows that a product has had, 1,024 of them in
 # each of two caches. A sweep comes back to fewer. Read when oneDNN is first used.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
@@ -29,8 +28,6 @@ class Linear:
     ) -> None:
         self.weight = weight.detach().contiguous()
         self.bias = None if bias is None else bias.detach().contiguous()
-        self.flops = 0
-        """Of all products so far: two for a multiplication and an addition."""
         packable = weight.device.type == "cpu" and (
             (weight.dtype == torch.float32 and torch.backends.mkldnn.is_available())
             or (weight.dtype == torch.bfloat16 and has_bf16("cpu"))
@@ -41,21 +38,12 @@ class Linear:
         self, x: Float[Tensor, "*cell in"], *, gelu: bool = False
     ) -> Float[Tensor, "*cell out"]:
         """With ``gelu`` the exact GELU of the product."""
-        self.flops += 2 * x.numel() * len(self.weight)
+        add_flops(2 * x.numel() * len(self.weight))
         if self.packed is None:
             out = F.linear(x, self.weight, self.bias)
             return F.gelu(out) if gelu else out
         after = ("gelu", [], "none") if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *after)
-
-
-def softmax(scores: Float[Tensor, "*cell src"]) -> Float[Tensor, "*cell src"]:
-    """Over sources. A short last axis is moved to the front, where torch is five times faster; a
-    destination without any source has NaN.
-    """
-    if scores.shape[-1] >= _LONG or scores.is_cuda:
-        return scores.softmax(-1)
-    return scores.movedim(-1, 0).contiguous().softmax(0).movedim(0, -1)
 
 
 def put(
@@ -74,17 +62,6 @@ def put(
     inside = ((at >= 0) & (at < dest.shape[1])).nonzero()[:, 0]
     x[row[inside], at[inside]] = new[inside]
     return len(inside)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``interp.model.packed_attention.rotate`` without autograd: three times as fast here."""
-    n_rotary = 2 * cos.shape[-1]
-    pairs = x[..., :n_rotary].unflatten(-1, (2, -1))
-    turned = x.clone(memory_format=torch.contiguous_format)
-    out = turned[..., :n_rotary].unflatten(-1, (2, -1)).mul_(cos)
-    out[..., 0, :].addcmul_(pairs[..., 1, :], sin[..., 0, :])
-    out[..., 1, :].addcmul_(pairs[..., 0, :], sin[..., 1, :])
-    return turned
 
 
 def with_rows(

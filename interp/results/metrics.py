@@ -1,15 +1,12 @@
-"""What is read off the results of patching: effects, shares recovered, and their intervals over
-facts. Per-fact values are stored; means are computed here.
+"""Effects, shares recovered and their confidence intervals, computed from the stored values of
+each fact.
 """
 
-from warnings import catch_warnings, simplefilter
-
-import numpy as np
 import xarray as xr
-from jaxtyping import Float
 
 from interp.config import CONTROL, METRICS
 from interp.fields import LARGEST_SEED, argument
+from interp.statistics import runs_differ, share_interval
 
 
 def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
@@ -36,7 +33,8 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
 
 def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """``of_metric`` of facts with twins."""
-    if "corrupted" in result and result["corrupted_first_logprob"].isnull().all():
+    values = of_metric(result, "first_logprob")
+    if values.corrupted.isnull().all():
         raise ValueError(
             "these facts have no corrupted prompts, so no gap of which there could be a share; use "
             "interp.effect(result, metric='first_logprob')"
@@ -87,18 +85,11 @@ def interval(
     n_resamples = argument("n_resamples", n_resamples, int, least=1)
     seed = argument("seed", seed, int, least=0, most=LARGEST_SEED)
     values = _with_gap(result, metric)
-    there = values.patched.notnull()
-    gained = (values.patched - values.corrupted).fillna(0).transpose(..., "fact")
-    gap = (values.clean - values.corrupted).where(there, 0).transpose(*gained.dims)
-    n = result.sizes["fact"]
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float32)
-    with np.errstate(invalid="ignore"), catch_warnings():
-        simplefilter("ignore", RuntimeWarning)  # a cell that no fact has is NaN
-        share = _resampled(gained.values, counts) / _resampled(gap.values, counts)
-        low, high = np.nanquantile(share, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
-    if n == 1:  # one fact says nothing about others
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    gained = (values.patched - values.corrupted).transpose(..., "fact")
+    gap = values.clean - values.corrupted
+    gap = gap.expand_dims([x for x in gained.dims if x not in gap.dims]).transpose(*gained.dims)
+    how = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
+    low, high = share_interval(gained.values, gap.values, **how)
     dims = gained.dims[:-1]
     return xr.Dataset(
         {"estimate": recovered(result, metric), "low": (dims, low), "high": (dims, high)},
@@ -107,14 +98,11 @@ def interval(
 
 
 def distinguishable(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
-    """Whether mean (clean − corrupted) is above 0 by 1.96 standard errors: is there a difference
-    of which a share can be recovered? A single fact is taken at its word.
+    """Whether clean and corrupted run can be told apart (``statistics.runs_differ``), so that there
+    is a difference of which a share can be recovered.
     """
     values = _with_gap(result, metric)
-    gap = values.clean - values.corrupted
-    n = result.sizes["fact"]
-    error = gap.std("fact") / np.sqrt(max(1, n - 1))
-    return gap.mean("fact") > 1.96 * error
+    return xr.apply_ufunc(runs_differ, values.clean - values.corrupted, input_core_dims=[["fact"]])
 
 
 def moved(result: xr.Dataset, metric: str = "logit_diff") -> xr.Dataset:
@@ -126,7 +114,3 @@ def moved(result: xr.Dataset, metric: str = "logit_diff") -> xr.Dataset:
         return shares
     lost = {"estimate": 1 - shares.estimate, "low": 1 - shares.high, "high": 1 - shares.low}
     return xr.Dataset(lost, attrs=shares.attrs)
-
-
-def _resampled(values: np.ndarray, counts: Float[np.ndarray, "resample fact"]) -> np.ndarray:
-    return np.einsum("...f,rf->...r", values.astype(np.float32), counts, optimize=True)

@@ -1,54 +1,46 @@
-"""Results on disk: one netCDF file a (checkpoint, question), reused when what made it is the same;
-and what is read off them.
+"""Results on disk: one netCDF file a request, reused when the request is the same.
 
-A file holds in its attribute ``request`` everything that determines its content. A different
-request has another file name, so a changed checkpoint, question, option, version, source or seed
-recomputes, and nothing else does. Its attribute ``checksum`` is of all that the file holds, so that
-a changed byte is noticed. The format is netCDF 3, which any netCDF reader opens, and which
-is read and written about 20 times faster than netCDF 4.
+A file's name tells step and site, and a digest of the request, which its attribute ``request``
+holds in full. Its attribute ``checksum`` is of all that the file holds, so that a changed byte is
+noticed. The format is netCDF 3, which any netCDF reader opens, and which is read and written about
+20 times faster than netCDF 4.
 """
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from interp.files import write_bytes
+from interp.results.manifest import Entry, read_manifest
 from interp.results.repeated_weights import Repeat, repeated_weights
+from interp.results.request import Request, file_name, question_of
 
 
-def file_of(folder: Path, request: dict) -> Path:
-    """Where the result of ``request`` belongs; the name tells step and site, and a digest of the
-    rest.
-    """
-    digest = hashlib.sha256(_canonical(request).encode()).hexdigest()[:10]
-    return folder / f"step-{request['step']:06d}.{request['site']}.{digest}.nc"
-
-
-def read_result(folder: Path, request: dict) -> xr.Dataset | None:
-    """The stored result of exactly this request, or None."""
-    path = file_of(folder, request)
+def read_result(folder: Path, request: Request) -> xr.Dataset | None:
+    """The stored result of exactly this request; None where it is missing or damaged."""
+    path = folder / request.file_name
     if not path.is_file():
         return None
     try:
         result = open_result(path)
     except ValueError:  # damaged: as if it were not there
         return None
-    path.touch()  # the question asked last is the newest
-    return result if result.attrs.get("request") == _canonical(request) else None
+    return result if result.attrs.get("request") == request.json else None
 
 
-def write_result(folder: Path, request: dict, result: xr.Dataset, made_by: dict) -> xr.Dataset:
-    """Stores ``result`` under ``request``, with ``made_by`` (provenance, not part of the request)
-    in its attributes; returns it so.
+def write_result(folder: Path, request: Request, result: xr.Dataset, made_by: dict) -> xr.Dataset:
+    """The stored result, with ``request`` and ``made_by`` (provenance, not part of the request) in
+    its attributes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    attrs = {**result.attrs, "request": _canonical(request), "made_by": json.dumps(made_by)}
+    attrs = {**result.attrs, "request": request.json, "made_by": json.dumps(made_by)}
     result = result.assign_attrs(attrs)
     result = result.assign_attrs(checksum=checksum(result))
-    write_bytes(file_of(folder, request), bytes(result.to_netcdf(engine="scipy")))
+    write_bytes(folder / request.file_name, bytes(result.to_netcdf(engine="scipy")))
     return result
 
 
@@ -94,62 +86,102 @@ def open_result(path: Path) -> xr.Dataset:
 
 
 def read_folder(folder: Path) -> dict[str, xr.Dataset]:
-    """Every result in ``folder`` of its newest question, joined along ``step``, by site.
+    """Results of the newest question in ``folder``, joined along ``step``, by site. Those of
+    another training of the run are left out, which a warning says.
 
     Raises:
         FileNotFoundError: no such folder, or no results in it.
-        ValueError: they are not of patching.
+        ValueError: they are not of patching, or it is unknown which question is the newest.
     """
-    files = list(folder.glob("step-*.nc"))
+    files = _result_files(folder)
+    entries = read_manifest(folder)
+    if entries is None:
+        return _joined(_of_only_question(folder, files))
+    answered = [entry for entry in entries if entry.files(folder)]
+    if not answered:
+        raise FileNotFoundError(
+            f"no results in {folder} of the questions in its manifest.json; run the same again"
+        )
+    *older, newest = answered
+    apart = {step for entry in older if entry.asks_as(newest) for step in _steps(entry, folder)}
+    if apart:
+        warnings.warn(
+            f"{folder} also holds results of another training of the run, or of checkpoints since "
+            f"replaced, at steps {', '.join(map(str, sorted(apart)))}; they are left out",
+            stacklevel=2,
+        )
+    return _joined({
+        site: {step: _patching_result(path) for step, path in paths.items()}
+        for site, paths in newest.files(folder).items()
+    })  # fmt: skip
+
+
+def _result_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("step-*.nc"))
     for path in files:
         if not path.is_file():
             raise ValueError(f"{path} is no result file; move it away")
-    files.sort(key=lambda path: path.stat().st_mtime_ns)
     if not files:
         inside = sorted({path.parent for path in folder.glob("results/*/step-*.nc")})
         advice = f"give {inside[0]}" if inside else "write some with interp-patch --ckpt RUN"
         raise FileNotFoundError(f"no results in {folder}; {advice}")
-    newest = open_result(files[-1])
-    if "direction" not in newest.attrs or "site" not in newest.attrs:
-        raise ValueError(f"{files[-1]} is no result of interp-patch; give the folder of one")
-    return _of_question(files, _question(newest))
+    return files
+
+
+def _of_only_question(folder: Path, files: list[Path]) -> dict[str, dict[int, xr.Dataset]]:
+    """Results of a folder without a manifest, by site and step."""
+    found: dict[str, dict[int, xr.Dataset]] = {}
+    questions = []
+    for path in files:
+        result = _patching_result(path)
+        request = json.loads(result.attrs["request"])
+        of_site = found.setdefault(request["site"], {})
+        questions.append(question_of(request))
+        if questions[-1] != questions[0] or request["step"] in of_site:
+            raise ValueError(
+                f"{folder} holds results of several questions or checkpoints, and no manifest.json "
+                "that says which are the newest; run the same interp-patch again"
+            )
+        of_site[request["step"]] = result
+    return found
+
+
+def _patching_result(path: Path) -> xr.Dataset:
+    result = open_result(path)
+    if not {"direction", "site", "request"} <= result.attrs.keys():
+        raise ValueError(f"{path} is no result of interp-patch; give the folder of one")
+    return result
+
+
+def _steps(entry: Entry, folder: Path) -> set[int]:
+    return {step for paths in entry.files(folder).values() for step in paths}
+
+
+def _joined(results: dict[str, dict[int, xr.Dataset]]) -> dict[str, xr.Dataset]:
+    return {site: join_steps(of_site) for site, of_site in results.items()}
 
 
 def read_other_direction(
     folder: Path, results: dict[str, xr.Dataset] | xr.DataTree
 ) -> dict[str, xr.Dataset] | None:
-    """The same question's results of the other direction on the same checkpoints, if all of them
-    are in ``folder``.
+    """The same question's results of the other direction on the same checkpoints; None unless all
+    of them are in ``folder``.
     """
-    other = {}
+    other: dict[str, dict[int, xr.Dataset]] = {}
     for site in results:
         attrs = results[site].attrs
-        steps = json.loads(attrs.get("checkpoints", "{}"))
+        request = json.loads(attrs.get("request", "{}"))
+        checkpoints = json.loads(attrs.get("checkpoints", "{}"))
         flipped = "noising" if attrs["direction"] == "denoising" else "denoising"
-        found = {}
+        request["options"] = request.get("options", {}) | {"direction": flipped}
         for step in results[site].step.values.tolist():
-            request = json.loads(attrs.get("request", "{}")) | {"step": step, "direction": flipped}
-            path = file_of(folder, request | {"checkpoint": steps.get(str(step))})
+            of_step = {"step": step, "site": site, "checkpoint": checkpoints.get(str(step))}
             try:
-                found[step] = open_result(path)
+                found = open_result(folder / file_name(request | of_step))
             except ValueError:  # damaged, or not there
                 return None
-        other[site] = join_steps(found)
-    return other
-
-
-def _of_question(files: list[Path], question: str) -> dict[str, xr.Dataset]:
-    """What answers ``question``, joined along ``step``, by site; the newest of each step."""
-    chosen: dict[tuple[str, int], xr.Dataset] = {}
-    for result in map(open_result, files):
-        if _question(result) == question:
-            request = json.loads(result.attrs["request"])
-            chosen[request["site"], request["step"]] = result
-    sites = dict.fromkeys(site for site, _ in chosen)
-    return {
-        site: join_steps({step: r for (s, step), r in chosen.items() if s == site})
-        for site in sites
-    }
+            other.setdefault(site, {})[step] = found
+    return _joined(other)
 
 
 def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
@@ -178,14 +210,3 @@ def repeats_in(result: xr.Dataset) -> list[Repeat]:
     """``repeated_weights`` of the checkpoints that a result with ``step`` is of."""
     tensors = json.loads(result.attrs.get("tensors", "{}"))
     return repeated_weights({int(step): of for step, of in tensors.items()} if tensors else {})
-
-
-def _question(result: xr.Dataset) -> str:
-    request = json.loads(result.attrs.get("request", "{}"))
-    return _canonical(
-        {key: value for key, value in request.items() if key not in ("step", "site", "checkpoint")}
-    )
-
-
-def _canonical(request: dict) -> str:
-    return json.dumps(request, sort_keys=True)

@@ -20,17 +20,19 @@ from interp.data.facts import FactSet, check_tokens, check_vocabulary
 from interp.fields import argument
 from interp.files import check_writable, only_process
 from interp.model.decoder import device_of
+from interp.patching.act_patch import patch_sites
 from interp.patching.intervention import (
     Intervention,
-    cells_of,
     check_fit,
     check_sites,
+    grid_of,
     intervention,
 )
-from interp.patching.patch import patch_sites
 from interp.process import local_workers
 from interp.provenance import provenance, source_digest
+from interp.results.manifest import record_requests
 from interp.results.repeated_weights import repeated_weights
+from interp.results.request import Request, canonical
 from interp.results.store import join_steps, read_result, write_result
 from interp.suite import Suite
 
@@ -90,21 +92,17 @@ def patch_suite(
         device=device,
         precision=precision,
     )
-    asked = {
-        **asdict(how),
-        "precision": precision,
-        "device": torch.device(device).type,
-        "facts": digest_of(facts),
-        "n_facts": len(facts),
-        "made_from": made_from,
-    }
     done = over_checkpoints(
         suite,
         steps,
         sites,
         compute,
         out=out,
-        asked=asked,
+        facts=facts,
+        options=asdict(how),
+        made_from=made_from,
+        device=device,
+        precision=precision,
         workers=workers,
         command=command,
         on_step=on_step,
@@ -131,7 +129,7 @@ def check_sweep(
     check_fit(shape, sites, how)
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
-    cells_of(facts, how)
+    grid_of(facts, how)
     check_tokens(facts, shape.d_vocab, shape.n_ctx)
     return sites
 
@@ -155,7 +153,11 @@ def over_checkpoints(
     compute: Compute,
     *,
     out: str | Path | None,
-    asked: dict,
+    facts: FactSet,
+    options: dict,
+    made_from: dict | None = None,
+    device: str = "cpu",
+    precision: Precision = "fp32",
     workers: int = 1,
     command: str = "",
     on_step: OnStep = lambda n_done: None,
@@ -165,67 +167,80 @@ def over_checkpoints(
     Args:
         compute: of a suite, a step and the names that are asked for; it is sent to the workers.
         out: folder of result files, one a (step, name), reused and written as in ``patch_suite``.
-        asked: all that the results depend on, beside checkpoint, step, name, versions and source
-            code.
+        facts, options, made_from, device, precision: all that the results depend on beside
+            checkpoint, step, name, versions and source code.
     """
     workers = argument("workers", workers, int, least=1, most=MOST_WORKERS)
-    if out is not None:
-        out = Path(argument("out", out, str, is_path=True))
-        check_writable(out)
-    tensors = checked_tensors(suite, steps)
-    if out is None:
-        work = [(step, list(names)) for step in steps]
-        found = dict(_computed(suite, work, compute, workers, on_step))
-        return {step: _of_weights(results, tensors[step]) for step, results in found.items()}
-    made_of = {name: version(name) for name in ("interp", "torch")}
-    computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
-    made_of |= {
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "default_dtype": str(torch.get_default_dtype()),
-    }
-    made_of |= {"source": source_digest(Path(computes))}
-    made_by = provenance() | {"command": command, "run": relpath(suite.path, out)}
-    with only_process(out, "writing results to"):
-        checkpoints = {step: suite.sha256(step) for step in steps}
-        requests = {
-            (step, name): {
-                "step": step,
-                "site": name,
-                "checkpoint": checkpoints[step],
-                "versions": made_of,
-                "run": suite.run.get("digests", {}).get("config", ""),
-                **asked,
-            }
-            for step in steps
-            for name in names
-        }
-        stored = {key: read_result(out, request) for key, request in requests.items()}
-        done = {
-            step: {name: stored[step, name] for name in names if stored[step, name] is not None}
-            for step in steps
-        }
-        missing = [
-            (step, lacking)
-            for step in steps
-            if (lacking := [name for name in names if stored[step, name] is None])
-        ]
-        n_stored = len(done) - len(missing)
+    folder = None if out is None else Path(argument("out", out, str, is_path=True))
+    if folder is not None:
+        check_writable(folder)
+    tensors = {step: json.dumps(of) for step, of in checked_tensors(suite, steps).items()}
+    pool = partial(_computed, suite, compute=compute, workers=workers)
+    if folder is None:
+        found = pool([(step, list(names)) for step in steps], on_step=on_step)
+        return {step: _of_weights(results, tensors[step]) for step, results in found}
+    with only_process(folder, "writing results to"):
+        requests = _requests(
+            suite, steps, names, compute, facts=digest_of(facts), options=options,
+            made_from=made_from or {}, device=torch.device(device).type, precision=precision,
+        )  # fmt: skip
+        record_requests(folder, requests.values(), partial(_is_replaced, suite))
+        done, work = _stored(folder, requests)
+        n_stored = len(steps) - len(work)
         on_step(n_stored)
-        for step, results in _computed(
-            suite, missing, compute, workers, lambda n_done: on_step(n_stored + n_done)
-        ):
+        made_by = provenance() | {"command": command, "run": relpath(suite.path, folder)}
+        for step, results in pool(work, on_step=lambda n_done: on_step(n_stored + n_done)):
             for name, result in _of_weights(results, tensors[step]).items():
-                done[step][name] = write_result(out, requests[step, name], result, made_by)
+                done[step][name] = write_result(folder, requests[step, name], result, made_by)
     return done
 
 
-def _of_weights(results: dict[str, xr.Dataset], tensors: dict[str, str]) -> dict[str, xr.Dataset]:
-    text = json.dumps(tensors)
-    return {name: result.assign_attrs(tensors=text) for name, result in results.items()}
+def _requests(
+    suite: Suite, steps: Sequence[int], names: Sequence[str], compute: Compute, **asked
+) -> dict[tuple[int, str], Request]:
+    """By step and name."""
+    computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
+    shared = asked | {
+        "run": sha256(canonical(suite.run).encode()).hexdigest(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "default_dtype": str(torch.get_default_dtype()),
+        "versions": {name: version(name) for name in ("interp", "torch")},
+        "source": source_digest(Path(computes)),
+    }
+    return {
+        (step, name): Request(step=step, site=name, checkpoint=checkpoint, **shared)
+        for step, checkpoint in ((step, suite.sha256(step)) for step in steps)
+        for name in names
+    }
+
+
+def _is_replaced(suite: Suite, step: int, checkpoint: str) -> bool:
+    return step in suite.folders and suite.sha256(step) != checkpoint
+
+
+def _stored(
+    folder: Path, requests: dict[tuple[int, str], Request]
+) -> tuple[dict[int, dict[str, xr.Dataset]], list[tuple[int, list[str]]]]:
+    """Results that are there, by step and name; and of each step the names of those that are
+    missing.
+    """
+    done: dict[int, dict[str, xr.Dataset]] = {step: {} for step, _ in requests}
+    missing: dict[int, list[str]] = {}
+    for (step, name), request in requests.items():
+        result = read_result(folder, request)
+        if result is None:
+            missing.setdefault(step, []).append(name)
+        else:
+            done[step][name] = result
+    return done, list(missing.items())
+
+
+def _of_weights(results: dict[str, xr.Dataset], tensors: str) -> dict[str, xr.Dataset]:
+    return {name: result.assign_attrs(tensors=tensors) for name, result in results.items()}
 
 
 def digest_of(facts: FactSet) -> str:
-    """Of all that a fact set is: prompts, answers, roles and texts."""
+    """Digest of all that a fact set is: prompts, answers, roles, names of roles and texts."""
     digest = sha256()
     for name, value in vars(facts).items():
         if isinstance(value, torch.Tensor):
@@ -238,7 +253,7 @@ def digest_of(facts: FactSet) -> str:
 
 
 def _plain(made_from: dict) -> dict:
-    """As JSON has it."""
+    """``made_from`` as JSON has it."""
     try:
         return json.loads(json.dumps(made_from, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -252,6 +267,7 @@ def _listed(steps: Sequence[int]) -> str:
 def _computed(
     suite: Suite,
     work: list[tuple[int, list[str]]],
+    *,
     compute: Compute,
     workers: int,
     on_step: OnStep,

@@ -147,11 +147,12 @@ def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     compiled = torch.compile(loss)
 
     def call(tokens: Tensor, ragged: Ragged, target: Tensor, has_next: Tensor) -> Tensor:
-        per_token = tokens, target, has_next, ragged.to_tokens
+        per_token = tokens, target, has_next, ragged.to_tokens, ragged.heads_to_tokens
         for x in (*per_token, ragged.future, *ragged.turn):
             torch._dynamo.mark_dynamic(x, 0)
-        for x, dim in ((ragged.real, 1), (ragged.future, 1), (ragged.to_rows, 2)):
-            torch._dynamo.mark_dynamic(x, dim)
+        for x in (ragged.real, ragged.future, ragged.heads_to_rows):
+            torch._dynamo.mark_dynamic(x, 1)
+        torch._dynamo.mark_dynamic(ragged.to_rows, 2)
         return compiled(tokens, ragged, target, has_next)
 
     return call

@@ -6,7 +6,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.data.biographies import Biographies
-from interp.model.decoder import DecoderConfig, rotation
+from interp.model.attention import qkv_pieces, rotation
+from interp.model.decoder import DecoderConfig
 from interp.model.packed_attention import Ragged
 
 
@@ -16,19 +17,28 @@ def to_ragged(
     """Tokens end to end, and their places in rows padded to the longest, for a model of shape
     ``cfg``.
     """
-    lengths, pos = biographies.lengths, np.arange(biographies.lengths.max())
+    n_heads, lengths = cfg.n_heads, biographies.lengths
+    pos, pieces = np.arange(lengths.max()), qkv_pieces(n_heads)
     real = pos < lengths[:, None]
     first = np.cumsum(lengths) - lengths
     token = np.where(real, first[:, None] + pos, 0)[:, None]
-    qkv, head = np.arange(3), np.arange(cfg.n_heads)[:, None]
-    to_rows = 3 * (token * cfg.n_heads + head) + qkv[:, None, None, None]
-    to_rows = to_rows.reshape(3, -1, len(pos))
-    row, column = (index[:, None, None] for index in np.nonzero(real))
-    to_tokens = ((qkv * len(real) + row) * cfg.n_heads + head) * len(pos) + column
-    head_real = real.repeat(cfg.n_heads, 0)[..., None].astype(np.float32)
+    to_rows = token * pieces.size + pieces[:, None, :, None]
+    heads_to_rows = token * n_heads + np.arange(n_heads)[:, None]
+    row, column = (index[:, None] for index in np.nonzero(real))
+    heads_to_tokens = (row * n_heads + np.arange(n_heads)) * len(pos) + column
+    to_tokens = np.empty((len(row), pieces.size), np.int64)
+    to_tokens[:, pieces] = heads_to_tokens[:, None] + heads_to_rows.size * np.arange(3)[:, None]
+    head_real = real.repeat(n_heads, 0)[..., None].astype(np.float32)
     tokens, *places = (
         torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (biographies.tokens, to_rows, to_tokens, head_real)
+        for array in (
+            biographies.tokens,
+            to_rows.reshape(3, -1, len(pos)),
+            to_tokens,
+            heads_to_rows.reshape(-1, len(pos)),
+            heads_to_tokens,
+            head_real,
+        )
     )
     future = torch.full((len(pos), len(pos)), -torch.inf, device=device).triu(1)
     turn = rotation(torch.arange(len(pos), device=device), cfg)

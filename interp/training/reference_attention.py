@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.model.block import Tap, run_block, silent
 from interp.model.decoder import Block, HookedDecoder
 from interp.model.packed_attention import Ragged, embed, mix, patterns
 
@@ -37,6 +38,8 @@ def _after(
     ragged: Ragged,
 ) -> Float[Tensor, "token d_model"]:
     """The residual stream after a block whose patterns are given."""
-    attn_out = block.attn.out(mix(block.attn.values(block.ln1(resid)), pattern, ragged))
-    mid = resid + attn_out
-    return mid + block.mlp(block.ln2(resid if block.parallel else mid))
+
+    def attention(normed: Tensor, tap: Tap) -> Tensor:
+        return mix(block.attn.values(normed), pattern, ragged)
+
+    return run_block(block, resid, attention, silent)

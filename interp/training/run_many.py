@@ -1,9 +1,9 @@
-"""Many training runs: each a folder complete on its own; finished ones are skipped, interrupted
-ones gone on with.
+"""Many training runs, each in a folder of its own; finished ones are skipped, interrupted ones
+resumed.
 
-What is trained is a dict of configurations by name; where, an executor decides. Runs know nothing
-of each other, so any executor whose workers see the same folders will do: processes of this
-machine, or a cluster's.
+What is trained is a dict of configurations by name; where, an executor decides. Runs are
+independent, so any executor whose workers see the same folders will do: processes of this machine,
+or a cluster's.
 """
 
 import re
@@ -95,7 +95,8 @@ def is_done(folder: Path, config: TrainConfig) -> bool:
     """Whether ``folder`` holds such a run at its end, with the checkpoints that are to be kept.
 
     Raises:
-        ValueError: it holds one of another configuration, or one that has ended without them.
+        ValueError: it holds one of another configuration; one that has ended without them; or one
+            that was begun to keep only its last where all are wanted: those it has passed are gone.
     """
     if not (folder / "run.json").is_file():
         return False
@@ -107,6 +108,11 @@ def is_done(folder: Path, config: TrainConfig) -> bool:
         )
     metrics = folder / "metrics.parquet"
     if not metrics.is_file() or not (read_metrics(metrics).step >= config.n_steps).any():
+        if config.keep == "all" and theirs["keep"] == "last":
+            raise ValueError(
+                f"{folder} was begun with keep last, so its earlier checkpoints are gone; delete "
+                "the folder to train it again, or give keep last"
+            )
         return False
     steps = config.checkpoint_steps if config.keep == "all" else [config.n_steps]
     there = step_folders(folder)
@@ -128,12 +134,12 @@ def _trained(
     command: str,
     on_step: OnStep,
 ) -> Iterator[tuple[str, BaseException | None]]:
-    """Each run as it ends, with what was wrong with it."""
+    """The name of each run as it ends, with its error or None."""
     if executor is None:
         for name, config in runs.items():
-            taken = partial(_taken, on_step, name, config.n_steps)
+            report = partial(_report_step, on_step, name, config.n_steps)
             try:
-                _train(config, folders[name], command, taken)
+                _train(config, folders[name], command, report)
             except Exception as error:  # whatever it is, the other runs are to go on
                 yield name, error
             else:
@@ -151,12 +157,12 @@ def _trained(
             on_step(name, newest_step(folders[name]), runs[name].n_steps)
 
 
-def _taken(on_step: OnStep, name: str, n_steps: int, step: int, loss: torch.Tensor) -> None:
+def _report_step(on_step: OnStep, name: str, n_steps: int, step: int, loss: torch.Tensor) -> None:
     on_step(name, step, n_steps)
 
 
 def newest_step(folder: Path) -> int:
-    """Of the checkpoints in a run folder; 0 before there is one."""
+    """Step of the newest checkpoint in a run folder; 0 before there is one."""
     return max(step_folders(folder), default=0) if folder.is_dir() else 0
 
 
@@ -172,6 +178,6 @@ def _train(
 
 
 def _in_words(error: BaseException) -> str:
-    """In one line: a user's error as it is, any other with its kind."""
+    """The error in one line: a user's as it is, any other with its type."""
     said = isinstance(error, (ValueError, FileNotFoundError))
     return " ".join((str(error) if said else f"{type(error).__name__}: {error}").split())

@@ -2,25 +2,8 @@
 
 import xarray as xr
 
-from interp.config import HEAD_SITES, SITES
+from interp.patching.sites import SITES
 
-SITE_LABELS = {
-    "embed": "embeddings",
-    "resid_pre": "residual stream before the block",
-    "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream after the block",
-    "attn_out": "attention output",
-    "mlp_out": "MLP output",
-    "mlp_post": "groups of neurons",
-    "z": "attention heads (z)",
-    "q": "queries (q)",
-    "k": "keys (k)",
-    "v": "values (v)",
-    "pattern": "attention patterns",
-    "edge": "attention edges",
-    "knockout": "attention cut",
-    "head_knockout": "attention of one head cut",
-}
 _HEADINGS = {
     "z": (
         "Which heads",
@@ -50,7 +33,6 @@ _PATH = (
     "position of the first stop; positions whose patch does not reach the last stop are left out. "
     "Grey: the stops are not in order."
 )
-_KNOCKOUTS = ("knockout", "head_knockout")
 DIRECTIONS = {
     "denoising": "corrupted run ← clean activation",
     "noising": "clean run ← corrupted activation",
@@ -74,14 +56,14 @@ def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Datase
 
 def site_label(site: str) -> str:
     """The site in words, such as ``MLP output``; of a path ``z → logits``."""
-    return SITE_LABELS.get(site, site.replace("-", " → "))
+    return SITES[site].label if site in SITES else site.replace("-", " → ")
 
 
 def site_heading(site: str) -> str:
     """Of the site's section on a page; empty if it is shown layer by position beside others."""
     if "-" in site:
         return f"Along the path {site_label(site)}"
-    if site in SITES and site not in HEAD_SITES and site not in _HEADINGS:
+    if site in SITES and not SITES[site].part and not SITES[site].is_edge:
         return ""
     return _HEADINGS.get(site, (site_label(site).capitalize(),))[0]
 
@@ -138,7 +120,8 @@ def title_of(
 
 def _done(result: xr.Dataset) -> str:
     """The patch in words, such as ``corrupted run ← clean activation``."""
-    if result.attrs["site"] in _KNOCKOUTS:
+    site = SITES.get(result.attrs["site"])
+    if site is not None and site.cut:
         done = "clean run, attention cut off"
     elif (pasted := _PASTED.get(result.attrs.get("replacement", "run"))) is not None:
         done = f"clean run ← {pasted}"

@@ -18,26 +18,29 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import nn
 
-from interp.config import CONTROL, DEFAULT_SITES, METRICS
+from interp.config import CONTROL, METRICS
 from interp.data.facts import TEXT_COLUMNS, FactSet, check_tokens, check_vocabulary
 from interp.fields import argument
 from interp.model.decoder import HookedDecoder
+from interp.model.flop_count import count_flops
 from interp.model.model_check import check_model, check_plain
-from interp.patching.batch import Batch, mean_run, spread_of_names
-from interp.patching.grid import EDGES, Shape
-from interp.patching.hooks import HOOKS, check_hooks, reach
+from interp.patching.batch import Batch, mean_cache, spread_of_names
+from interp.patching.grid import Shape
+from interp.patching.hooks import check_hooks, reach
 from interp.patching.intervention import (
     Intervention,
     axes_of,
-    cells_of,
     check_fit,
     check_sites,
+    grid_of,
     intervention,
-    kept_sites,
     memory_chunks,
     piece_bytes,
+    starts_of,
 )
+from interp.patching.packed_weights import pack
 from interp.patching.path_patching import is_path
+from interp.patching.sites import SITES, activations_of, default_sites
 
 
 def patch(
@@ -48,7 +51,7 @@ def patch(
     Args:
         model: a ``HookedDecoder``; or, slower, any ``HookedRootModule`` or ``TransformerBridge``
             with TransformerLens's hook names.
-        site: one of ``interp.config.SITES``, or a path (see ``path_patching``) such as
+        site: one of ``sites.SITES``, or a path (see ``path_patching``) such as
             ``z-logits`` or ``L0H2.z-q``.
         max_memory: gigabytes (10⁹ bytes) that activations may take.
         options: the fields of ``Intervention``.
@@ -89,32 +92,33 @@ def patch_sites(
     check_vocabulary(facts, getattr(model, "vocabulary", ""), "the model")
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
-    cells, labels, may_differ = cells_of(facts, how)
+    grid, labels, may_differ = grid_of(facts, how)
     check_tokens(facts, model.cfg.d_vocab, model.cfg.n_ctx)
-    cells, may_differ = reach(model, facts, cells, may_differ)
-    bytes_of_runs = piece_bytes(max_memory)
-    n_bytes = next(model.parameters()).element_size()
-    chunks = memory_chunks(model.cfg, facts, kept_sites(sites), how, bytes_of_runs / n_bytes)
-    means = None
+    grid, may_differ = reach(model, facts, grid, may_differ)
+    max_bytes, n_bytes = piece_bytes(max_memory), next(model.parameters()).element_size()
+    kept = activations_of(starts_of(sites))
+    chunks = memory_chunks(model.cfg, facts, kept, how, max_bytes / n_bytes)
+    own, n_pos = isinstance(model, HookedDecoder), grid.positions.shape[2]
+    weights, means = pack(model, n_pos) if own else None, None
     if how.replacement == "mean":
-        means = mean_run(model, facts, chunks, sites, how, bytes_of_runs)
+        means = mean_cache(model, weights, facts, chunks, sites, how, max_bytes)
     spread = spread_of_names(model, facts) if how.replacement == "noise" else 0.0
     givers = _givers(len(facts), how.seed)
     control = _control_pairs(facts, how.seed) if how.control else None
     patched = {site: [] for site in sites}
     clean, corrupted, flops = [], [], 0
     for chunk in chunks:
-        here = replace(cells, positions=cells.positions[:, chunk], sources=cells.sources[:, chunk])
+        here = replace(grid, positions=grid.positions[:, chunk], sources=grid.sources[:, chunk])
         pairs = None if control is None else control[chunk]
-        batch = Batch(
-            model, facts[chunk], how, sites, here, may_differ[chunk], bytes_of_runs, spread, pairs
-        )
+        differ, given = may_differ[chunk], facts[chunk]
+        batch = Batch(model, weights, given, how, sites, here, differ, max_bytes, spread, pairs)
         giver = facts[givers[chunk]] if how.replacement == "resample" else None
-        for site, values in batch.results(chunk, means, giver).items():
-            patched[site].append(values)
+        with count_flops() as counted:
+            for site, values in batch.results(chunk, means, giver).items():
+                patched[site].append(values)
         clean.append(batch.clean)
         corrupted.append(batch.corrupted)
-        flops += batch.engine.flops
+        flops += counted.total if own else 0
     ends = {"clean": np.concatenate(clean, -1), "corrupted": np.concatenate(corrupted, -1)}
     return {
         site: _dataset(
@@ -132,7 +136,8 @@ def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list
             "TransformerBridge"
         )
     if not own and not sites:
-        sites = [site for site in DEFAULT_SITES if HOOKS[site].format(0) in model.hook_dict]
+        usual = default_sites(parallel=False)
+        sites = [site for site in usual if SITES[site].hook.format(0) in model.hook_dict]
     parallel = own and model.cfg.parallel
     sites = check_sites(sites, parallel=parallel, direction=how.direction)
     check_model(model)
@@ -184,11 +189,12 @@ def _dataset(
     ends: dict[str, np.ndarray],
     facts: FactSet,
 ) -> xr.Dataset:
-    group = ("dest", "src") if site in EDGES else (how.by,)
+    edges = not is_path(site) and SITES[site].is_edge
+    group = ("dest", "src") if edges else (how.by,)
     coords = axes_of(site, cfg, how) | dict(zip(group, labels))
     if is_path(site):  # the last stop's layer and part come before the ways up to it
         patched = np.moveaxis(patched, 4, 1)
-    elif how.layers and site != "embed":
+    elif how.layers and SITES[site].has_layers:
         patched = patched[:, list(how.layers)]
     shape = (len(patched), *map(len, coords.values()), patched.shape[-1])
     values = patched.reshape(shape)

@@ -1,0 +1,70 @@
+"""A transformer block, written once: pre-LayerNorm, attention, MLP and the sums between them.
+
+    mid = resid + out(z),  post = mid + down(neurons(ln2(mid)));  parallel: neurons(ln2(resid))
+
+Every activation goes through a tap, ``x = tap(name, x)``, so that one block serves all: ``silent``
+trains, hook points hook, a recorder keeps an activation cache, a function that returns something
+else patches. How attention gets z is the caller's: padded, packed, by another model's patterns, or
+at a few positions only.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+Tap = Callable[[str, Tensor], Tensor]
+"""Gets an activation's name and value, returns what the block goes on with."""
+
+
+@runtime_checkable
+class BlockWeights(Protocol):
+    """What a block computes with; each is a function of activations."""
+
+    parallel: bool
+    """The MLP reads what the attention reads, not what it wrote."""
+    ln1: Callable[[Tensor], Tensor]
+    ln2: Callable[[Tensor], Tensor]
+    out: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
+
+    def neurons(self, normed: Tensor, tap: Tap) -> Tensor:
+        """Activations after the non-linearity; those before it go through the tap as ``mlp_pre``.
+        Who knows that nobody listens there may compute both at once.
+        """
+        ...
+
+
+def silent(name: str, x: Tensor) -> Tensor:
+    """``x``: the tap that nobody listens to."""
+    return x
+
+
+def run_block(
+    weights: BlockWeights,
+    resid: Float[Tensor, "*cell d_model"],
+    attention: Callable[[Tensor, Tap], Tensor],
+    tap: Tap,
+) -> Float[Tensor, "*cell d_model"]:
+    """The residual stream after a block; ``attention`` makes z, heads side by side, of the
+    normalised stream. Taps: resid_pre, the attention's own, then those of ``after_attention``.
+    """
+    resid = tap("resid_pre", resid)
+    return after_attention(weights, resid, attention(weights.ln1(resid), tap), tap)
+
+
+def after_attention(
+    weights: BlockWeights,
+    resid: Float[Tensor, "*cell d_model"],
+    z: Float[Tensor, "*cell width"],
+    tap: Tap,
+) -> Float[Tensor, "*cell d_model"]:
+    """The residual stream after a block, of that before it and z at the same positions. Taps:
+    attn_out, resid_mid (sequential blocks only), mlp_pre, mlp_post, mlp_out, resid_post.
+    """
+    mid = resid + tap("attn_out", weights.out(z))
+    if not weights.parallel:
+        resid = mid = tap("resid_mid", mid)
+    neurons = tap("mlp_post", weights.neurons(weights.ln2(resid), tap))
+    return tap("resid_post", mid + tap("mlp_out", weights.down(neurons)))

@@ -1,0 +1,87 @@
+"""What a model's weights do, by layer, head and neuron: the adapter of GPT-NeoX.
+
+Read-outs ask it and know no layout, so that another family needs nothing but another adapter. A
+model of fewer digits than fp32 is read in fp32: its activations as they are, the products after
+them without more rounding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.model.attention import split_output_weight, split_qkv_weight
+from interp.model.decoder import HookedDecoder, LayerNorm
+
+_VALUES = 2
+"""Of queries, keys and values."""
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` in fp32 if it has fewer digits, else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights as read-outs use them, ``widened``; only to be read."""
+
+    model: HookedDecoder
+
+    def attention_norm(
+        self, layer: int, resid: Float[Tensor, "*cell d_model"]
+    ) -> Float[Tensor, "*cell d_model"]:
+        """What the attention of a layer reads of a residual stream."""
+        return _normalised(self.model.blocks[layer].ln1, resid)
+
+    def head_values(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        return widened(self._qkv(layer, "weight")[_VALUES])
+
+    def head_value_biases(self, layer: int) -> Float[Tensor, "head d_head"]:
+        return widened(self._qkv(layer, "bias")[_VALUES])
+
+    def head_outputs(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
+        out = self.model.blocks[layer].attn.out
+        return widened(split_output_weight(out.weight, self.model.cfg.n_heads))
+
+    def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """What attention adds whatever its heads write."""
+        return widened(self.model.blocks[layer].attn.out.bias)
+
+    def neuron_outputs(self, layer: int) -> Float[Tensor, "neuron d_model"]:
+        """What each neuron of an MLP writes."""
+        return widened(self.model.blocks[layer].mlp.down.weight).mT
+
+    def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
+        return widened(self.model.embed.weight)
+
+    def final_norm(self, resid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+        """What the unembedding reads of a residual stream."""
+        return _normalised(self.model.ln_final, resid)
+
+    def final_norm_weights(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+        """Factors and bias of the final LayerNorm."""
+        return widened(self.model.ln_final.weight), widened(self.model.ln_final.bias)
+
+    def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
+        return widened(self.model.unembed.weight)
+
+    def _qkv(self, layer: int, kind: str) -> Float[Tensor, "qkv head d_head *rest"]:
+        fused = getattr(self.model.blocks[layer].attn.qkv, kind)
+        return split_qkv_weight(fused, self.model.cfg.n_heads)
+
+
+def add_to_neuron_outputs(
+    model: HookedDecoder, layer: int, change: Float[Tensor, "neuron d_model"]
+) -> None:
+    """Changes what the neurons of a layer write."""
+    model.blocks[layer].mlp.down.weight.data += change.mT
+
+
+def _normalised(
+    norm: LayerNorm, resid: Float[Tensor, "*cell d_model"]
+) -> Float[Tensor, "*cell d_model"]:
+    x, weight, bias = (widened(x) for x in (resid, norm.weight, norm.bias))
+    return F.layer_norm(x, weight.shape, weight, bias, norm.eps)

@@ -1,0 +1,172 @@
+"""The residual stream just after a patch: what entered inside a block, taken to the block's end.
+
+What does not depend on the patch is the base run's. A change of one head or of a group of neurons
+goes through the output weights of that part alone, to which the output is linear.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.model.attention import softmax, split_output_weight, weigh
+from interp.patching.activations import ActivationCache
+from interp.patching.grid import PatchGrid, WorkItems
+from interp.patching.packed_weights import PackedModel, all_scores
+from interp.patching.sites import SITES, Site
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all patches of a sweep are made of."""
+
+    weights: PackedModel
+    grid: PatchGrid
+    base: ActivationCache
+    """Of the run that is patched."""
+    source: ActivationCache
+    """What is pasted."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The positions that some items of one site change first, one after the other."""
+
+    items: WorkItems
+    row: Int[Tensor, " change"]
+    """Which item each change is of."""
+    fact: Int[Tensor, " change"]
+    pos: Int[Tensor, " change"]
+    part: Int[Tensor, " change"]
+
+
+def changed_stream(
+    sweep: Sweep, entry: int, items: WorkItems, row: Tensor, pos: Tensor, fact: Tensor
+) -> Float[Tensor, "change d_model"]:
+    """The patched residual stream entering layer ``entry`` at each changed (row, position)."""
+    embedding, at_row = sweep.weights.embedding, row.cpu().numpy()
+    part = torch.from_numpy(items.part[at_row]).to(row.device)
+    out = embedding.new_empty(len(row), embedding.shape[1])
+    site_of = items.site[at_row]
+    for name in np.unique(site_of):
+        at = torch.from_numpy(np.flatnonzero(site_of == name)).to(row.device)
+        changes = Changes(items, row[at], fact[at], pos[at], part[at])
+        site = SITES[str(name)]
+        layer = entry if site.before_block else entry - 1
+        out[at] = _after(sweep, site, layer, changes)
+    return out
+
+
+def _after(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor, "change d_model"]:
+    """The residual stream after the block, or before it where the site is there."""
+    base, source, name = sweep.base[layer], sweep.source[layer], site.activation
+    if name in ("embed", "resid_pre", "resid_post"):
+        return source[name][at.fact, at.pos]
+    block = sweep.weights.blocks[layer]
+    mid = base["resid_pre" if block.parallel else "resid_mid"][at.fact, at.pos]
+    attn_out, mlp_out = (base[x][at.fact, at.pos] for x in ("attn_out", "mlp_out"))
+    if name.startswith("mlp"):
+        mlp_out = _mlp_out(sweep, site, layer, at)
+    elif name == "resid_mid":
+        mid = source[name][at.fact, at.pos]
+    else:
+        change = _attn_out_change(sweep, site, layer, at)
+        mid, attn_out = (mid, attn_out + change) if block.parallel else (mid + change, attn_out)
+    if not block.parallel and not name.startswith("mlp"):
+        mlp_out = block.mlp(mid)
+    return mid + mlp_out + (attn_out if block.parallel else 0)
+
+
+def _mlp_out(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor, "change d_model"]:
+    base, source, name = sweep.base[layer], sweep.source[layer], site.activation
+    if name == "mlp_out":
+        return source[name][at.fact, at.pos]
+    out, size = base["mlp_out"][at.fact, at.pos], sweep.grid.n_neurons
+    weight = sweep.weights.blocks[layer].down.weight
+    for i in at.part.unique().tolist():
+        here, units = (at.part == i).nonzero()[:, 0], slice(i * size, (i + 1) * size)
+        fact, pos = at.fact[here], at.pos[here]
+        new, old = (x[name][fact, pos, units] for x in (source, base))
+        if name == "mlp_pre":
+            new, old = F.gelu(new), F.gelu(old)
+        out[here] += (new - old) @ weight[:, units].mT
+    return out
+
+
+def _attn_out_change(
+    sweep: Sweep, site: Site, layer: int, at: Changes
+) -> Float[Tensor, "change d_model"]:
+    base, source, block = sweep.base[layer], sweep.source[layer], sweep.weights.blocks[layer]
+    if site.activation == "attn_out":
+        return source["attn_out"][at.fact, at.pos] - base["attn_out"][at.fact, at.pos]
+    if site.at == "token":
+        z = source["z"] if site.activation == "z" else _z_by_destination(sweep, site, layer)
+        change = (z[at.fact, at.pos, at.part] - base["z"][at.fact, at.pos, at.part])[:, None]
+    else:
+        change = _z_change_by_source(sweep, site, layer, at)
+    if not site.part:
+        return change.flatten(1) @ block.out.weight.mT
+    by_head = split_output_weight(block.out.weight, block.n_heads)
+    out = change.new_empty(len(change), by_head.shape[1])
+    for head in at.part.unique().tolist():
+        here = (at.part == head).nonzero()[:, 0]
+        out[here] = change[here, 0] @ by_head[head].mT
+    return out
+
+
+def _z_by_destination(sweep: Sweep, site: Site, layer: int) -> Float[Tensor, "fact pos head d"]:
+    """Outputs of all heads if every destination had the source's query, scores or pattern: what a
+    destination's heads put out depends on no other destination's.
+    """
+    base, source, name = sweep.base[layer], sweep.source[layer], site.activation
+    if name == "pattern":
+        return weigh(source[name], base["v"])
+    if name == "attn_scores":
+        return weigh(softmax(source[name]), base["v"])
+    q = sweep.weights.rotated(source[name]) if name == "q" else source[name]
+    return weigh(softmax(all_scores(q, base["rot_k"])), base["v"])
+
+
+def _z_change_by_source(
+    sweep: Sweep, site: Site, layer: int, at: Changes
+) -> Float[Tensor, "change part d_head"]:
+    """Change of the heads' outputs at each changed position by what is changed at sources: keys,
+    values, or edges.
+    """
+    base, source, grid, name = sweep.base[layer], sweep.source[layer], sweep.grid, site.activation
+    which, local = at.row.unique(return_inverse=True)
+    n_pos, device = base["z"].shape[1], at.row.device
+    first = which.new_full((len(which),), n_pos).scatter_reduce(0, local, at.pos, "amin")
+    slot = at.pos - first[local]
+    dest = first[:, None] + torch.arange(int(slot.max()) + 1, device=device)
+    dest = dest.clamp(max=n_pos - 1)
+    items = at.items[which.cpu().numpy()]
+    sets = (grid.sources, items.source) if site.is_edge else (grid.positions, items.group)
+    chosen = torch.from_numpy(sets[0][sets[1], items.fact]).to(device)[:, None, None]
+    fact = torch.from_numpy(items.fact).to(device)[:, None]
+    head = torch.from_numpy(items.part).to(device)[:, None]
+    if not site.part:
+        head = torch.arange(base["z"].shape[2], device=device).expand(len(which), -1)
+
+    def of_items(x: Float[Tensor, "fact head pos src"]) -> Float[Tensor, "item part dest src"]:
+        return x[fact[..., None], head[..., None], dest[:, None]]
+
+    scores = of_items(all_scores(base["rot_q"], base["rot_k"]))
+    if site.cut:
+        scores = scores.masked_fill_(chosen, -torch.inf)
+    elif name in ("k", "rot_k"):
+        k = sweep.weights.rotated(source[name]) if name == "k" else source[name]
+        scores = torch.where(chosen, of_items(all_scores(base["rot_q"], k)), scores)
+    pattern = softmax(scores)
+    if site.cut:
+        pattern = pattern.nan_to_num_(0.0)  # a destination without any source left
+    elif name == "pattern":
+        pattern = torch.where(chosen, of_items(source[name]), pattern)
+    values = base["v"][fact, :, head]
+    if name == "v":
+        values = torch.where(chosen.mT, source["v"][fact, :, head], values)
+    change = pattern @ values - base["z"][fact[..., None], dest[:, None], head[..., None]]
+    return change[local, :, slot]

@@ -1,0 +1,109 @@
+"""Which questions a folder of results answers, in the order they were asked.
+
+``manifest.json`` says it, so that no file time does: a copied folder is read alike. Each entry
+names a question, its sites, and the checkpoint that the run had at each step when it was last
+asked. It is written before the first result, under the folder's lock: a result without an entry,
+or an entry without results, is what a killed process leaves, and neither hinders the next.
+"""
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from interp.files import read_json, write_json
+from interp.results.request import Request, canonical, file_name
+
+_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A question, and which results answer it."""
+
+    question: dict
+    """As ``Request.question`` gives it."""
+    sites: tuple[str, ...]
+    """Those asked last come first."""
+    checkpoints: dict[int, str]
+    """Digest of the weights, by step."""
+
+    def files(self, folder: Path) -> dict[str, dict[int, Path]]:
+        """Result files of this entry that are in ``folder``, by site and step."""
+        of = {
+            site: {
+                step: path
+                for step, checkpoint in self.checkpoints.items()
+                if (path := folder / self._file_name(step, site, checkpoint)).is_file()
+            }
+            for site in self.sites
+        }
+        return {site: paths for site, paths in of.items() if paths}
+
+    def _file_name(self, step: int, site: str, checkpoint: str) -> str:
+        return file_name({**self.question, "step": step, "site": site, "checkpoint": checkpoint})
+
+    def asks_as(self, other: "Entry") -> bool:
+        """Whether both ask the same, be it of two trainings of the run."""
+        asked, wanted = self.question | {"run": ""}, other.question | {"run": ""}
+        return asked == wanted
+
+
+def read_manifest(folder: Path) -> list[Entry] | None:
+    """The questions asked, newest last; None where nothing was recorded.
+
+    Raises:
+        ValueError: manifest.json is damaged.
+    """
+    path, advice = folder / _NAME, "delete it and run the same again"
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; {advice}")
+    content = read_json(path, advice=advice)
+    try:
+        return [_entry(values) for values in content["questions"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); {advice}") from None
+
+
+def _entry(values: dict) -> Entry:
+    question, sites, checkpoints = (values[k] for k in ("question", "sites", "checkpoints"))
+    if not isinstance(question, dict) or not all(isinstance(site, str) for site in sites):
+        raise ValueError("an entry is no question with its sites")
+    return Entry(question, tuple(sites), {int(step): x for step, x in checkpoints.items()})
+
+
+def record_requests(
+    folder: Path, requests: Collection[Request], is_replaced: Callable[[int, str], bool]
+) -> None:
+    """Makes the question of ``requests`` the newest in ``folder``; the caller holds its lock.
+
+    Args:
+        is_replaced: whether the run now has another checkpoint at a step than one recorded before.
+            Such a one stays in an entry of its own.
+    """
+    first = next(iter(requests))
+    sites = tuple(dict.fromkeys(request.site for request in requests))
+    question = json.loads(canonical(first.question))
+    new = Entry(question, sites, {request.step: request.checkpoint for request in requests})
+    entries = read_manifest(folder) or []
+    alike = [entry for entry in entries if entry.question == question]
+    if alike:
+        kept = alike[-1].checkpoints.items()
+        kept = {step: x for step, x in kept if step in new.checkpoints or not is_replaced(step, x)}
+        new = replace(
+            new,
+            sites=tuple(dict.fromkeys((*new.sites, *alike[-1].sites))),
+            checkpoints=dict(sorted((kept | new.checkpoints).items())),
+        )
+    older = [_without(entry, new) if entry in alike else entry for entry in entries]
+    after = [*(entry for entry in older if entry.checkpoints), new]
+    if after != entries:
+        write_json(folder / _NAME, {"questions": [asdict(entry) for entry in after]})
+
+
+def _without(entry: Entry, new: Entry) -> Entry:
+    """``entry`` with only those checkpoints that ``new`` has not."""
+    kept = entry.checkpoints.items() - new.checkpoints.items()
+    return replace(entry, checkpoints=dict(sorted(kept)))
