@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from interp.model import hf_config
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
-from interp.model.decoder import hf_config
 
 SMALL = dict(
     vocab_size=13,

@@ -1,4 +1,4 @@
-"""What is changed, in words: sites, an ``Intervention``, and the cells they make of given facts."""
+"""What is patched, in words: an ``Intervention``, and the patch grid it makes of given facts."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
