@@ -11,6 +11,7 @@ HOOKS = {
     "resid_post": "blocks.{}.hook_resid_post",
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
+    "mlp_pre": "blocks.{}.mlp.hook_pre",
     "mlp_post": "blocks.{}.mlp.hook_post",
     "z": "blocks.{}.attn.hook_z",
     "q": "blocks.{}.attn.hook_q",

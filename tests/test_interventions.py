@@ -16,6 +16,7 @@ from interp.patching.sites import SITES as ALL_SITES
 SITES = tuple(ALL_SITES)
 HEAD_SITES = ("z", "q", "k", "v", "rot_q", "rot_k", "pattern", "edge", "head_knockout")
 EDGES = ("edge", "knockout", "head_knockout")
+NEURON_SITES = ("mlp_pre", "mlp_post")
 N_NEURONS = 8
 
 
@@ -43,7 +44,7 @@ def change(x, hook, *, site, source, part, positions, sources):
         for dest in positions:
             src = sources if site == "edge" else slice(None)
             x[:, part, dest, src] = new[:, part, dest, src]
-    elif site == "mlp_post":
+    elif site in NEURON_SITES:
         units = slice(part * N_NEURONS, (part + 1) * N_NEURONS)
         x[:, positions, units] = new[:, positions, units]
     elif site in HEAD_SITES:
@@ -73,7 +74,7 @@ def ours(result, cell, fact):
     place = {"layer": layer} | ({"dest": group, "src": src} if site in EDGES else {"role": group})
     if site in HEAD_SITES:
         place["head"] = part
-    if site == "mlp_post":
+    if site in NEURON_SITES:
         place["neuron"] = part * N_NEURONS
     names = ("patched", "patched_first_logprob", "patched_value_logprob")
     return [float(result[name].sel(place)[fact]) for name in names]
@@ -83,7 +84,7 @@ def cells_of(site, model, result):
     """All cells of ``site``, as (site, layer, part, group, source)."""
     roles = result[("dest" if site in EDGES else "role")].values.tolist()
     n_parts = model.cfg.n_heads if site in HEAD_SITES else 1
-    n_parts = model.cfg.d_mlp // N_NEURONS if site == "mlp_post" else n_parts
+    n_parts = model.cfg.d_mlp // N_NEURONS if site in NEURON_SITES else n_parts
     n_layers = 1 if site == "embed" else model.cfg.n_layers
     sources = roles if site in EDGES else roles[:1]
     return [

@@ -96,6 +96,11 @@ SITES = {
             reads=True,
         ),
         Site(
+            *("mlp_pre", "mlp_pre", _BLOCK + "mlp.hook_pre"),
+            "groups of neurons before the non-linearity",
+            part="neuron",
+        ),
+        Site(
             *("mlp_post", "mlp_post", _BLOCK + "mlp.hook_post", "groups of neurons"),
             part="neuron",
             writes=True,
