@@ -19,6 +19,7 @@ HOOKS = {
     "v": "blocks.{}.attn.hook_v",
     "rot_q": "blocks.{}.attn.hook_rot_q",
     "rot_k": "blocks.{}.attn.hook_rot_k",
+    "attn_scores": "blocks.{}.attn.hook_attn_scores",
     "pattern": "blocks.{}.attn.hook_pattern",
     "edge": "blocks.{}.attn.hook_pattern",
     "knockout": "blocks.{}.attn.hook_attn_scores",

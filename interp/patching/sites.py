@@ -134,6 +134,11 @@ SITES = {
             at="key",
         ),
         Site(
+            *("attn_scores", "attn_scores", _ATTENTION + "hook_attn_scores", "attention scores"),
+            part="head",
+            not_replaced_by=(*_OF_ONE_PROMPT, "zero"),  # 0 would let softmax see later tokens
+        ),
+        Site(
             *("pattern", "pattern", _ATTENTION + "hook_pattern", "attention patterns"),
             part="head",
             not_replaced_by=_OF_ONE_PROMPT,
