@@ -197,7 +197,7 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
         (["interp-patch", "--ckpt", "RUN", "--direction", "up"], "invalid choice 'up'"),
         (["interp-patch", "--ckpt", "RUN", "--frozen", "z"], "give one of mlp_out, attn_out"),
         (["interp-patch", "--ckpt", "RUN", "--facts"], "--facts has no value; give a whole number"),
-        (["interp-patch", "--ckp", "RUN"], "give --ckpt instead of --ckp RUN, which is unknown"),
+        (["interp-patch", "--ckp", "RUN"], "give --ckpt instead of --ckp run, which is unknown"),
         (["interp-train", "--preset"], "--preset has no value; give some text"),
         (["interp-train", "--preset=tiny", "--out=x", "--n_steps=0"], "n_steps is 0"),
         (["interp-train", "--preset", "tiny", "--out", "x", "--n-step", "9"], "mean --n-steps?"),

@@ -149,7 +149,7 @@ def test_a_checkpoint_of_a_data_tree_can_be_shown():
 
 
 def test_a_step_without_a_measurable_gap_is_left_grey():
-    figure = patch_heatmap(sweep(SHARES, {0: 0.0, 100: 0.30, 200: 0.33}, n=40))
+    figure = patch_heatmap(sweep(SHARES, {0: 0.0, 100: 0.26, 200: 0.33}, n=40))
     grey = [np.isnan(np.array(frame.data[0].z, float)) for frame in figure.frames]
     assert [g.all() for g in grey] == [True, True, False]
     assert not grey[2].any()

@@ -86,7 +86,9 @@ def test_a_bridge_around_the_same_checkpoint_gives_the_same_results(decoder, bri
     sites = [s for s in SITES if "knockout" not in s or options.get("direction") == "noising"]
     sites = [s for s in sites if not s.startswith("rot")]  # a bridge never calls their hooks
     if options.get("replacement") in ("mean", "resample"):
-        sites = [s for s in sites if s not in ("pattern", "edge")]
+        sites = [s for s in sites if s not in ("attn_scores", "pattern", "edge")]
+    if options.get("replacement") == "zero":
+        sites.remove("attn_scores")
     fast = patch_sites(decoder, few, sites=sites, n_neurons=8, **options)
     slow = patch_sites(bridge, few, sites=sites, n_neurons=8, **options)
     for site in sites:

@@ -14,8 +14,20 @@ from interp.patching import Intervention, patch, patch_sites, recompute
 from interp.patching.sites import SITES as ALL_SITES
 
 SITES = tuple(ALL_SITES)
-HEAD_SITES = ("z", "q", "k", "v", "rot_q", "rot_k", "pattern", "edge", "head_knockout")
+HEAD_SITES = (
+    "z",
+    "q",
+    "k",
+    "v",
+    "rot_q",
+    "rot_k",
+    "attn_scores",
+    "pattern",
+    "edge",
+    "head_knockout",
+)
 EDGES = ("edge", "knockout", "head_knockout")
+NEURON_SITES = ("mlp_pre", "mlp_post")
 N_NEURONS = 8
 
 
@@ -39,11 +51,11 @@ def change(x, hook, *, site, source, part, positions, sources):
             x[:, slice(None) if site == "knockout" else part, dest, sources] = -torch.inf
         return x
     new = source[hook.name]
-    if site in ("pattern", "edge"):
+    if site in ("attn_scores", "pattern", "edge"):
         for dest in positions:
             src = sources if site == "edge" else slice(None)
             x[:, part, dest, src] = new[:, part, dest, src]
-    elif site == "mlp_post":
+    elif site in NEURON_SITES:
         units = slice(part * N_NEURONS, (part + 1) * N_NEURONS)
         x[:, positions, units] = new[:, positions, units]
     elif site in HEAD_SITES:
@@ -73,7 +85,7 @@ def ours(result, cell, fact):
     place = {"layer": layer} | ({"dest": group, "src": src} if site in EDGES else {"role": group})
     if site in HEAD_SITES:
         place["head"] = part
-    if site == "mlp_post":
+    if site in NEURON_SITES:
         place["neuron"] = part * N_NEURONS
     names = ("patched", "patched_first_logprob", "patched_value_logprob")
     return [float(result[name].sel(place)[fact]) for name in names]
@@ -83,7 +95,7 @@ def cells_of(site, model, result):
     """All cells of ``site``, as (site, layer, part, group, source)."""
     roles = result[("dest" if site in EDGES else "role")].values.tolist()
     n_parts = model.cfg.n_heads if site in HEAD_SITES else 1
-    n_parts = model.cfg.d_mlp // N_NEURONS if site == "mlp_post" else n_parts
+    n_parts = model.cfg.d_mlp // N_NEURONS if site in NEURON_SITES else n_parts
     n_layers = 1 if site == "embed" else model.cfg.n_layers
     sources = roles if site in EDGES else roles[:1]
     return [
@@ -257,7 +269,7 @@ def role_means(model, facts, name):
 
 
 @pytest.mark.parametrize("replacement", ["mean", "zero"])
-@pytest.mark.parametrize("site", [s for s in SITES if s not in ("pattern", *EDGES)])
+@pytest.mark.parametrize("site", [s for s in SITES if s not in ("attn_scores", "pattern", *EDGES)])
 def test_ablations_paste_the_mean_of_the_role_or_nothing(wide, few, site, replacement):
     result = patch(
         wide, few, site=site, direction="noising", replacement=replacement, n_neurons=N_NEURONS
@@ -439,6 +451,10 @@ def test_an_ablation_needs_the_clean_run(wide, few, suite):
         patch(wide, few, site="z", frozen="mlp_out")
     with pytest.raises(ValueError, match="site 'edge' of different prompts can't be compared"):
         patch(wide, few, site="edge", direction="noising", replacement="mean")
+    with pytest.raises(
+        ValueError, match="site 'attn_scores' can't be 0, which would let attention"
+    ):
+        patch(wide, few, site="attn_scores", direction="noising", replacement="zero")
     with pytest.raises(ValueError, match="n_neurons is 5, which doesn't divide the 32 neurons"):
         patch(wide, few, site="mlp_post", n_neurons=5)
     with pytest.raises(ValueError, match="'resample' needs another fact, got 1; ask for 2"):

@@ -1,4 +1,4 @@
-"""What is changed, in words: sites, an ``Intervention``, and the cells they make of given facts."""
+"""What is patched, in words: an ``Intervention``, and the patch grid it makes of given facts."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
@@ -157,7 +157,13 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
             raise ValueError(f"frozen goes with {' and '.join(before)}, not with {site!r}")
         if how.sources and site not in (edges := names_of(at="edge")):
             raise ValueError(f"sources go with {', '.join(edges)}, not with {site!r}; use groups")
-        if not is_path(site) and how.replacement in SITES[site].not_replaced_by:
+        refused = () if is_path(site) else SITES[site].not_replaced_by
+        if how.replacement == "zero" and "zero" in refused:
+            raise ValueError(
+                f"site {site!r} can't be 0, which would let attention go to later tokens; paste "
+                "from the corrupted run, or patch pattern"
+            )
+        if how.replacement in refused:
             raise ValueError(
                 f"site {site!r} of different prompts can't be compared; paste from the "
                 "corrupted run, with another name or noise, or paste zero"

@@ -96,6 +96,11 @@ SITES = {
             reads=True,
         ),
         Site(
+            *("mlp_pre", "mlp_pre", _BLOCK + "mlp.hook_pre"),
+            "groups of neurons before the non-linearity",
+            part="neuron",
+        ),
+        Site(
             *("mlp_post", "mlp_post", _BLOCK + "mlp.hook_post", "groups of neurons"),
             part="neuron",
             writes=True,
@@ -127,6 +132,11 @@ SITES = {
             *("rot_k", "rot_k", _ATTENTION + "hook_rot_k", "rotated keys (rot_k)"),
             part="key_value_head",
             at="key",
+        ),
+        Site(
+            *("attn_scores", "attn_scores", _ATTENTION + "hook_attn_scores", "attention scores"),
+            part="head",
+            not_replaced_by=(*_OF_ONE_PROMPT, "zero"),  # 0 would let softmax see later tokens
         ),
         Site(
             *("pattern", "pattern", _ATTENTION + "hook_pattern", "attention patterns"),
