@@ -4,7 +4,8 @@ The same checkpoint, facts and cells, fp32; TransformerLens runs on the ``Transf
 its user builds around the step folder and, in the second column, on the ``HookedDecoder`` itself;
 for two sites there is also a loop in nnsight over the Hugging Face model. The ways take turns in
 one process; the ratio is that of medians. Two models: the demo run's last checkpoint, and 8 layers
-of width 512 with random weights (``python -m benchmarks.patching large``).
+of width 512 with random weights (``python -m benchmarks.patching large``). With ``cuda`` as a
+further word both run on a GPU, without nnsight and without the bridge.
 """
 
 from interp.process import tune_process
@@ -22,7 +23,6 @@ from time import perf_counter
 import numpy as np
 import torch
 import xarray as xr
-from nnsight import NNsight
 from transformer_lens import patching
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
@@ -48,41 +48,44 @@ THEIRS = {
 
 
 def main() -> None:
-    large = sys.argv[1:] == ["large"]
-    n_facts, rounds = (16, 1) if large else (64, 6)
+    large, cuda = "large" in sys.argv[1:], "cuda" in sys.argv[1:]
+    n_facts, rounds = (16, 1) if large and not cuda else (64, 6)
     suite = load_suite(CHECKPOINT)
     length = int(suite.facts(600).lengths.mode().values)
     facts = suite.facts(n_facts, length=length)
     with tempfile.TemporaryDirectory() as folder:
         model, step = large_model(suite, Path(folder)) if large else demo_model(suite)
         hf_model = AutoModelForCausalLM.from_pretrained(step, dtype=torch.float32).eval()
-    bridge, traced = bridge_of(deepcopy(hf_model)), NNsight(hf_model)
-    print(f"{len(facts)} facts of {length} tokens, {torch.get_num_threads()} threads")
-    print("site        interp      bridge          HookedDecoder   difference  FLOPs saved  FLOP/s")
+    others = {"model": model.cuda() if cuda else model}
+    if not cuda:
+        from nnsight import NNsight
+
+        others["bridge"], traced = bridge_of(deepcopy(hf_model)), NNsight(hf_model)
+    where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
+    print(f"{len(facts)} facts of {length} tokens, {where}")
     ratios = []
     for site, function in THEIRS.items():
-        ways = {
-            "interp": lambda site=site: interp_values(model, facts, site),
-            "bridge": lambda function=function: their_values(bridge, facts, function),
-            "model": lambda function=function: their_values(model, facts, function),
-        }
-        if site in ("resid_pre", "attn_out"):
+        ways = {"interp": lambda site=site: interp_values(model, facts, site)}
+        for name, other in others.items():
+            ways[name] = lambda other=other, function=function: their_values(other, facts, function)
+        if not cuda and site in ("resid_pre", "attn_out"):
             ways["nnsight"] = lambda site=site: nnsight_values(traced, facts, site)
         seconds, values = compare(ways, rounds)
         difference = max(np.abs(values["interp"] - values[name]).max() for name in values)
-        took = seconds["interp"]
+        took = seconds.pop("interp")
         flops = ours(model, facts, site).attrs["flops"]
         saved = 1 - flops / (values["interp"].size * forward_flops(model, length) * len(facts))
-        ratios.append((seconds["bridge"] / took, seconds["model"] / took))
+        ratios.append([seconds[name] / took for name in others])
         print(
-            f"{site:10} {1000 * took:7.1f} ms {1000 * seconds['bridge']:7.0f} ms "
-            f"{ratios[-1][0]:5.1f} × {1000 * seconds['model']:7.0f} ms {ratios[-1][1]:5.1f} × "
-            f"  {difference:.1e}  {saved:6.1%}  {flops / took / 1e9:7.0f} G",
-            *(f"nnsight {1000 * s:.0f} ms {s / took:.1f} ×" for s in [seconds.get("nnsight")] if s),
+            f"{site:10} {1000 * took:7.1f} ms  difference {difference:.1e}  FLOPs saved "
+            f"{saved:6.1%}  {flops / took / 1e9:7.0f} GFLOP/s",
+            *(f"{name} {1000 * s:.0f} ms {s / took:.1f} ×" for name, s in seconds.items()),
             flush=True,
         )
     means = np.exp(np.log(ratios).mean(0))
-    print(f"geometric means: {means[0]:.1f} × the bridge, {means[1]:.1f} × the HookedDecoder")
+    print("geometric means:", *(f"{m:.1f} × {name}" for m, name in zip(means, others)))
+    if cuda:
+        return
     width = model.cfg.d_model
     print(f"plain products (4096 × {width} × {4 * width}): {product_rates(width)}")
 
@@ -140,18 +143,19 @@ def ours(model: HookedDecoder, facts: FactSet, site: str) -> xr.Dataset:
 
 @torch.no_grad()
 def their_values(model: torch.nn.Module, facts: FactSet, function: Callable) -> np.ndarray:
-    rows, final = torch.arange(len(facts)), facts.lengths[0] - 1
+    device = next(model.parameters()).device
+    rows, final = torch.arange(len(facts), device=device), facts.lengths[0] - 1
+    answer, other = (x[:, 0].to(device) for x in (facts.answers, facts.corrupted_answers))
 
     def logit_diff(logits: torch.Tensor) -> torch.Tensor:
-        answer, other = facts.answers[:, 0], facts.corrupted_answers[:, 0]
         return (logits[rows, final, answer] - logits[rows, final, other]).mean()
 
-    _, cache = model.run_with_cache(facts.clean)
-    return function(model, facts.corrupted, cache, logit_diff).numpy()
+    _, cache = model.run_with_cache(facts.clean.to(device))
+    return function(model, facts.corrupted.to(device), cache, logit_diff).cpu().numpy()
 
 
 @torch.no_grad()
-def nnsight_values(traced: NNsight, facts: FactSet, site: str) -> np.ndarray:
+def nnsight_values(traced: torch.nn.Module, facts: FactSet, site: str) -> np.ndarray:
     """What an nnsight user writes: a trace a cell."""
     rows, final = torch.arange(len(facts)), int(facts.lengths[0]) - 1
     n_layers, kept = traced.config.num_hidden_layers, []

@@ -30,7 +30,9 @@ from interp.patching.sites import SITES
 from interp.patching.tensor_ops import put, with_rows
 
 TOKENS_AT_ONCE = 4096
-"""More is not faster, and leaves the processor's caches."""
+"""On a CPU more is not faster, and leaves the processor's caches."""
+GPU_FACTOR = 64
+"""How many times as many tokens a GPU takes at once, whose small launches cost more than memory."""
 RECORDED = frozenset(
     ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "rot_q", "rot_k", "v")
 )
@@ -107,21 +109,27 @@ class Recompute:
     def _portions(
         self, n_window: Int[np.ndarray, " item"], n_read: Int[np.ndarray, " item"], max_bytes: float
     ) -> Iterator[Int[np.ndarray, " part"]]:
-        """Items in pieces that are much alike and hold at most ``TOKENS_AT_ONCE`` tokens, or what
-        fits into memory.
+        """Items in pieces that are much alike and hold at most ``tokens_at_once``, or what fits
+        into memory.
         """
         n_pos, n_value = self.prompts.tokens.shape[1], int(self.prompts.n_value.max())
+        most = tokens_at_once(self.weights.embedding.device)
         token, row = item_size(self.weights.cfg, n_pos, n_value)
         size = self.weights.embedding.element_size()
         order, start = np.lexsort((n_window, n_read)), 0
         while start < len(order):
-            widest = np.maximum.accumulate(n_window[order[start : start + TOKENS_AT_ONCE]])
+            widest = np.maximum.accumulate(n_window[order[start : start + most]])
             count = np.arange(1, len(widest) + 1)
-            fits = widest * count <= TOKENS_AT_ONCE
+            fits = widest * count <= most
             fits &= size * count * (widest * token + row) <= max_bytes
             end = start + max(1, int(fits.sum()))
             yield order[start:end]
             start = end
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """How many tokens of work items are computed together, if memory allows."""
+    return TOKENS_AT_ONCE * (GPU_FACTOR if device.type == "cuda" else 1)
 
 
 def item_size(cfg: DecoderConfig, n_pos: int, n_value: int) -> tuple[int, int]:

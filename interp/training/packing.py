@@ -15,34 +15,34 @@ def to_ragged(
     biographies: Biographies, cfg: DecoderConfig, device: torch.device | str
 ) -> tuple[Int[Tensor, " token"], Ragged]:
     """Tokens end to end, and their places in rows padded to the longest, for a model of shape
-    ``cfg``.
+    ``cfg``. The places are computed on ``device``: only tokens and lengths travel there.
     """
-    n_heads, lengths = cfg.n_heads, biographies.lengths
-    pos, pieces = np.arange(lengths.max()), qkv_pieces(n_heads)
-    real = pos < lengths[:, None]
-    first = np.cumsum(lengths) - lengths
-    token = np.where(real, first[:, None] + pos, 0)[:, None]
-    to_rows = token * pieces.size + pieces[:, None, :, None]
-    heads_to_rows = token * n_heads + np.arange(n_heads)[:, None]
-    row, column = (index[:, None] for index in np.nonzero(real))
-    heads_to_tokens = (row * n_heads + np.arange(n_heads)) * len(pos) + column
-    to_tokens = np.empty((len(row), pieces.size), np.int64)
-    to_tokens[:, pieces] = heads_to_tokens[:, None] + heads_to_rows.size * np.arange(3)[:, None]
-    head_real = real.repeat(n_heads, 0)[..., None].astype(np.float32)
-    tokens, *places = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (
-            biographies.tokens,
-            to_rows.reshape(3, -1, len(pos)),
-            to_tokens,
-            heads_to_rows.reshape(-1, len(pos)),
-            heads_to_tokens,
-            head_real,
-        )
+    tokens, lengths = (
+        torch.from_numpy(x).to(device, non_blocking=True)
+        for x in (biographies.tokens, biographies.lengths)
     )
-    future = torch.full((len(pos), len(pos)), -torch.inf, device=device).triu(1)
-    turn = rotation(torch.arange(len(pos), device=device), cfg)
-    return tokens, Ragged(*places, future, turn)
+    n_heads, n_pos = cfg.n_heads, int(biographies.lengths.max())
+    pos, head, kind = (torch.arange(n, device=device) for n in (n_pos, n_heads, 3))
+    pieces = torch.from_numpy(qkv_pieces(n_heads)).to(device)
+    real = pos < lengths[:, None]
+    first = lengths.cumsum(0) - lengths
+    token = torch.where(real, first[:, None] + pos, 0)[:, None]
+    to_rows = token * pieces.numel() + pieces[:, None, :, None]
+    heads_to_rows = token * n_heads + head[:, None]
+    row = torch.repeat_interleave(lengths, output_size=len(tokens))
+    column = torch.arange(len(tokens), device=device) - first[row]
+    heads_to_tokens = (row[:, None] * n_heads + head) * n_pos + column[:, None]
+    to_tokens = torch.empty((len(tokens), pieces.numel()), dtype=torch.int64, device=device)
+    to_tokens[:, pieces] = heads_to_tokens[:, None] + heads_to_rows.numel() * kind[:, None]
+    places = (
+        to_rows.reshape(3, -1, n_pos),
+        to_tokens,
+        heads_to_rows.reshape(-1, n_pos),
+        heads_to_tokens,
+        real.repeat_interleave(n_heads, 0)[..., None].float(),
+    )
+    future = torch.full((n_pos, n_pos), -torch.inf, device=device).triu(1)
+    return tokens, Ragged(*places, future, rotation(pos, cfg))
 
 
 def next_tokens(biographies: Biographies) -> tuple[np.ndarray, np.ndarray]:
