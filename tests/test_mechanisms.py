@@ -110,7 +110,7 @@ def test_the_interval_of_a_components_share_is_that_of_any_share():
     effect = 0.5 * gap + rng.normal(0, 0.2, (3, 80))
     table = mechanisms(made_up(effect, 0 * effect, gap)).query("attribute == 'all'")
     low, high = share_interval(effect, gap)
-    np.testing.assert_array_equal(table[["low", "high"]], np.stack([low, high], 1))
+    np.testing.assert_allclose(table[["low", "high"]], np.stack([low, high], 1), rtol=1e-12)
     result = one_result(effect[:, None], gap, 0 * gap)
     as_patched = interval(result).isel(role=0)
     np.testing.assert_allclose(table.low, as_patched.low, atol=1e-5)
