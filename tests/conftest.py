@@ -19,6 +19,7 @@ from interp.training.loop import train
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 SHORT = replace(
     PRESETS["tiny"],
     device="cpu",

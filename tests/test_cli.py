@@ -6,29 +6,52 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from analyses import interp_analyse
 from analyses.registry import registered
-from interp.cli import interp_patch, interp_report, interp_train
+from interp.cli import interp_patch, interp_report, interp_train, shell
 from interp.files import write_bytes
 
 BIN = Path(sys.executable).parent
 ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report")
+COMMANDS = {
+    "interp-train": interp_train.main,
+    "interp-patch": interp_patch.main,
+    "interp-report": interp_report.main,
+    "interp-analyse": interp_analyse.analyse,
+}
 QUICK = ["--n-steps", "20", "--n-people", "40", "--dense-until", "10", "--dense-every", "10"]
 
 
-def run(*arguments, cwd=None, limit=None, env=None):
+def run_typed(*arguments, limit=None):
     """A command as a user types it: (exit code, what it printed, what it said on stderr)."""
     before = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
     done = subprocess.run(
         [str(BIN / arguments[0]), *map(str, arguments[1:])],
-        capture_output=True, text=True, cwd=cwd, preexec_fn=before, env=os.environ | (env or {}),
+        capture_output=True, text=True, preexec_fn=before,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
+
+
+def run(*arguments):
+    """The same in this process, five seconds sooner; what is warned of is pytest's."""
+    name, *words = map(str, arguments)
+    code, out, err = 0, StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setattr(sys, "argv", [name, *words])
+        patched.setattr(shell, "tune_process", lambda: None)  # done, and can't be done twice
+        try:
+            COMMANDS[name]()
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
 
 
 def one_line(result, message):
@@ -47,7 +70,7 @@ def copy(suite, tmp_path):
 
 @pytest.mark.parametrize("name", [*ENTRY_POINTS, *(f"interp-analyse {x}" for x in registered())])
 def test_help_has_an_example_and_no_words_of_pythons(name):
-    code, said, _ = run(*name.split(), "--help")
+    code, said, _ = run_typed(*name.split(), "--help")
     assert code == 0 and f"\n{name}" in said.split("options")[0]
     assert "--out" in said
     assert "{None" not in said and "default: None" not in " ".join(said.split())
@@ -55,13 +78,13 @@ def test_help_has_an_example_and_no_words_of_pythons(name):
 
 
 def test_a_run_is_trained_patched_and_reported(tmp_path):
-    code, said, _ = run("interp-train", "--preset", "tiny", "--out", tmp_path / "run", *QUICK)
+    code, said, _ = run_typed("interp-train", "--preset", "tiny", "--out", tmp_path / "run", *QUICK)
     assert code == 0 and "next: interp-patch --ckpt" in said
     command = json.loads((tmp_path / "run" / "run.json").read_text())["command"]
     assert command.startswith("interp-train --preset tiny --out ")
 
     results = tmp_path / "elsewhere"
-    code, said, _ = run(
+    code, said, _ = run_typed(
         "interp-patch",
         "--ckpt",
         tmp_path / "run",
@@ -75,7 +98,7 @@ def test_a_run_is_trained_patched_and_reported(tmp_path):
     assert code == 0 and str(tmp_path / "run" / "report.html") in said
     assert len(list(results.glob("*.nc"))) == 3
 
-    code, *_ = run("interp-report", "--results", results, "--out", tmp_path / "again.html")
+    code, *_ = run_typed("interp-report", "--results", results, "--out", tmp_path / "again.html")
     pages = [(tmp_path / name).read_text() for name in ("run/report.html", "again.html")]
     assert code == 0 and pages[0] == pages[1]
     assert "interp-patch --ckpt" in pages[0] and "Training curves" in pages[0]
@@ -127,11 +150,6 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
     assert "noising" in page and "held-out" in page
 
 
-COMMANDS = {
-    "interp-train": interp_train.main,
-    "interp-patch": interp_patch.main,
-    "interp-report": interp_report.main,
-}
 EXAMPLES = re.findall(r"^    (interp-patch .*)$", interp_patch._patch.__doc__, re.M)
 
 
@@ -265,7 +283,7 @@ def test_a_full_disk_while_training_loses_nothing_and_is_resumed(suite, tmp_path
     whole = (tmp_path / "run" / "step-000020" / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run")
     assert code == 0 and size < state
-    one_line(run(*arguments, limit=(size + state) // 2), "free some space and run")
+    one_line(run_typed(*arguments, limit=(size + state) // 2), "free some space and run")
     assert not list((tmp_path / "run").glob("**/.*.tmp"))
     code, *_ = run(*arguments, "--resume")
     assert code == 0
@@ -274,7 +292,7 @@ def test_a_full_disk_while_training_loses_nothing_and_is_resumed(suite, tmp_path
 
 def test_a_full_disk_while_patching_loses_nothing_and_is_resumed(copy):
     arguments = ["interp-patch", "--ckpt", copy, "--sites", "mlp_out", "--facts", "12"]
-    one_line(run(*arguments, limit=4000), "free some space and run")
+    one_line(run_typed(*arguments, limit=4000), "free some space and run")
     assert not list((copy / "results").glob("**/*.tmp"))
     code, *_ = run(*arguments)
     assert code == 0 and len(list((copy / "results" / "patching").glob("*.nc"))) == 4
@@ -285,7 +303,7 @@ def test_a_second_process_on_the_same_results_is_refused(copy):
 
     with only_process(copy / "results" / "patching", "testing in"):
         one_line(
-            run("interp-patch", "--ckpt", copy, "--facts", "6"),
+            run_typed("interp-patch", "--ckpt", copy, "--facts", "6"),
             "another process is writing results",
         )
     with only_process(copy, "testing in"):
@@ -301,7 +319,7 @@ def test_a_dry_run_checks_all_that_a_run_would_and_computes_nothing(copy):
     plan = ("interp-patch", "--ckpt", copy, "--sites", "z", "--facts", "12", "--plan")
     path = copy / "step-000020" / "model.safetensors"
     shutil.copy(copy / "step-000000" / "model.safetensors", path)
-    code, said, notes = run(*plan)
+    code, said, notes = run_typed(*plan)
     assert code == 0 and "TFLOP at most" in said
     (note,) = [line for line in notes.splitlines() if line.startswith("interp-patch: note:")]
     assert note.endswith(
@@ -310,9 +328,9 @@ def test_a_dry_run_checks_all_that_a_run_would_and_computes_nothing(copy):
     weights = load_file(path)
     weights["embed_out.weight"][3, 4] = torch.nan
     save_file(weights, path, {"format": "pt"})
-    one_line(run(*plan), "step-000020/model.safetensors: embed_out.weight holds NaN")
+    one_line(run_typed(*plan), "step-000020/model.safetensors: embed_out.weight holds NaN")
     (copy / "step-000030" / "config.json").write_text("{}")
-    one_line(run(*plan), "step-000030/config.json: model_type is None")
+    one_line(run_typed(*plan), "step-000030/config.json: model_type is None")
     assert not (copy / "results").exists() and not (copy / "report.html").exists()
 
 
@@ -321,11 +339,11 @@ def test_results_of_another_run_are_not_joined_with_this_runs_curves(copy, tmp_p
     made = ("interp-patch", "--ckpt", copy, "--sites", "z", "--facts", "6", "--steps", "20,30")
     assert run(*made)[0] == 0
     report = ("interp-report", "--results", results, "--out", tmp_path / "page.html")
-    code, _, said = run(*report)
+    code, _, said = run_typed(*report)
     assert code == 0 and said == ""
     assert "Training curves" in (tmp_path / "page.html").read_text()
     shutil.copy(copy / "step-000020/model.safetensors", copy / "step-000030/model.safetensors")
-    code, _, said = run(*report)
+    code, _, said = run_typed(*report)
     assert (
         code == 0
         and "the results are of another run than the one in" in said

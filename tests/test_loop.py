@@ -152,7 +152,7 @@ from interp.training.optimizer import make_trainee
 
 suite = load_suite(sys.argv[1])
 for compiled in (False, True):
-    config = replace(suite.config, precision="fp32", compile=compiled)
+    config = replace(suite.config, precision="fp32", compile=compiled, n_layers=1)
     step = make_step(config, make_trainee(config, suite.tokenizer.get_vocab_size()))
     print(*(step(training_batch(suite.texts, config, i)).item() for i in range(3)))
 """

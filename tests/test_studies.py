@@ -63,17 +63,17 @@ def ask(monkeypatch, *words):
     cli.analyse()
 
 
-@pytest.mark.parametrize(
-    ("name", "n_tables"),
-    [
-        ("phases", 3),
-        ("scaling", 4),
-        ("distributions", 4),
-        ("curriculum", 4),
-        ("attention-patching", 3),
-        ("templates", 2),
-    ],
-)
+N_TABLES = {
+    "phases": 3,
+    "scaling": 4,
+    "distributions": 4,
+    "curriculum": 4,
+    "attention-patching": 3,
+    "templates": 2,
+}
+
+
+@pytest.mark.parametrize(("name", "n_tables"), N_TABLES.items())
 def test_each_study_runs_and_a_second_time_trains_nothing(out, capsys, monkeypatch, name, n_tables):
     words = [name, "--preset", "smoke", "--out", out, "--workers", "1"]
     ask(monkeypatch, *words)
