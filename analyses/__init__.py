@@ -1,1 +1,1 @@
-"""A folder a scientific question. Analyses use ``interp``; ``interp`` never uses them."""
+"""One folder per scientific question. Analyses use ``interp``; ``interp`` never uses them."""

@@ -37,7 +37,7 @@ class Analysis:
 
     @property
     def description(self) -> str:
-        """Its help, above the options."""
+        """The help text above the options."""
         examples = [f"interp-analyse {example}" for example in self.examples]
         return "\n\n".join((self.question, "Examples:", *examples, self.details)).strip()
 
@@ -50,7 +50,9 @@ def registered() -> dict[str, Analysis]:
 
 
 def imported_late(module: str, function: str, *given: object) -> Run:
-    """A function of a module that is imported when it is called; ``given`` come first."""
+    """A function of a module that is imported only when it is called; ``given`` are its first
+    arguments.
+    """
     return partial(_call, module, function, *given)
 
 

@@ -1,5 +1,5 @@
-"""What training studies share: runs named after the fields they vary, trained by workers, and read
-as tidy tables.
+"""What training studies share: naming runs after the fields they vary, training them in parallel,
+and reading them as tidy tables.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -67,7 +67,7 @@ def trained(
     command: str = "",
     on_step: OnStep = lambda name, step, n_steps: None,
 ) -> dict[str, Path]:
-    """Folders of the runs, trained to their end, by name.
+    """Folders of the finished runs, by name.
 
     Args:
         keep_all: checkpoints stay on disk; of runs that differ from the base in the seed only they
@@ -106,7 +106,7 @@ def curves(folders: dict[str, Path], runs: dict[str, TrainConfig]) -> pd.DataFra
 
 
 def average_metrics(folder: Path) -> pd.DataFrame:
-    """Rows of a run's metrics.parquet that are means over attributes, by step; one a (step, split).
+    """Metrics of a run averaged over attributes, one row per (step, split).
 
     Raises:
         FileNotFoundError, ValueError: it is missing or damaged; a row is missing, or there twice;
@@ -134,9 +134,9 @@ def average_metrics(folder: Path) -> pd.DataFrame:
 
 
 def outcomes(found: pd.DataFrame) -> pd.DataFrame:
-    """One row per run of ``curves``: its phases as ``interp.dynamics`` reads them off (steps, and
-    biographies per person), the distance of the checkpoint before the plateau's end, and what it
-    knows at last.
+    """One row per run in ``curves``: its phases as ``interp.dynamics`` finds them (steps, and
+    biographies per person), the interval between the checkpoints around the end of the plateau, and
+    its final loss and accuracy.
 
     With skewed sampling the loss of a model that knows no values lies above the baseline, which is
     that of uniform sampling, so that its plateau ends later by this rule.
@@ -167,8 +167,8 @@ def outcomes(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(alike: pd.DataFrame) -> str:
-    """In words, outcomes of runs that differ in the seed only: the end of the plateau of each seed,
-    mean final loss and accuracy with 95 % intervals over seeds.
+    """Outcomes in words for runs that differ only in the seed: the end of the plateau for each
+    seed, mean final loss and accuracy with 95 % intervals over seeds.
     """
     ended = [format_step(end) for end in alike.plateau_end.dropna()]
     stuck = f"{len(alike) - len(ended)} of {len(alike)}"
@@ -180,22 +180,22 @@ def in_words(alike: pd.DataFrame) -> str:
 
 
 def mean_in_words(values: np.ndarray, digits: int) -> str:
-    """Mean ± half of its 95 % interval over seeds, or the only value."""
+    """The mean ± half of its 95 % interval over seeds, or the only value."""
     return f"{values.mean():.{digits}f}{plus_minus(float(margin(values)), digits)}"
 
 
 def plus_minus(half: float, digits: int) -> str:
-    """Half an interval, for after its middle; nothing where there is none."""
+    """Half of an interval as text, to follow its centre; empty where there is none."""
     return "" if np.isnan(half) else f" ± {half:.{digits}f}"
 
 
 def sample_in_words(n: int, of: str = "seed") -> str:
-    """For the subtitle of a figure whose lines have bands."""
+    """What a figure's bands and lines are made of, for its subtitle."""
     return f"n = 1 {of}" if n == 1 else f"n = {n} {of}s, bands 95 %"
 
 
 def paired(ones: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """``measure`` of two ways, in the columns one and other, by seed.
+    """``measure`` under two conditions, in the columns one and other, by seed.
 
     Raises:
         ValueError: they were not run with the same seeds, each once.
@@ -209,8 +209,9 @@ def paired(ones: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.DataFra
 
 
 def difference(pairs: pd.DataFrame) -> dict:
-    """One less other: mean over seeds, half its 95 % interval (Student's t), p (two-sided t test,
-    not adjusted), number of seeds, and of those that lack one of the two and are left out.
+    """``one`` minus ``other``: mean over seeds, half of its 95 % interval (Student's t), p
+    (two-sided t test, unadjusted), the number of seeds, and the number of seeds left out because
+    they lack one of the two.
     """
     whole = pairs.dropna()
     gaps = (whole.one - whole.other).to_numpy()
@@ -224,13 +225,15 @@ def difference(pairs: pd.DataFrame) -> dict:
 
 
 def with_holm(rows: list[dict]) -> pd.DataFrame:
-    """Rows from ``difference``, one a comparison, with ``p_holm``: p adjusted for their number."""
+    """Rows from ``difference``, one per comparison, with ``p_holm``: p adjusted for the number of
+    comparisons.
+    """
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table.p.to_numpy()))
 
 
 def holm_in_words(table: pd.DataFrame) -> str | None:
-    """How many comparisons of ``with_holm`` are significant; None where none could be tested."""
+    """How many comparisons in ``with_holm`` are significant; None where none could be tested."""
     tested = table.p_holm.dropna()
     if tested.empty:
         return None
@@ -246,7 +249,9 @@ def difference_in_words(row, digits: int = 2) -> str:
 
 
 def varied(runs: dict[str, TrainConfig]) -> dict[str, dict]:
-    """Values of the fields in which the runs differ, by run; always ``n_people`` and ``seed``."""
+    """Values of the fields in which the runs differ, by run; ``n_people`` and ``seed`` are always
+    included.
+    """
     values = {name: asdict(config) for name, config in runs.items()}
     fields = [
         field

@@ -1,5 +1,5 @@
-"""A training study from the command line: it is run under a progress bar, and written as tables and
-a page of figures.
+"""Runs a training study from the command line with a progress bar, and writes its tables and a page
+of figures.
 """
 
 import sys
@@ -15,7 +15,7 @@ from interp.report.page import Bullets, Plot, Prose, Section, Table, anchor, pag
 
 
 def run_study(name: str, module: str, config: StudyConfig, *, command: str, bar) -> str:
-    """What was found, and where it was written."""
+    """The findings in words, and where they were written."""
     study = import_module(module).study
     check_writable(Path(config.folder))
     found = study(config, command=command, on_step=_shown_on(bar))
@@ -28,7 +28,7 @@ def run_study(name: str, module: str, config: StudyConfig, *, command: str, bar)
 
 
 def _shown_on(bar) -> Callable[[str, int, int], None]:
-    """Shows the steps of all runs together; without a terminal, says when a run is done."""
+    """Shows the steps of all runs together; without a terminal, reports each finished run."""
     task = bar.add_task("preparing", total=None)
     taken: dict[str, tuple[int, int]] = {}
     told: set[str] = set()

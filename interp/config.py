@@ -1,5 +1,5 @@
-"""What the commands can be told: one dataclass a command, the source of its flags, its Python
-arguments and what is recorded.
+"""Options of the commands: one dataclass per command, the single source of its flags, its Python
+arguments and the recorded configuration.
 
 Standard library only, so that ``--help`` answers before torch is imported.
 """
@@ -405,7 +405,7 @@ class ReportConfig:
 
 
 def train_config(values: object) -> TrainConfig:
-    """The configuration in a run.json, where tuples became lists.
+    """The training configuration recorded in a run.json, whose lists become tuples again.
 
     Raises:
         ValueError: a field is unknown, missing, or has a value that it can't have.

@@ -1,4 +1,4 @@
-"""What a field of a configuration may hold: declared beside its default, checked in one place.
+"""Bounds of configuration fields: declared beside each default, checked in one place.
 
 The annotation is the type: ``int`` is neither ``bool`` nor ``float``; a ``float`` is finite, and
 may be given as an ``int``; a tuple may be given as a list, since JSON knows no other. Standard
@@ -37,8 +37,9 @@ def path(default: Any = MISSING) -> Any:
 
 
 def check_fields(config: Any) -> None:
-    """Checks every field of a dataclass, for its ``__post_init__``. NumPy's numbers become
-    Python's, lists tuples and paths text, so that a configuration is always recorded alike.
+    """Checks every field of a dataclass, for its ``__post_init__``. NumPy numbers become Python
+    numbers, lists become tuples and paths become text, so that a configuration is always recorded
+    in the same form.
 
     Raises:
         ValueError: a value is not of the annotated type, or out of bounds.
@@ -48,7 +49,7 @@ def check_fields(config: Any) -> None:
 
 
 def checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` of a dataclass's fields, by name, as ``check_fields`` leaves them.
+    """``values`` of dataclass fields, by name, as ``check_fields`` leaves them.
 
     Raises:
         ValueError: as ``check_fields``.
@@ -61,7 +62,7 @@ def checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def argument(name: str, value: Any, kind: Any, *, is_path: bool = False, **bounds: Any) -> Any:
-    """``value`` of a function's argument, checked as a field of that annotation is.
+    """The value of a function argument, checked as a dataclass field with that annotation is.
 
     Raises:
         ValueError: it is of another type, or out of bounds.
@@ -70,7 +71,7 @@ def argument(name: str, value: Any, kind: Any, *, is_path: bool = False, **bound
 
 
 def shortened(value: object) -> str:
-    """How a value is quoted in an error."""
+    """A value as an error message quotes it."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}…"
 
@@ -100,7 +101,7 @@ def _choice(name: str, value: object, choices: list[str]) -> object:
 
 
 def _typed(name: str, value: Any, kind: type, declared: Any) -> Any:
-    """``value`` as Python's own type."""
+    """``value`` as a plain Python object."""
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):

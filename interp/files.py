@@ -1,5 +1,6 @@
-"""Files written so that a kill at any moment leaves the old one or the new one, never a half; files
-read so that what is wrong with one is said in a line that names it; locks against a second process.
+"""Files written so that a kill at any moment leaves the old or the new file, never half of one;
+files read so that an error names the file and what is wrong with it; locks against a second
+process.
 """
 
 import json
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``: written beside it under a temporary name, flushed to disk,
-    renamed. What a process that was killed left of the same file is removed.
+    """Replaces ``path`` by ``content``: writes it beside the old file under a temporary name,
+    flushes it to disk, and renames it. Temporary files of the same name left by a killed process
+    are removed.
     """
     for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
         if not _is_running(leftover.suffixes[-2].removeprefix(".")):
@@ -94,12 +96,12 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
 
 
 def table_bytes(table: "pd.DataFrame") -> bytes:
-    """A parquet file with checksums."""
+    """The contents of a parquet file with checksums."""
     return table.to_parquet(index=False, write_page_checksum=True)
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """A parquet file in memory.
+    """The table in a parquet file.
 
     Raises:
         FileNotFoundError, ValueError: it is missing or damaged.
@@ -119,7 +121,7 @@ def read_table(path: Path) -> "pd.DataFrame":
 
 
 def check_writable(folder: Path) -> None:
-    """Makes ``folder`` if need be.
+    """Makes sure that ``folder`` exists and can be written to.
 
     Raises:
         ValueError: nothing can be written there.
@@ -137,8 +139,8 @@ def check_writable(folder: Path) -> None:
 
 
 def check_page(path: Path) -> None:
-    """Makes the folder of a page if need be. Its name ends with .html, so that no file of a run is
-    overwritten.
+    """Makes sure that a page can be written. Its name must end with .html, so that no file of a run
+    is overwritten.
 
     Raises:
         ValueError: it has another name, or no file can be written there.
@@ -149,7 +151,7 @@ def check_page(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Makes the folder of ``path`` if need be.
+    """Makes sure that the folder of ``path`` exists and can be written to.
 
     Raises:
         ValueError: no file can be written there.
@@ -161,8 +163,8 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def only_process(folder: Path, doing: str) -> Iterator[None]:
-    """Holds ``folder`` for this process; the operating system lets go of it when the process ends,
-    however it ends.
+    """Locks ``folder`` for this process; the operating system releases the lock when the process
+    ends, however it ends.
 
     Raises:
         ValueError: another process holds it.

@@ -1,4 +1,4 @@
-"""Is it attention that ends the plateau?
+"""Does the plateau end because attention has formed?
 
 The paper's figures 3 (middle), D and W: models trained from the same initial weights on the same
 batches, but by the attention patterns that another run had at some step (``interp.training.
@@ -88,7 +88,7 @@ def _patched(
     *,
     freeze: bool = False,
 ) -> list[dict]:
-    """What to change in the base run so that each reference at each step is trained by."""
+    """Configuration changes of every run trained with the attention of a reference checkpoint."""
     return [
         {
             "reference": str(folders[name].resolve()),
@@ -102,7 +102,7 @@ def _patched(
 
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
-    """Final losses of runs of the same seed side by side, one row per pair of ways: see
+    """Differences in final loss between runs of the same seed, one row per pair of conditions: see
     ``studies.with_holm``.
     """
     ways = dict(list(ends.groupby(["kind", "reference_step"])))
@@ -129,7 +129,7 @@ def _in_words(kind: str, step: int) -> str:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """Figures by heading."""
+    """Figures, by section heading."""
     found, ends = tables["attention_patching_curves"], tables["attention_patching"]
     known = found[found.split == "train"].rename(columns={"step": "x", "loss": "y"})
     shape = f"here, {base.n_people} people, {sample_in_words(ends.seed.nunique())}"
@@ -170,7 +170,9 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
 
 
 def _papers_finals() -> pd.DataFrame:
-    """Figure 3's ends; and figure W's, of a reference whose people came in eight groups."""
+    """Final losses of the paper's Figure 3, and of its Figure W, whose reference saw people in
+    eight groups.
+    """
     curves = paper.panel("3", "middle")
     last = curves[curves.x == curves.x.max()]
     start = pd.DataFrame({

@@ -1,4 +1,4 @@
-"""Which warm-up on few people pays within a budget of steps."""
+"""Which warm-up on few people reduces the loss most within a budget of steps."""
 
 from dataclasses import dataclass, replace
 
@@ -41,7 +41,7 @@ class CurriculumConfig(StudyConfig):
 
     @property
     def unchanged(self) -> TrainConfig:
-        """The preset's run, after which runs are named."""
+        """The run of the preset, with which the names of runs are compared."""
         return super().base
 
     @property

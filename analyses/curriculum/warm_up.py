@@ -1,4 +1,4 @@
-"""Which warm-up pays, within a budget of steps?
+"""Which warm-up on few people reduces the loss most, within a budget of steps?
 
 The paper's figures I and K: at first only some people are sampled, then all. A grid of their number
 and of warm-up lengths is trained with one seed; its best and the uniform run are then trained again
@@ -77,7 +77,7 @@ def gain(fresh: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """Figures by heading."""
+    """Figures, by section heading."""
     cells, found = tables["curriculum"], tables["curriculum_curves"]
     best = cells[cells.warmup_people > 0].sort_values("loss").iloc[0]
     shown = found[(found.warmup_steps == best.warmup_steps) | (found.warmup_people == 0)]

@@ -1,4 +1,4 @@
-"""What does it change if some people are met more often than others?
+"""What changes when some people are sampled more often than others?
 
 The paper's figures 4, G and H: an inverse power law over people, by their number and by the budget
 of steps, and celebrities. Evaluation is uniform over people always; how well people of each
@@ -60,7 +60,7 @@ FIELDS = ("n_people", "n_steps", "power_law", "celebrities", "celebrity_weight",
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Plateau and final loss by exponent, population, budget and celebrities; accuracy by how often
-    people were met.
+    a person was sampled.
     """
     size, n = config.preset, CELEBRITIES_OF[config.preset]
     laws = [
@@ -91,8 +91,8 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def differences(ends: pd.DataFrame) -> pd.DataFrame:
-    """Final loss and accuracy less those of uniform sampling with the same seeds, people and steps,
-    one row per measure and way of sampling: see ``studies.with_holm``.
+    """Final loss and accuracy minus those of uniform sampling with the same seeds, people and
+    steps, one row per measure and sampling distribution: see ``studies.with_holm``.
     """
     rows = []
     for at, alike in ends.groupby(["n_people", "n_steps"]):
@@ -107,9 +107,9 @@ def differences(ends: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
-    """What the last checkpoint knows of people by how often they were met, the most frequent
-    first, in ``N_BINS`` bins as wide as each other in the logarithm: one row a bin with somebody in
-    it; biographies a person, loss, accuracy, n.
+    """Loss and accuracy of the last checkpoint on people grouped by how often they were sampled,
+    most frequent first, in ``N_BINS`` bins of equal width in the logarithm: one row per non-empty
+    bin, with biographies per person, loss, accuracy, n.
     """
     suite = load_suite(folder)
     whole = replace(config, n_evaluated=config.n_people)
@@ -125,7 +125,7 @@ def by_frequency(folder: Path, config: TrainConfig) -> pd.DataFrame:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """By heading."""
+    """Figures, by section heading."""
     every, curve = tables["distributions"], tables["distributions_curves"]
     found = every[every.celebrities == 0]
     found = found.assign(series=_budget(found), x=found.power_law)
@@ -180,18 +180,18 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
 
 
 def _budget(table: pd.DataFrame) -> pd.Series:
-    """People; and steps, where they are not the most."""
+    """The number of people, and the number of steps where it is not the largest."""
     people = table.n_people.astype(str)
     return people.where(_has_all_steps(table), people + ", " + table.n_steps.astype(str) + " steps")
 
 
 def _has_all_steps(table: pd.DataFrame) -> pd.Series:
-    """Of runs that were given the whole budget."""
+    """Whether each run was given the whole budget of steps."""
     return table.n_steps == table.n_steps.max()
 
 
 def _famous(curve: pd.DataFrame) -> pd.DataFrame:
-    """Curves of the population that has celebrities, with as many as the most runs have."""
+    """Curves of the population with celebrities, at the number of celebrities that most runs have."""
     n = curve[curve.celebrities > 0].n_people.iloc[0]
     count = curve[curve.celebrities > 0].celebrities.mode()[0]
     alike = (curve.n_people == n) & (curve.power_law == 0) & curve.celebrities.isin([0, count])
@@ -238,7 +238,7 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
-    """What was found, for reading."""
+    """The findings in words."""
     every, lines = tables["distributions"], []
     gaps = {at: table.set_index("measure") for at, table in
             tables["distributions_differences"].groupby(list(FIELDS[:-1]))}  # fmt: skip

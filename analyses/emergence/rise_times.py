@@ -1,4 +1,4 @@
-"""When did each of a file's curves rise, how sure is that, and in which order?"""
+"""When did each curve in a file rise, with what uncertainty, and in which order?"""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from interp.files import check_file, write_bytes
 
 
 def time_and_write(config: EmergenceConfig, *, command: str, bar) -> str:
-    """Times and order in words; the times are also written to a CSV if one is asked for."""
+    """Rise times and their order in words; the times are also written to a CSV if one is asked for."""
     if config.out:
         check_file(Path(config.out))
         if os.path.exists(config.curves) and _is_same(config.out, config.curves):
@@ -29,8 +29,8 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def run(config: EmergenceConfig) -> tuple[pd.DataFrame, Order | None]:
-    """One row per curve: what ``interp.dynamics.emergence.emergence`` says of it; and the order in
-    which those that emerged did so, None for fewer than two.
+    """One row per curve, as ``interp.dynamics.emergence.emergence`` returns it; and the order in
+    which curves emerged, None if fewer than two did.
     """
     curves = read_curves(Path(config.curves))
     if "curve" not in curves.dims:

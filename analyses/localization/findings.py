@@ -25,7 +25,7 @@ KINDS = {"needed": MECHANISMS, "in place": tuple(x for x in MECHANISMS if x != "
 
 @dataclass(frozen=True)
 class Localization:
-    """Answers of a run's checkpoints, and what follows from them."""
+    """Answers for all checkpoints of a run, and the mechanisms and times that follow from them."""
 
     answers: dict[str, xr.Dataset]
     """By question, with a leading ``step``."""
@@ -46,7 +46,7 @@ class Localization:
 
 
 def plateau(suite) -> Phases:
-    """Of the loss on the people trained on; NaN where the run has no metrics."""
+    """Phases of the loss on people trained on; NaN where the run has no metrics."""
     if not (suite.path / "metrics.parquet").is_file():
         return Phases(np.nan, np.nan)
     metrics = average_metrics(suite.path)

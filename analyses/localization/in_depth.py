@@ -1,4 +1,6 @@
-"""What localization asks of the last checkpoint only, since it takes too long to ask of all."""
+"""Questions that localization asks of the last checkpoint only, because they are too slow to ask of
+all.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,11 +39,11 @@ class AskedInDepth:
 
     @property
     def how(self) -> dict:
-        """Options of ``patch``."""
+        """Options passed to ``patch``."""
         return {"whole_value": False, "max_memory": self.max_memory}
 
     def some(self, n: int) -> FactSet:
-        """About ``n`` facts, as many of each attribute."""
+        """About ``n`` facts, equally many of each attribute."""
         attribute = self.facts.texts.attribute.to_numpy()
         names = list(dict.fromkeys(attribute))
         each = max(1, n // len(names))
@@ -63,7 +65,7 @@ def answer(
     device: str,
     **options,
 ) -> dict[str, xr.Dataset]:
-    """The answer of one checkpoint to the one question there is, by its name."""
+    """The answer of one checkpoint to the one question in ``asked``, by its name."""
     model = suite.load(step, device=device)
     asked = AskedInDepth(model, suite, facts, leading, **options)
     return {question: _plain(compute(asked)) for question in questions}
@@ -71,8 +73,8 @@ def answer(
 
 def severed(asked: AskedInDepth) -> xr.Dataset:
     """``recovered`` (frozen, layer, role) by the clean residual stream, with nothing, the MLPs or
-    the attention of all later layers frozen at the patched tokens; NaN where the two runs can't be
-    told apart. Attribute ``n``: facts.
+    the attention of all later layers frozen at the patched tokens; NaN where the two runs cannot be
+    told apart. Attribute ``n``: number of facts.
     """
     facts = asked.some(N_SEVERED)
     runs = [
@@ -102,8 +104,8 @@ def neurons(asked: AskedInDepth) -> xr.Dataset:
 
 
 def edits(asked: AskedInDepth) -> xr.Dataset:
-    """``edit_facts`` in the leading memory, and in the first MLP at name_middle, which works on
-    names.
+    """Results of ``edit_facts`` in the leading memory, and in the first MLP at name_middle, which
+    acts on names.
     """
     facts, memory = asked.some(N_EDITED), asked.leading["memory"]
     where = {
@@ -156,18 +158,18 @@ def feeds(asked: AskedInDepth) -> xr.Dataset:
 
 
 def copied(asked: AskedInDepth) -> xr.Dataset:
-    """``share`` (layer, head, …) of ``logit_attribution.copying``."""
+    """``share`` (layer, head, …) from ``logit_attribution.copying``."""
     return xr.Dataset({"share": copying(asked.model, asked.facts)})
 
 
 def whole_value(asked: AskedInDepth) -> xr.Dataset:
-    """``component_ablation.needs``, with the log-probability of the whole value."""
+    """``component_ablation.needs``, measured by the log-probability of the whole value."""
     facts = asked.some(N_SCORED)
     return needs(asked.model, facts, whole_value=True, max_memory=asked.max_memory)
 
 
 def _plain(answer: xr.Dataset) -> xr.Dataset:
-    """Without what netCDF 3 can't hold."""
+    """The result without the attributes that netCDF 3 cannot hold."""
     answer = answer.drop_vars([x for x in answer.coords if "prompt" in str(x)])
     for name in [*answer.data_vars, *answer.coords]:
         if answer[name].dtype == bool:

@@ -1,4 +1,6 @@
-"""Localizes a run: asks its checkpoints, reusing answers that are stored, and writes the page."""
+"""Localizes a run: computes the answers of its checkpoints, reuses stored ones, and writes the
+page.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +23,7 @@ from interp.suite import Suite, load_suite, select_steps
 
 
 def run_and_report(config: LocalizationConfig, *, command: str, bar) -> str:
-    """Where the report was written."""
+    """The path of the report that was written."""
     suite = load_suite(config.ckpt)
     total = len(select_steps(suite, config.steps))
     target = Path(config.report or suite.path / "localization.html")
@@ -42,7 +44,7 @@ def run(
     command: str = "",
     on_step: Callable[[int], None] = lambda n_done: None,
 ) -> tuple[Suite, Localization]:
-    """The suite, and what was found in it; result files that are there already are reused."""
+    """The suite and its localization; result files that already exist are reused."""
     suite = load_suite(config.ckpt)
     if suite.config.parallel:
         raise ValueError(

@@ -37,7 +37,7 @@ class Question:
     """What the page says where it is not possible."""
 
     def blocks(self, found: Localization, mechanism: str = "") -> list[Block]:
-        """What the page shows of the answer."""
+        """The blocks of the page that show the answer."""
         if self.compute and self.name not in found.depth:
             return [Paragraph(self.otherwise)] if self.otherwise else []
         return self.show(found, mechanism) if self.section == EACH_MECHANISM else self.show(found)
@@ -82,12 +82,12 @@ QUESTIONS = (
 
 
 def asked_in_depth(leading: Leading) -> list[Question]:
-    """Those that the last checkpoint can be asked, given which components lead."""
+    """The questions that the last checkpoint can answer, given which components lead."""
     return [x for x in QUESTIONS if x.compute and x.is_possible(leading)]
 
 
 def evidence(found: Localization) -> list[Section]:
-    """A section a mechanism, then those of the other questions."""
+    """One section per mechanism, then those of the other questions."""
     shown = []
     for mechanism in MECHANISMS:
         heading, blocks = heading_of(mechanism), []

@@ -33,12 +33,12 @@ _TEXTS = {
 
 
 def heading_of(mechanism: str) -> str:
-    """Of the mechanism's section."""
+    """The heading of a mechanism's section."""
     return mechanism.capitalize()
 
 
 def when(suite: Suite, found: Localization) -> list[Block]:
-    """The timeline of all mechanisms, and its times as a table."""
+    """The timeline of all mechanisms, and their times as a table."""
     if found.curves.sizes["curve"] == 1:
         return [Paragraph("No component is named at the last step, so there is nothing to time.")]
     metrics = suite.metrics if (suite.path / "metrics.parquet").is_file() else None
@@ -79,7 +79,9 @@ def attention(found: Localization, mechanism: str) -> list[Block]:
 
 
 def probes(found: Localization) -> list[Block]:
-    """Where the value can be read off the residual stream: by the model's weights and by probes."""
+    """Where the value can be read off the residual stream: by the logit lens, by heads' OV
+    circuits, and by probes.
+    """
     readings, probed = (found.answers[x].isel(step=-1) for x in ("readings", "probes"))
     own = readings.accuracy.sel(of="all")
     heads = own.sel(reader=[x for x in own.reader.values if x != "unembed"]).max("reader")

@@ -1,4 +1,4 @@
-"""Texts and tables of the localization page."""
+"""Sentences and tables of the localization page."""
 
 import numpy as np
 import pandas as pd

@@ -56,8 +56,8 @@ def study(config: PhasesConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def _check_alike(paths: Sequence[str], runs: dict[str, TrainConfig]) -> None:
-    """Raises: a run is there twice, or they differ in more than the seed, so that means over them
-    mean nothing.
+    """Raises a ValueError if a run is given twice, or if runs differ in more than the seed, which
+    would make means over them meaningless.
     """
     (first, one), *others = runs.items()
     for path, other in others:
@@ -78,8 +78,8 @@ def _check_alike(paths: Sequence[str], runs: dict[str, TrainConfig]) -> None:
 
 
 def _check_steps(found: pd.DataFrame) -> None:
-    """Raises: the runs were not evaluated at the same steps, so that means are of other runs at
-    each.
+    """Raises a ValueError if the runs were evaluated at different steps, so that a mean at a step
+    would not cover all runs.
     """
     (first, one), *others = ((run, sorted(set(x.step))) for run, x in found.groupby("run"))
     for run, steps in others:
@@ -107,8 +107,8 @@ def hallucination(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(folder: Path, plateau_end: float, device: str) -> tuple[float, float]:
-    """95 % interval of the plateau's end over the people evaluated; only checkpoints near it are
-    asked, from half to twice its step. NaN where one of them is not on disk.
+    """95 % interval of the end of the plateau over the people evaluated. Only checkpoints from half
+    to twice that step are evaluated. NaN where one of them is not on disk.
     """
     suite = load_suite(folder)
     near = suite.metrics.step.between(plateau_end / 2, 2 * plateau_end)
@@ -134,7 +134,7 @@ def attention_over_training(folder: Path, device: str) -> pd.DataFrame:
 
 
 def figures(tables: dict[str, pd.DataFrame], config: TrainConfig) -> dict[str, go.Figure]:
-    """Figures by heading."""
+    """Figures, by section heading."""
     found = tables["phases_curves"]
     here = f"here, {config.n_people} people, {sample_in_words(found.run.nunique(), 'run')}"
     lines = {

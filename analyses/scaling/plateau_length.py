@@ -1,4 +1,4 @@
-"""How does the plateau grow with the number of people, and what else changes it?
+"""How does the length of the plateau grow with the number of people, and what else changes it?
 
 The paper's figure 2 (right) and figure C: runs that differ in the number of people and the seed,
 and runs that differ from the base in one of batch size, width and learning rate.
@@ -38,7 +38,9 @@ a checkpoint, and the step from which losses on trained and on held-out people d
 
 
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
-    """The plateau's end by number of people, with the power law; and under other settings."""
+    """The end of the plateau by number of people, with the fitted power law, and under other
+    settings.
+    """
     sizes = [
         {"n_people": n, "seed": seed}
         for seed in range(SEEDS[config.preset])
@@ -60,7 +62,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def other_settings(base: TrainConfig) -> list[dict]:
-    """One change each, at as many biographies as in ``base``."""
+    """Configurations with one change each, trained on as many biographies as ``base``."""
     rate = base.learning_rate
     return [
         *(_batches(base, factor) for factor in (0.5, 2)),
@@ -108,7 +110,7 @@ def _floats(*columns: pd.Series) -> list[np.ndarray]:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """Figures by heading."""
+    """Figures, by section heading."""
     found = tables["scaling_curves"]
     ours = across_seeds(found, series="n_people", x="step", y="loss").sort_values(
         "series", kind="stable"

@@ -1,4 +1,4 @@
-"""In how many sentences a fact must be expressed."""
+"""How many sentence templates per fact training needs."""
 
 from analyses.registry import training_study
 

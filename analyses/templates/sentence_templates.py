@@ -1,4 +1,4 @@
-"""How many sentence templates per fact does training need, and must their order change?
+"""How many sentence templates per fact does training need, and must the order of sentences vary?
 
 The paper's figure A (right): training templates per person and attribute, shuffled or in fixed
 order.
@@ -32,7 +32,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
-    """Figures by heading."""
+    """Figures, by section heading."""
     known = tables["templates_curves"]
     order = known.shuffled.map({True: "shuffled", False: "fixed order"})
     lines = known.assign(series=known.n_train_templates.astype(str) + ", " + order)

@@ -1,1 +1,1 @@
-"""The commands. Only here anything is printed, and only here the process exits."""
+"""The commands. Only this package prints, and only this package ends the process."""

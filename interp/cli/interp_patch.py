@@ -103,7 +103,7 @@ def _sweep(
     out: Path,
     command: str,
 ):
-    """Results of the last of ``directions``."""
+    """Runs the sweep in each of ``directions``; returns the results of the last."""
     from interp.model.decoder import device_of
     from interp.results.sweep import patch_suite
 
@@ -133,7 +133,7 @@ def _sweep(
 
 
 def _facts(suite, config: PatchConfig):
-    """The facts that the configuration asks for; by position, those of the commonest length."""
+    """The facts that the configuration asks for; by position, those of the most common length."""
     asked = {
         "attribute": config.attributes,
         "seed": config.seed,
@@ -146,7 +146,7 @@ def _facts(suite, config: PatchConfig):
 
 
 def _options(config: PatchConfig) -> dict:
-    """The fields of an ``Intervention`` but for its direction."""
+    """The fields of an ``Intervention`` except its direction."""
     ablations = ("noise", "mean", "zero", "resample")
     same = (
         *("by", "groups", "sources", "layers", "window", "frozen", "n_neurons"),

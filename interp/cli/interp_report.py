@@ -43,7 +43,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _are_of(results, run: Path) -> bool:
-    """Whether the last checkpoint of ``results`` is the one that the run folder has."""
+    """Whether the last checkpoint in ``results`` is the one in the run folder."""
     from interp.model.checkpoint_folder import step_folders
     from interp.suite import load_suite
 

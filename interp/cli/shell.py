@@ -1,4 +1,4 @@
-"""What all commands share: arguments read, errors said in one line, a progress bar."""
+"""What all commands share: parsing arguments, reporting errors in one line, a progress bar."""
 
 import errno
 import io
@@ -42,7 +42,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def guarded(name: str, run: Callable[[list[str]], None]) -> None:
-    """Runs a command; a user's error is said in one line, with exit code 2."""
+    """Runs a command; reports a user's error in one line, with exit code 2."""
     tune_process()
     warnings.showwarning = lambda message, *_: print(f"{name}: note: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", module=r"(?!interp)")
@@ -74,7 +74,7 @@ def _exit(name: str, message: str) -> NoReturn:
 
 
 def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T:
-    """``arguments`` as a ``kind``; ``--help`` prints the help text and exits.
+    """``arguments`` parsed into a ``kind``; ``--help`` prints the help text and exits.
 
     Raises:
         ValueError: an argument is missing, unknown, or has a value that it can't have.
@@ -101,7 +101,7 @@ def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T
 
 
 def parse_known(kind: type[T], name: str, arguments: list[str]) -> T:
-    """Those of ``arguments`` that are fields of ``kind``."""
+    """Those of ``arguments`` that are fields of ``kind``, parsed, and the rest."""
     with on_parse_error(_refuse):
         return tyro.cli(
             kind,

@@ -16,7 +16,7 @@ from interp.data.biographies import (
 
 
 def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
-    """The batch of optimizer step ``step``: people by ``sampling_weights``, fresh templates,
+    """The batch of optimizer step ``step``: people drawn by ``sampling_weights``, new templates,
     sentences in random order.
     """
     rng = np.random.default_rng([config.seed, 2, step])
@@ -30,7 +30,8 @@ def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
 
 def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
     """One biography, in evaluation templates, of each of ``n_evaluated`` people of ``split``, or of
-    all where there are fewer: evenly spaced, so that frequent and rare people have their share.
+    all if there are fewer. People are evenly spaced, so that frequent and rare ones are represented
+    alike.
     """
     first, size = {"train": (0, config.n_people), "held-out": (config.n_people, config.n_held_out)}[
         split
@@ -42,7 +43,7 @@ def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies
 
 
 def sampling_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " person"]:
-    """Probability with which each training person is drawn at ``step``."""
+    """Probability with which each training person is sampled at ``step``."""
     end = 0
     for n_steps, weights in _stages(config):
         end += n_steps

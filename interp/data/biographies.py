@@ -1,4 +1,4 @@
-"""Biographies as tokens that know their role, built for a whole batch at once.
+"""Biographies as tokens with their roles, built for a whole batch at once.
 
 Every piece of text that can occur (a template's part before the name, a name, a value, ...) is
 tokenized once and laid end to end in one array. A biography is a list of pieces; a batch of them is
@@ -22,7 +22,7 @@ NO_ATTRIBUTE = -1
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokens and roles of every piece, and the pieces of each template, person and value."""
+    """Tokens and roles of every piece of text, and which pieces form each template, name and value."""
 
     tokens: Int[np.ndarray, " piece_token"]
     roles: Int8[np.ndarray, " piece_token"]
@@ -61,7 +61,7 @@ def tokenizer_for(people: pd.DataFrame) -> Tokenizer:
 
 
 def lay_out(people: pd.DataFrame, tokenizer: Tokenizer, *, seed: int) -> Texts:
-    """The pieces of this population's biographies; ``seed`` decides each person's training and
+    """The text pieces of a population's biographies; ``seed`` decides each person's training and
     evaluation templates.
     """
     pieces = _Pieces(tokenizer)
@@ -97,8 +97,8 @@ def write_biographies(
     attributes: Int[np.ndarray, "batch sentence"],
     template: Int[np.ndarray, "batch sentence"],
 ) -> Biographies:
-    """One biography a row: ``<bos>``, then a sentence on each attribute in the order given, by the
-    template given.
+    """One biography per row: ``<bos>``, then one sentence per attribute in the given order and
+    templates.
     """
     sentence = np.stack(
         [

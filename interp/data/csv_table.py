@@ -1,5 +1,5 @@
-"""CSV files of one's own, read strictly: every column is known, every row is whole. What pandas
-would skip, rename or shift is refused by file and row.
+"""Strict reader of users' CSV files: every column is known and every row is complete. What pandas
+would skip, rename or shift is refused, naming file and row.
 """
 
 import csv
@@ -14,8 +14,8 @@ def read_csv_table(
     path: Path, *, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Every field of a comma-separated UTF-8 file as text. The index numbers the rows below the
-    header from 1, those included that are left out: blank ones, and those of empty fields only, as
-    spreadsheets write them.
+    header from 1 and also counts the rows left out: blank ones, and those with empty fields only,
+    as spreadsheets write them.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not such a CSV, a column that is missing, twice

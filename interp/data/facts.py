@@ -1,5 +1,5 @@
-"""Prompts that know what their tokens are: a fact's sentence up to its value, and its token-aligned
-corrupted twin.
+"""Prompts with token roles: a fact's sentence up to its value, and its token-aligned counterfactual
+prompt (the corrupted twin).
 
 The twin is the same sentence with another person's name in it, every part of the name changed or
 one, so clean and corrupted differ at name tokens only. The other person's value must begin with
@@ -42,7 +42,7 @@ TEXT_COLUMNS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact, without pads."""
+    """One fact, without padding."""
 
     clean: Int[Tensor, " pos"]
     """Token ids up to just before the value, from ``<bos>``."""
@@ -142,8 +142,8 @@ def from_tokens(
     roles: Sequence[str] | Sequence[Sequence[str]] | None = None,
     lengths: Tensor | np.ndarray | Sequence[int] | None = None,
 ) -> FactSet:
-    """Facts from token ids of one's own, for any model; nothing is added to the prompts, no
-    ``<bos>`` either.
+    """Facts from the user's own token ids, for any model; nothing is added to the prompts, not even
+    ``<bos>``.
 
     Args:
         clean: a table of token ids, or a list of prompts of any lengths.
@@ -203,8 +203,8 @@ def _check_aligned(prompts: list[list[int]], others: list[list[int]]) -> None:
 
 
 def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
-    """Facts from a CSV of one's own prompts, with columns clean_prompt, corrupted_prompt, name,
-    answer, corrupted_answer (and attribute).
+    """Facts from a CSV of the user's own prompts, with columns clean_prompt, corrupted_prompt,
+    name, answer, corrupted_answer (and attribute).
 
     ``name`` is the name as it stands in the clean prompt: its first word, its last, and what is
     between them get their roles.
@@ -310,7 +310,7 @@ def padded(rows: Sequence[Sequence[int] | np.ndarray], pad: int) -> Int[Tensor, 
 
 
 def check_vocabulary(facts: FactSet, vocabulary: str, reader: str) -> None:
-    """Raises a ValueError where ``facts`` are known to be of another vocabulary."""
+    """Raises a ValueError where ``facts`` are known to use another vocabulary."""
     if facts.vocabulary and vocabulary and facts.vocabulary != vocabulary:
         raise ValueError(
             f"the facts are of another vocabulary than {reader}; draw them with the suite.facts of "
@@ -319,7 +319,9 @@ def check_vocabulary(facts: FactSet, vocabulary: str, reader: str) -> None:
 
 
 def check_tokens(facts: FactSet, n_vocab: int, n_ctx: int) -> None:
-    """Raises a ValueError where a model of so many tokens and positions can't read ``facts``."""
+    """Raises a ValueError where a model with ``d_vocab`` tokens and ``n_ctx`` positions cannot read
+    ``facts``.
+    """
     tables = {"clean": facts.clean, "corrupted": facts.corrupted, "answers": facts.answers}
     for name, table in (tables | {"corrupted_answers": facts.corrupted_answers}).items():
         if table is None:
@@ -338,7 +340,7 @@ def check_tokens(facts: FactSet, n_vocab: int, n_ctx: int) -> None:
 
 
 def _check(facts: FactSet) -> None:
-    """Raises a ValueError unless a fact set is one."""
+    """Raises a ValueError unless the parts of a fact set agree."""
     for name, value in vars(facts).items():
         if isinstance(value, Tensor) and value.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} is of type {value.dtype}; give token ids as int64")

@@ -35,8 +35,8 @@ MONTHS = [
 
 
 def draw_population(n_people: int, n_held_out: int, sizes: PoolSizes, *, seed: int) -> pd.DataFrame:
-    """One row a person: id, split, first, middle, last, and the six attributes; training people
-    first.
+    """A population table, one row per person: id, split, first, middle, last, and the six
+    attributes; training people come first.
 
     Raises:
         ValueError: a pool is larger than its list, or the name pools allow fewer full names than
@@ -72,8 +72,8 @@ def draw_population(n_people: int, n_held_out: int, sizes: PoolSizes, *, seed: i
 
 
 def check_population(people: pd.DataFrame, path: Path) -> None:
-    """Raises a ValueError, which names ``path``, unless ``people`` is a population as a run folder
-    holds it. Whether its words are in the vocabulary is left to the tokenizer.
+    """Raises a ValueError that names ``path`` unless ``people`` is a population as a run folder
+    holds it. The tokenizer checks whether its words are in the vocabulary.
     """
     if wrong := _wrong_columns(people) or _wrong_people(people) or _wrong_weights(people):
         raise ValueError(f"{path} is not a population ({wrong}); copy it again, or train again")
@@ -117,7 +117,7 @@ def _wrong_weights(people: pd.DataFrame) -> str | None:
 
 
 def pools(sizes: PoolSizes) -> dict[str, list[str]]:
-    """Every name part's and attribute's list of values."""
+    """Every list of names and of attribute values."""
     cities = _take(_cities(), sizes.n_cities, "n_cities")
     years = [str(FIRST_YEAR + i) for i in range(sizes.n_birth_years)]
     first_names = _lines("first_names.txt")
@@ -137,13 +137,13 @@ def pools(sizes: PoolSizes) -> dict[str, list[str]]:
 
 
 def templates() -> dict[str, list[str]]:
-    """25 sentences an attribute, with ``{name}`` and, last, ``{value}``."""
+    """25 sentences per attribute, with ``{name}`` and, at the end, ``{value}``."""
     return {attribute: _lines(f"templates/{attribute}.txt") for attribute in ATTRIBUTES}
 
 
 def no_knowledge_baseline(people: pd.DataFrame) -> dict[str, float]:
-    """Attribute loss, in nats a value, of a model that knows how values are distributed but not who
-    has which.
+    """Attribute loss, in nats per value, of a model that knows how values are distributed but not
+    which person has which.
 
     It is the entropy of the values among the training people (for the date, of day, month and year,
     which are drawn independently), uniform over people. With many people it is the paper's log of

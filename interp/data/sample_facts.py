@@ -1,4 +1,6 @@
-"""Facts drawn from a population: who is asked for what in which sentence, and who is the twin."""
+"""Samples facts from a population: which person is asked for which attribute, in which sentence,
+and who is the twin.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -141,7 +143,7 @@ def _spread(
 def _twins(
     people: pd.DataFrame, texts: Texts, corruption: str
 ) -> Callable[[int, int], Int[np.ndarray, " person"]]:
-    """Who fits to be the twin of a person, asked for an attribute."""
+    """Candidates for the twin of a person who is asked for an attribute."""
     eligible = (people.split == ("held-out" if corruption == "held-out" else "train")).to_numpy()
     parts = [pd.factorize(people[part])[0] for part in NAME_PARTS]
     first_token = texts.tokens[texts.start[texts.value]]

@@ -1,4 +1,5 @@
-"""Any sentence about anybody as a prompt: its tokens up to just before the value, and their roles.
+"""Turns any sentence about any person into a prompt: its tokens up to just before the value, and
+their roles.
 
 People are rows of the population, attributes indices into ``ATTRIBUTES``, templates numbers.
 """
@@ -20,7 +21,7 @@ _PROMPT_ROLES = np.array([PROMPT_ROLES.index(x if x in PROMPT_ROLES else "cue") 
 
 @dataclass(frozen=True)
 class Sentences:
-    """A sentence a row; padded on the right with 0, roles with −1."""
+    """One sentence per row; tokens are padded on the right with 0, roles with −1."""
 
     tokens: Int[Tensor, "sentence pos"]
     lengths: Int[Tensor, " sentence"]
@@ -62,7 +63,9 @@ def write_sentences(
 def training_sentences(
     texts: Texts, person: Int[np.ndarray, " fact"], attribute: Int[np.ndarray, " fact"], n: int
 ) -> Sentences:
-    """``n`` sentences on each fact, one after the other, in templates the person was trained in."""
+    """``n`` sentences per fact, one fact after the other, in templates that the person was trained
+    on.
+    """
     most = texts.template_order.shape[2] - N_EVALUATION_TEMPLATES
     if not 1 <= n <= most:
         raise ValueError(f"asked for {n} training sentences a fact; there are at most {most}")
@@ -71,7 +74,7 @@ def training_sentences(
 
 
 def rows_of(population: pd.DataFrame, ids: pd.Series) -> Int[np.ndarray, " fact"]:
-    """Row of the population of each id of a person.
+    """The population row of each person's id.
 
     Raises:
         ValueError: nobody has that id, as in facts from a CSV.

@@ -1,4 +1,4 @@
-"""Token ids as people give them, tensors, arrays or lists, as lists of whole numbers."""
+"""Users' token ids, given as tensors, arrays or lists, as lists of whole numbers."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ NO_TOKEN = -1
 
 
 def prompts_of(given: object, lengths: object, name: str) -> list[list[int]]:
-    """Each prompt's own tokens, without what pads a table beyond ``lengths``.
+    """Each prompt's own tokens, without the padding beyond ``lengths``.
 
     Raises:
         ValueError: these are no whole numbers, or lengths don't fit; the message names the fact.
@@ -28,7 +28,7 @@ def prompts_of(given: object, lengths: object, name: str) -> list[list[int]]:
 
 
 def answers_of(given: object, n: int, name: str) -> list[list[int]]:
-    """Each fact's answer tokens, of which there may be one, given without a list."""
+    """Each fact's answer tokens; a single token may be given without a list."""
     rows = [
         _ids(row if np.ndim(row) else [row], f"{name} {i}")
         for i, row in enumerate(_listed(given, name))

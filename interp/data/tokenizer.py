@@ -1,4 +1,4 @@
-"""A word-level tokenizer: one token a word, every punctuation mark a token of its own.
+"""A word-level tokenizer: one token per word, and every punctuation mark is a token of its own.
 
 So names and values never merge with punctuation, and a text's tokens are those of its pieces, one
 after the other.
@@ -39,13 +39,13 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the three files from which ``transformers.AutoTokenizer`` loads it."""
+    """Writes the three files from which ``transformers.AutoTokenizer`` loads the tokenizer."""
     for name, content in tokenizer_files(tokenizer).items():
         write_bytes(folder / name, content)
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """Contents of these files, by name."""
+    """Contents of the three files of ``save_tokenizer``, by name."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL}
     return {
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
@@ -78,7 +78,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
-    """Digest of which token has which number: facts of one vocabulary mean nothing in another."""
+    """Digest of the mapping from tokens to ids: facts of one vocabulary mean nothing in another."""
     vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(vocabulary.encode()).hexdigest()
 

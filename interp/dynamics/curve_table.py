@@ -1,5 +1,5 @@
-"""Curves in a CSV file: numbers are plain decimals, each (curve, step, fact) stands once; what is
-otherwise is refused by file and row.
+"""Curves in a CSV file: numbers are plain decimals and each (curve, step, fact) occurs once;
+anything else is refused, naming file and row.
 """
 
 import re
@@ -18,7 +18,7 @@ LEAST_SPARSE, SPARSE = 10**7, 20
 
 
 def read_curve_table(path: Path) -> pd.DataFrame:
-    """One row a (curve, step, fact), in the order of the file: step (whole numbers if all are),
+    """One row per (curve, step, fact), in the order of the file: step (whole numbers if all are),
     value (NaN where the field is empty), and the labels curve and fact if there are such columns.
 
     Raises:

@@ -1,4 +1,4 @@
-"""When something emerged over training checkpoints, read off any labelled curve.
+"""When a quantity emerged over training checkpoints, for any labelled curve.
 
 y(step) is the mean over facts, f its isotonic fit (never falling; every checkpoint weighs the
 same), noise² = Σ(y − f)² ÷ (checkpoints − blocks of f). A level is the mean of f where it lies
@@ -46,7 +46,9 @@ TOO_FEW = f"defined at fewer than {MIN_CHECKPOINTS} checkpoints"
 
 @dataclass(frozen=True)
 class Order:
-    """What emerged, by midpoint; the share of resamples with this order; the p of neighbours."""
+    """The emerged curves by midpoint; the share of resamples with this order; the p values of
+    neighbours.
+    """
 
     labels: tuple
     share: float
@@ -57,8 +59,8 @@ class Order:
 def emergence(
     curve: xr.DataArray, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
 ) -> xr.Dataset:
-    """When ``curve`` (step, or step and fact) rose, for each cell of its further dims; negate a
-    curve to find its fall. Steps at which no fact has a value are left out.
+    """When ``curve`` (step, or step and fact) rose, for each cell of its other dims; negate a curve
+    to find its fall. Steps at which no fact has a value are left out.
 
     Returns:
         ``onset``, ``midpoint``, ``completion`` (steps) and ``rise``, with ``_low`` and ``_high``:
@@ -197,8 +199,8 @@ def _found(
 
 
 def _streams(labels: xr.DataArray) -> xr.DataArray:
-    """A number for each label, which depends on that label alone: curves set beside each other need
-    noise that is independent between them, and the same whichever others there are.
+    """A seed for each label, which depends on that label alone: curves that are compared need
+    independent noise, and the same noise whichever other curves there are.
     """
     digests = [sha256(str(label).encode()).digest()[:7] for label in labels.values.tolist()]
     numbers = [int.from_bytes(digest) for digest in digests]

@@ -20,7 +20,7 @@ plateau ends.
 
 @dataclass(frozen=True)
 class Phases:
-    """Optimizer steps; NaN where the run has no such point."""
+    """Boundaries of the phases in optimizer steps; NaN where the run has no such point."""
 
     plateau_start: float
     plateau_end: float
@@ -47,8 +47,9 @@ def plateau_crossing(
     *,
     margin: float = MARGIN,
 ) -> float:
-    """Where the straight line from the checkpoint before ``plateau_end`` to it crosses the margin:
-    free of the rounding up to a checkpoint, which is coarser the shorter the plateau.
+    """Step at which the straight line between ``plateau_end`` and the checkpoint before it crosses
+    the margin. It is not rounded up to a checkpoint, an error that grows as the plateau gets
+    shorter.
     """
     step, attribute_loss = np.asarray(step), np.asarray(attribute_loss)
     end = plateau_end(step, attribute_loss, no_knowledge_baseline, margin=margin)
@@ -69,9 +70,9 @@ def knowledge_start(
     *,
     margin: float = 0.05,
 ) -> float:
-    """First checkpoint from which, for good, the loss on known people is no more than ``margin`` of
-    the baseline above it, and that on held-out people exceeds it by more than as much; NaN if there
-    is none.
+    """First checkpoint from which, for good, the loss on known people is at most ``margin`` of the
+    baseline above it, and that on held-out people exceeds it by more than that; NaN if there is
+    none.
 
     A model may know something of people while its loss is above the baseline, if it is worse than
     the baseline on people it can't know: then this comes before ``plateau_end``.
@@ -124,8 +125,8 @@ def plateau_end_interval(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of ``plateau_end`` over the people evaluated; an end is NaN
-    where it lies beyond the last checkpoint, both are for fewer than two people.
+    """Percentile bootstrap interval of ``plateau_end`` over the people evaluated; a bound is NaN
+    where it lies beyond the last checkpoint, and both are NaN for fewer than two people.
 
     The interval is of this run; what another training seed would give it does not say.
     """
@@ -147,7 +148,7 @@ def plateau_end_interval(
 def _checked(
     step: np.ndarray, losses: dict[str, np.ndarray], baseline: float, margin: float
 ) -> list[Float[np.ndarray, " checkpoint"]]:
-    """The losses as arrays. One that is NaN or infinite lies below nothing.
+    """The losses as arrays. A loss that is NaN or infinite is below no threshold.
 
     Raises:
         ValueError: steps that don't increase, other lengths, a baseline not above 0, a margin
@@ -170,14 +171,14 @@ def _checked(
 def _for_good(
     step: Int[np.ndarray, " checkpoint"], holds: Bool[np.ndarray, " checkpoint"]
 ) -> float:
-    """First step from which it holds up to the last; NaN if it does not hold there."""
+    """First step from which the condition holds up to the last step; NaN if it does not hold there."""
     lasting = np.flip(np.logical_and.accumulate(np.flip(holds)))
     return float(np.asarray(step)[lasting][0]) if lasting.any() else float("nan")
 
 
 def format_step(step: float | int, spacing: float | int = 1, *, sign: str = "") -> str:
-    """A step, or a number of steps, for reading: whole ones as they are, others to at least a tenth
-    of ``spacing``, the distance of the checkpoints around it.
+    """A step, or a number of steps, as text: whole ones as they are, others to at least a tenth of
+    ``spacing``, the distance between the neighbouring checkpoints.
     """
     digits = max(0, 2 - int(np.ceil(np.log10(spacing)))) if spacing > 0 else 2
     text = f"{round(step, digits) + 0.0:{sign}.{digits}f}"
