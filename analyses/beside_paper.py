@@ -16,7 +16,7 @@ _LEGEND = {"bgcolor": "rgba(0,0,0,0)", "tracegroupgap": 0}
 
 
 def across_seeds(table: pd.DataFrame, *, series: str, x: str, y: str) -> pd.DataFrame:
-    """One row per (series, x): mean of ``y`` over seeds, its 95 % interval (NaN for one seed), n."""
+    """One row per (series, x): mean ``y`` over seeds, its 95 % interval (NaN for one seed), n."""
     rows = []
     for (of, at), group in table.groupby([series, x], sort=False)[y]:
         values = group.to_numpy()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 NO_KNOWLEDGE = 6.784
-"""Nats a value: mean entropy of the paper's uniform pools, 74,400 birth dates, 800 cities (twice),
-200 universities, 100 majors and 500 companies.
+"""Nats per value: mean entropy of the paper's uniform pools, 74,400 birth dates, 800 cities
+(twice), 200 universities, 100 majors and 500 companies.
 """
 BATCH_SIZE = 128
 FIGURE_W = pd.DataFrame({

@@ -29,6 +29,12 @@ _NOT_IN_OLDER_RUNS = (
     *("reference", "reference_step", "start_step"),
 )
 """Fields that run.json did not record before they existed; then the default counts."""
+_TOGETHER = (
+    *(("celebrities", "celebrity_weight"), ("celebrity_weight", "celebrities")),
+    *(("warmup_people", "warmup_steps"), ("warmup_steps", "warmup_people")),
+    *(("reference_step", "reference"), ("start_step", "reference")),
+)
+"""Fields that do nothing while their partner has its default."""
 
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -73,93 +79,91 @@ class TrainConfig(PoolSizes):
     """Everything that determines a training run; the defaults are the paper's."""
 
     n_people: int = number(64_000, least=2)
-    """People to learn about."""
+    """People in the training set."""
     n_held_out: int = number(16_000, least=1)
     """People from the same pools, never trained on."""
     n_train_templates: int = number(20, least=1)
-    """Of a person's 25 templates an attribute; 5 others are for evaluation."""
+    """Templates per attribute that a person is trained on, of 25; 5 others are for evaluation."""
     power_law: float = number(0.0, least=-10, most=10)
-    """Person i of n is drawn with weight (i + 1)^-power_law; 0 is uniform. At 10 the first person
-    has 99.9 % of the draws; beyond, weights of the last would become 0."""
+    """Person i of n is sampled with weight (i + 1)^-power_law; 0 is uniform. At 10 the first person
+    gets 99.9 % of the samples."""
     warmup_people: int = number(0, least=0)
-    """Draw from the first so many people only, until warmup_steps; 0 is off."""
+    """Sample only this many people until warmup_steps; 0 disables the warm-up."""
     warmup_steps: int = number(0, least=0)
-    """Steps of the warm-up."""
+    """Length of the warm-up in steps."""
     celebrities: int = number(0, least=0)
-    """The first so many people are drawn more often; 0 is nobody."""
+    """Sample the first so many people more often than the others; 0 disables."""
     celebrity_weight: float = number(1.0, least=SMALLEST_WEIGHT, most=LARGEST_WEIGHT)
-    """How many times as often as each of the others, from 1e-9 to 1e9: beyond, weights become 0 or
-    infinite."""
+    """How many times as often each celebrity is sampled as each of the others, 1e-9 to 1e9."""
     schedule: tuple[str, ...] = ()
-    """Stages that come before all else, each STEPS:WEIGHTS, with a weight for each of as many equal
-    groups of people: 500:1,0 draws from the first half for 500 steps. With a weight a person any
-    distribution can be had."""
+    """Curriculum stages at the start, each STEPS:WEIGHTS with one weight per equal-sized group of
+    people: 500:1,0 samples only the first half for 500 steps."""
     shuffled: bool = True
-    """Training biographies have their sentences in random order; else always in the same."""
+    """Put the sentences of training biographies in random order; otherwise always in the same."""
     reference: str = ""
-    """A run whose attention patterns are used in training (attention patching) instead of the
-    model's own; it must have the same tokenizer and shape."""
+    """A run whose attention patterns replace the model's own in training (attention patching); it
+    must have the same tokenizer and shape."""
     reference_step: int = number(0, least=0)
-    """Which of its checkpoints; 0 is untrained."""
+    """Step of the reference checkpoint; 0 is untrained."""
     start_step: int = number(0, least=0)
-    """Step from which they are used; the optimizer begins anew there."""
+    """Step from which the reference patterns are used; the optimizer is reset there."""
 
     n_layers: int = number(8, least=1, most=MOST_LAYERS)
     """Transformer blocks."""
     n_heads: int = number(8, least=1)
-    """Attention heads a block."""
+    """Attention heads per block."""
     d_model: int = number(512, least=1)
     """Width of the residual stream."""
     d_mlp: int = number(2048, least=1)
-    """Neurons an MLP."""
+    """Neurons per MLP."""
     parallel: bool = False
     """Attention and MLP read the same residual stream."""
     init_std: float = number(0.02, above=0, most=LARGEST_RATE)
     """Standard deviation of the initial weights."""
     removed: tuple[str, ...] = ()
-    """Heads and MLPs that the model does without, from the start and for good, such as L0H2 and
-    L1-MLP: who does a job where only some can?"""
+    """Heads and MLPs set to 0 before training, which stay 0, such as L0H2 and L1-MLP; shows which
+    components take over."""
 
     n_steps: int = number(16_000, least=1, most=LARGEST_STEP)
     """Optimizer steps."""
     batch_size: int = number(128, least=1)
-    """Biographies a step."""
+    """Biographies per step."""
     learning_rate: float = number(4e-4, above=0, most=LARGEST_RATE)
-    """Peak, at step 0; falls to final_learning_rate along a cosine."""
+    """Peak learning rate, at step 0; falls to final_learning_rate along a cosine."""
     final_learning_rate: float = number(1e-7, least=0, most=LARGEST_RATE)
-    """At the last step."""
+    """Learning rate at the last step."""
     beta1: float = number(0.9, least=0, below=1)
-    """AdamW's decay of the gradient's mean."""
+    """AdamW's decay rate of the first moment."""
     beta2: float = number(0.95, least=0, below=1)
-    """AdamW's decay of the gradient's square."""
+    """AdamW's decay rate of the second moment."""
     weight_decay: float = number(0.1, least=0, most=LARGEST_RATE)
-    """Of matrices; vectors have none."""
+    """Weight decay of matrices; vectors have none."""
     clip_norm: float | None = number(None, above=0)
-    """Largest gradient norm; by default there is no clipping."""
+    """Gradients are clipped to this norm; by default there is no clipping."""
 
     checkpoint_every: int = number(500, least=1)
-    """Steps between checkpoints, once past the dense part."""
+    """Steps between checkpoints after dense_until."""
     dense_every: int = number(125, least=1)
-    """Steps between checkpoints while the step is at most dense_until."""
+    """Steps between checkpoints up to dense_until."""
     dense_until: int = number(2000, least=0)
+    """Last step of the dense part."""
     checkpoint_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights on disk. Metrics are those of the weights as saved."""
+    """Type of the weights on disk. Metrics are computed on the weights as saved."""
     keep: Literal["all", "last"] = "all"
-    """Checkpoints that stay on disk; metrics are of all. With last, a finished run has no state to
-    go on from."""
+    """Checkpoints that stay on disk; metrics cover all. With last, a finished run cannot be
+    extended."""
     n_evaluated: int = number(16_000, least=1)
-    """Training people, and held-out people, in each evaluation."""
+    """How many training people, and how many held-out people, each evaluation covers."""
 
     seed: int = number(0, least=0, most=LARGEST_SEED)
-    """Of people, batches and initial weights."""
+    """Seed of people, batches and initial weights."""
     precision: Precision | Literal["auto"] = "auto"
     """bf16 multiplies matrices in bfloat16 and keeps weights and optimizer in fp32. auto is bf16
-    where the device has instructions for it, else fp32, which is then many times faster; run.json
-    records which."""
+    where the device has instructions for it, else fp32; run.json records which."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
     compile: bool = True
-    """Compile the step, which takes its time once and makes every step quicker."""
+    """Compile the training step: slow once, then every step is faster."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -188,23 +192,13 @@ class TrainConfig(PoolSizes):
                     f"{name} is {getattr(self, name)}, more than n_people, {self.n_people}; ask "
                     "for fewer"
                 )
-        for name, partner, missing in (
-            ("celebrities", "celebrity_weight", 1.0),
-            ("warmup_people", "warmup_steps", 0),
-            ("warmup_steps", "warmup_people", 0),
-            ("reference_step", "reference", ""),
-            ("start_step", "reference", ""),
-        ):
-            if getattr(self, name) and getattr(self, partner) == missing:
+        default = {field.name: field.default for field in fields(self)}
+        for name, partner in _TOGETHER:
+            value = getattr(self, name)
+            if value != default[name] and getattr(self, partner) == default[partner]:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, which does nothing without {partner}; give "
-                    "both"
+                    f"{name} is {value}, which does nothing without {partner}; give both"
                 )
-        if self.celebrity_weight != 1 and not self.celebrities:
-            raise ValueError(
-                f"celebrity_weight is {self.celebrity_weight}, which does nothing without "
-                "celebrities; give both"
-            )
         for _, weights in self.stages:
             if len(weights) > self.n_people:
                 raise ValueError(
@@ -331,43 +325,42 @@ class PatchConfig:
     """What to change, at every layer and token role. The residual stream: embed, resid_pre,
     resid_mid, resid_post. What attention and MLP write: attn_out, mlp_out. Per head: z, q, k, v,
     pattern (a destination's row), edge (a destination and a source of it). Groups of neurons:
-    mlp_post. No attention from destination to source: of any head, knockout; of one, head_knockout.
-    A path, stop by stop,
-    such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default resid_pre, resid_mid, attn_out,
-    mlp_out and z."""
+    mlp_post. Attention from destination to source cut: knockout (all heads), head_knockout (one).
+    A path is written stop by stop, such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default
+    resid_pre, resid_mid, attn_out, mlp_out and z."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
     facts: int = 128
     """How many (person, attribute) pairs, spread evenly over the attributes."""
     corruption: Corruption | Literal["noise", "mean", "zero", "resample"] = "swap"
-    """What is set against the clean run. Another run: with the name of another training person
-    (swap), of one who differs in one name only (swap-first, swap-middle, swap-last), of a held-out
-    person, or with noise on the embeddings of the name. Ablations, noising only: the role's mean,
-    0, another fact's token of the role."""
+    """Where the other activations come from. A corrupted run: with the name of another training
+    person (swap), of one who differs in one name part (swap-first, swap-middle, swap-last), of a
+    held-out person, or with noise on the name's embeddings. Ablations, noising only: the role's
+    mean, 0, or another fact's token of that role (resample)."""
     direction: Direction | Literal["both"] = "denoising"
     """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation;
     both: one beside the other."""
     by: By = "role"
-    """A cell is all tokens of a role, or one position; then prompts of the commonest length are
-    drawn."""
+    """Patch all tokens of a role together, or single positions of prompts of the most common
+    length."""
     groups: tuple[str, ...] = ()
-    """Roles or positions changed together, such as name_first+name_last, or all; by default each
-    by itself."""
+    """Roles or positions patched together, such as name_first+name_last, or all; by default each is
+    patched alone."""
     sources: tuple[str, ...] = ()
-    """Sources of edge, knockout and head_knockout, said as groups are; by default the same."""
+    """Sources of edge, knockout and head_knockout, in the form of groups; by default the groups."""
     layers: tuple[int, ...] = number((), least=0, most=MOST_LAYERS)
-    """Which are changed, one at a time; by default all."""
+    """Layers to patch, one at a time; by default all."""
     window: int = number(1, least=1, most=MOST_LAYERS)
-    """Layers changed together: from layer − window ÷ 2 (rounded down) on."""
+    """Layers patched together, starting at layer − window ÷ 2 (rounded down)."""
     frozen: Frozen | None = None
-    """With embed or resid_pre: what stays as in the unpatched run at the changed tokens, in all
-    later layers, so that the change acts through the other alone."""
+    """With embed or resid_pre: the component whose output stays as in the unpatched run at the
+    patched tokens in all later layers, so that the patch acts through the other one only."""
     n_neurons: int = number(16, least=1)
-    """Neurons a group of mlp_post."""
+    """Neurons per group of mlp_post and mlp_pre."""
     noise_std: float = number(3.0, above=0, most=MOST_NOISE)
-    """Of the noise, in standard deviations of the embeddings of names."""
+    """Size of the noise, in standard deviations of the name embeddings."""
     noise_draws: int = number(5, least=1, most=MOST_DRAWS)
-    """Draws of noise, over which results are averaged."""
+    """Samples of noise; results are averaged over them."""
     out: str | None = path(None)
     """Folder of the results; by default results/patching in the run folder."""
     report: str | None = path(None)
@@ -375,15 +368,15 @@ class PatchConfig:
     device: Device = "auto"
     """auto is CUDA where there is one."""
     precision: Precision = "fp32"
-    """Of the model that is patched."""
+    """Precision of the patched model."""
     seed: int = number(0, least=0, most=LARGEST_SEED)
-    """Of the choice of facts."""
+    """Seed of the sampled facts."""
     workers: int = number(1, least=1, most=MOST_WORKERS)
-    """Checkpoints patched side by side, each in a process of its own."""
+    """Checkpoints patched in parallel, each in its own process."""
     max_memory: float = number(2.0, above=0)
-    """Gigabytes that the activations of a worker may take."""
+    """Gigabytes for the activations of a worker."""
     plan: bool = False
-    """Say what would be computed, and stop."""
+    """Print a cost estimate and stop (dry run)."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,4 +1,4 @@
-"""Settings of a process that make many middle-sized operations quick, and its worker processes."""
+"""Process settings that make many middle-sized operations fast, and worker processes."""
 
 import ctypes
 import os
@@ -19,8 +19,8 @@ _SIGNAL_AT_PARENTS_DEATH = 1  # of Linux's prctl
 
 def tune_process() -> None:
     """Keeps freed memory in the process, and lets waiting threads spin only briefly; call it before
-    torch is imported. Fetching memory anew from the system can cost more than filling it, and
-    threads that spin for long slow each other many times over as soon as another job wants a core.
+    torch is imported. Getting memory from the system can cost more than filling it, and
+    long-spinning threads slow each other many times over as soon as another job wants a core.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     libc = _libc()
@@ -31,8 +31,8 @@ def tune_process() -> None:
 
 @contextmanager
 def local_workers(n: int) -> Iterator[Executor | None]:
-    """A pool of ``n`` processes that share this machine's cores, compute under this process's
-    settings of torch, and end with it, however it ends; None for one, which is this process itself.
+    """A pool of ``n`` processes that share this machine's cores, use this process's torch settings,
+    and end with it, however it ends; None for ``n`` = 1, which means this process itself.
     """
     if n == 1:
         yield None

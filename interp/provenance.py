@@ -15,7 +15,7 @@ _SHOWS = ("report", "cli")
 
 
 def provenance() -> dict:
-    """Versions of what computes, git commit (null outside a checkout), hardware in general terms,
+    """Versions of the software, git commit (null outside a checkout), hardware in general terms,
     date.
     """
     import torch
@@ -32,8 +32,8 @@ def provenance() -> dict:
 
 @cache
 def source_digest(*others: Path) -> str:
-    """Digest of the source code that computes results: interp's own but for what only shows them,
-    and of ``others``.
+    """Digest of the source code that computes results: interp's own, except what only displays
+    them, and that of ``others``.
     """
     root, digest = Path(__file__).parent, hashlib.sha256()
     for path in (*sorted(root.rglob("*.py")), *others):
@@ -43,7 +43,7 @@ def source_digest(*others: Path) -> str:
 
 
 def _git_commit() -> str | None:
-    """Of the checkout this package is run from, with ``+`` if files have changed since."""
+    """Git commit of the checkout that runs, with ``+`` if files have changed since."""
     root = Path(__file__).parents[1]
     if not shutil.which("git") or not (root / ".git").exists():
         return None

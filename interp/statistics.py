@@ -31,8 +31,8 @@ def greater_than_0(values: Float[np.ndarray, "*cell fact"]) -> Float[np.ndarray,
 
 
 def runs_differ(gap: Float[np.ndarray, "*cell fact"]) -> Bool[np.ndarray, "*cell"]:
-    """Whether clean and corrupted run can be told apart, from clean − corrupted of each fact: the
-    mean is above 0 by Student's one-sided t test, p < ``ALPHA``.
+    """Whether the clean and the corrupted run can be told apart, from clean − corrupted of each
+    fact: the mean is above 0 by Student's one-sided t test, p < ``ALPHA``.
 
     One-sided, since of a gap below 0 there is no share to recover; t, since there may be few facts.
     A single fact can't be tested and is taken at its word; NaN differs from nothing.
@@ -58,7 +58,7 @@ def gap_is_precise(gap: Float[np.ndarray, "*cell fact"]) -> Bool[np.ndarray, "*c
 
 
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """p values adjusted for their number (Holm 1979); a NaN is no test, and stays NaN.
+    """p values adjusted for their number (Holm 1979); NaN stands for no test and stays NaN.
 
     Raises:
         ValueError: not one row of numbers from 0 to 1.
@@ -72,8 +72,8 @@ def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
 
 
 def format_p(p: float, floor: float = 0.0) -> str:
-    """A p value for reading: 0.012, < 0.001; ≤ 0.016 where it is the ``floor``, the least that so
-    many shuffles or resamples can give.
+    """A p value as text: 0.012, < 0.001; ≤ 0.016 where it equals ``floor``, the smallest value that
+    so many shuffles or resamples can give.
     """
     if np.isnan(p):
         return "not tested"
@@ -95,8 +95,8 @@ def margin(values: Float[np.ndarray, "*cell fact"]) -> Float[np.ndarray, "*cell"
 def resampled_means(
     values: Float[np.ndarray, "*cell fact"], *, n_resamples: int, seed: int
 ) -> Float[np.ndarray, "*cell resample"]:
-    """Means over bootstrap resamples of the facts, those that are NaN left out; NaN for a single
-    fact, which says nothing about others.
+    """Means over bootstrap resamples of the facts, ignoring NaN; NaN for a single fact, which says
+    nothing about others.
 
     The same ``seed`` draws the same facts for every cell and every call with as many facts, so that
     resamples are paired: differences and ratios of cells can be taken resample by resample.
@@ -116,7 +116,7 @@ def share_interval(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, "*cell"], Float[np.ndarray, "*cell"]]:
-    """Low and high of mean ``part`` ÷ mean ``whole``: the paired percentile bootstrap over facts,
+    """Low and high bound of mean ``part`` ÷ mean ``whole``: paired percentile bootstrap over facts,
     NaN for a single fact.
 
     Both means are of the same resampled facts: an interval that takes the whole as known is too
@@ -137,7 +137,7 @@ def share_interval(
 def percentiles(
     resampled: Float[np.ndarray, "*cell resample"], confidence: float
 ) -> tuple[Float[np.ndarray, "*cell"], Float[np.ndarray, "*cell"]]:
-    """Low and high of the central ``confidence`` of resamples, those that are NaN left out."""
+    """Low and high bound of the central ``confidence`` of resamples, ignoring NaN."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     with catch_warnings():
         simplefilter("ignore", RuntimeWarning)  # a cell that is NaN in all of them is NaN
@@ -146,7 +146,7 @@ def percentiles(
 
 
 def _counts(n: int, n_resamples: int, seed: int) -> Int[np.ndarray, "resample fact"]:
-    """How often each of n facts is in each resample."""
+    """How often each of n facts occurs in each resample."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
 
 

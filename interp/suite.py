@@ -42,12 +42,14 @@ class Suite:
 
     @property
     def steps(self) -> list[int]:
-        """Sorted; optimizer steps taken before each checkpoint was written."""
+        """Steps of the checkpoints, sorted; each counts the optimizer steps taken before it was
+        written.
+        """
         return list(self.folders)
 
     @cached_property
     def population(self) -> pd.DataFrame:
-        """One row a person."""
+        """The people of the run, one per row."""
         return read_population(self.config, self.path)
 
     @cached_property
@@ -63,7 +65,9 @@ class Suite:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """One row a (step, split, attribute); the attribute ``average`` is the mean of the six."""
+        """Metrics of the run, one row per (step, split, attribute); the attribute ``average`` is
+        the mean of the six.
+        """
         return read_metrics(self.path / "metrics.parquet")
 
     @cached_property
@@ -72,8 +76,8 @@ class Suite:
 
     @property
     def no_knowledge_baseline(self) -> float:
-        """Attribute loss, nats a value, of a model that knows the values' frequencies but nobody's
-        value.
+        """Attribute loss, in nats per value, of a model that knows how frequent each value is but
+        not which person has it.
         """
         return sum(self.run["no_knowledge_baseline"].values()) / len(ATTRIBUTES)
 
@@ -94,11 +98,11 @@ class Suite:
 
     @property
     def shape(self) -> DecoderConfig:
-        """Of the model at the first step; reads no weights."""
+        """Shape of the model at the first step; reads no weights."""
         return self.shape_at(self.steps[0])
 
     def shape_at(self, step: int) -> DecoderConfig:
-        """Of the model at ``step``; reads no weights.
+        """Shape of the model at ``step``; reads no weights.
 
         Raises:
             ValueError: the checkpoint is damaged, or is not of the shape that run.json says.
@@ -116,7 +120,7 @@ class Suite:
         return cfg
 
     def check(self, steps: Sequence[int]) -> DecoderConfig:
-        """The shape that the models at ``steps`` share; reads no weights.
+        """The shape that the models at ``steps`` have in common; reads no weights.
 
         Raises:
             ValueError: a checkpoint is damaged, differs in shape from the others, or has fewer
@@ -146,11 +150,11 @@ class Suite:
         return model
 
     def sha256(self, step: int) -> str:
-        """Digest of the weights at ``step``."""
+        """Digest of the checkpoint at ``step``."""
         return checkpoint_sha256(self.step_dir(step))
 
     def tensor_digests(self, step: int) -> dict[str, str]:
-        """Digest of each of the weights at ``step``, by name."""
+        """Digest of each tensor at ``step``, by name."""
         return tensor_digests(self.step_dir(step))
 
     def facts(
@@ -164,7 +168,7 @@ class Suite:
         length: int | None = None,
         fewer: bool = False,
     ) -> FactSet:
-        """``n`` facts of this run's training people; see ``sample_facts.draw_facts``."""
+        """``n`` facts about this run's training people; see ``sample_facts.draw_facts``."""
         named = (attribute,) if isinstance(attribute, str) else attribute
         if not (named := argument("attribute", named, tuple[str, ...])):
             raise ValueError(f"attribute is empty; name some of {', '.join(ATTRIBUTES)}")
@@ -182,7 +186,7 @@ class Suite:
         return replace(facts, vocabulary=self.vocabulary)
 
     def read_facts(self, path: str | Path) -> FactSet:
-        """Facts from a CSV of one's own prompts; see ``interp.data.facts.read_facts``."""
+        """Facts from a CSV of the user's own prompts; see ``interp.data.facts.read_facts``."""
         facts = replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
         check_tokens(facts, self.shape.d_vocab, self.shape.n_ctx)
         return facts

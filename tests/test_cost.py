@@ -23,7 +23,7 @@ def test_a_plan_bounds_what_is_computed(model, facts, site, whole_value, monkeyp
     assert said.n_cells == np.prod(result.patched.shape[:-1])
     assert [str(x) for x in said.axes] == list(result.patched.dims[:-1])
     # At layer 0 only name tokens differ, which the plan, made of tokens' places, does not know.
-    assert 0.4 * said.n_live <= sum(computed) <= said.n_live
+    assert 0.4 * said.n_items <= sum(computed) <= said.n_items
     assert said.n_cells == len(list(said.cells()))
     both_runs = 2 * said.flops_of_forward * said.n_facts
     assert result.attrs["flops"] < 1.25 * said.flops + 1.5 * both_runs

@@ -191,7 +191,7 @@ def _has_all_steps(table: pd.DataFrame) -> pd.Series:
 
 
 def _famous(curve: pd.DataFrame) -> pd.DataFrame:
-    """Curves of the population with celebrities, at the number of celebrities that most runs have."""
+    """Curves of the population with celebrities, at the most common number of celebrities."""
     n = curve[curve.celebrities > 0].n_people.iloc[0]
     count = curve[curve.celebrities > 0].celebrities.mode()[0]
     alike = (curve.n_people == n) & (curve.power_law == 0) & curve.celebrities.isin([0, count])

@@ -13,7 +13,7 @@ from interp.files import check_file, write_bytes
 
 
 def time_and_write(config: EmergenceConfig, *, command: str, bar) -> str:
-    """Rise times and their order in words; the times are also written to a CSV if one is asked for."""
+    """Rise times and their order in words; the times are also written to a CSV if one is given."""
     if config.out:
         check_file(Path(config.out))
         if os.path.exists(config.curves) and _is_same(config.out, config.curves):

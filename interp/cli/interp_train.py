@@ -49,7 +49,7 @@ def _train(arguments: list[str]) -> None:
                 bar.update(
                     task,
                     completed=step,
-                    description=f"step {step}, loss {float(loss):.3f} nats a token",
+                    description=f"step {step}, loss {float(loss):.3f} nats per token",
                 )
 
         train(

@@ -22,7 +22,7 @@ NO_ATTRIBUTE = -1
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokens and roles of every piece of text, and which pieces form each template, name and value."""
+    """Tokens and roles of every piece of text, and the pieces of each template, name and value."""
 
     tokens: Int[np.ndarray, " piece_token"]
     roles: Int8[np.ndarray, " piece_token"]

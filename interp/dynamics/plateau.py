@@ -171,7 +171,7 @@ def _checked(
 def _for_good(
     step: Int[np.ndarray, " checkpoint"], holds: Bool[np.ndarray, " checkpoint"]
 ) -> float:
-    """First step from which the condition holds up to the last step; NaN if it does not hold there."""
+    """First step from which the condition holds up to the last step; NaN if there is none."""
     lasting = np.flip(np.logical_and.accumulate(np.flip(holds)))
     return float(np.asarray(step)[lasting][0]) if lasting.any() else float("nan")
 

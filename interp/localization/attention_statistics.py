@@ -94,13 +94,13 @@ def _mean(
 
 
 def _last_of(roles: Int[Tensor, "batch pos"], role: str) -> Bool[Tensor, "batch pos"]:
-    """The last token of each stretch of ``role``."""
+    """The last token of each run of tokens with ``role``."""
     there = roles == ROLES.index(role)
     return there & ~there.roll(-1, 1)
 
 
 def _before_first(roles: Int[Tensor, "batch pos"], role: str) -> Bool[Tensor, "batch pos"]:
-    """The token before each stretch of ``role``."""
+    """The token before each run of tokens with ``role``."""
     there = roles == ROLES.index(role)
     return there.roll(-1, 1) & ~there
 

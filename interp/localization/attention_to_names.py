@@ -1,4 +1,4 @@
-"""Where name tokens and the answer position look.
+"""Attention of every head from the name tokens and from the answer position.
 
 Attention from a destination token to sets of sources, per head, summed over the sources: as the
 softmax gives it, and weighted by what is moved, ‖pattern · v · W_O‖ (Kobayashi et al. 2020,
@@ -110,7 +110,7 @@ def _indices(kinds: Sequence[str]) -> Int[Tensor, " kind"]:
 
 
 def _names_in_context(facts: FactSet) -> Bool[Tensor, "fact pos"]:
-    """Where the whole name stands in earlier sentences."""
+    """Positions of the whole name in earlier sentences."""
     found = torch.zeros_like(facts.roles, dtype=torch.bool)
     context = facts.roles == PROMPT_ROLES.index("context")
     if not context.any():

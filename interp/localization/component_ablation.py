@@ -36,7 +36,7 @@ MECHANISM_EDGES = {
 def needs(
     model: HookedDecoder, facts: FactSet, *, whole_value: bool = False, max_memory: float = 2.0
 ) -> xr.Dataset:
-    """Effect of ablating each component at each mechanism, with its control.
+    """Effect of ablating each component on each mechanism, with a control.
 
     Returns:
         ``effect`` and ``control`` (cell, fact): clean − patched ``logit_diff`` of the fact, and of
@@ -84,7 +84,7 @@ def needs(
 def _table(
     result: xr.Dataset, kind: str, mechanism: str, place: dict[str, str], label: str
 ) -> xr.Dataset:
-    """The cells of one mechanism, at one place, of a sweep."""
+    """The cells of a sweep that measure one mechanism, at one token role."""
     columns = {}
     names = {"effect": "", "control": f"_{CONTROL}"}
     names |= {f"effect_{x}": f"_{x}" for x in METRICS[1:] if f"patched_{x}" in result}

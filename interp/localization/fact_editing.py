@@ -1,5 +1,5 @@
-"""What becomes of a fact, and of others, when it is overwritten in one MLP by the change of
-``interp.localization.rome`` (ROME: Meng et al. 2022, https://arxiv.org/abs/2202.05262).
+"""What happens to a fact, and to other facts, when it is overwritten in one MLP by the rank-one
+change of ``interp.localization.rome`` (ROME: Meng et al. 2022, https://arxiv.org/abs/2202.05262).
 
 Success alone is no evidence: a vector that shouts one answer at every prompt succeeds too. Compare
 the controls, the damage, and other layers and roles. Nor does success show that the fact was stored
@@ -51,7 +51,8 @@ def edit_facts(
     n_others: int = 16,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Success and damage of each fact's edit, made by itself; ``model`` stays as it is.
+    """Success and side effects of each fact's edit, each made by itself; ``model`` is left
+    unchanged.
 
     The target is the value of the fact's corrupted twin; only first value tokens are scored.
     ``edit`` is "before", "after", or one of two controls that write the same vector: "other_key" at
@@ -101,8 +102,8 @@ def _questions(
     n_others: int,
     seed: int,
 ) -> pd.DataFrame:
-    """A row a sentence to be scored after a fact's edit: fact, measure, person, attribute,
-    template. The same other people are watched whatever is edited.
+    """The sentences to score after each fact's edit, one per row: fact, measure, person, attribute,
+    template. The same bystanders are scored whichever fact is edited.
     """
     order, held_out = suite.texts.template_order, slice(-N_EVALUATION_TEMPLATES, None)
     trained = np.flatnonzero(suite.population.split == "train")
@@ -150,8 +151,8 @@ def _hits(
     edits: Edits,
     lefts: dict[str, Float[Tensor, "fact d_mlp"]],
 ) -> pd.DataFrame:
-    """Whether each row of ``asked`` gets the target, or the right value, whichever its measure is
-    about; a column an edit.
+    """Whether each row of ``asked`` yields the target, or the right value, depending on its
+    measure; one column per edit.
     """
     columns, fact = ["person", "attribute", "template"], asked.fact.to_numpy()
     sentence = asked.groupby(columns, sort=False).ngroup().to_numpy()

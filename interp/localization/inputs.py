@@ -1,5 +1,5 @@
-"""What localization can be asked of: a plain sequential model, and facts with the names, twins and
-values that a question needs.
+"""Checks what localization needs: a plain sequential model, and facts with the names, twins and
+values that each question uses.
 """
 
 import numpy as np

@@ -18,7 +18,7 @@ from interp.model.decoder import HookedDecoder
 
 @dataclass(frozen=True)
 class Asked:
-    """What a question is asked of, and how."""
+    """The model, the facts and the options of a question."""
 
     model: HookedDecoder
     facts: FactSet
@@ -37,7 +37,7 @@ def localize(
     seed: int = 0,
     max_memory: float = 2.0,
 ) -> dict[str, xr.Dataset]:
-    """Answers to ``questions``, by default to all ``QUESTIONS``."""
+    """Answers to ``questions``, by default to all in ``QUESTIONS``."""
     if unknown := [question for question in questions if question not in QUESTIONS]:
         raise ValueError(f"no question {unknown[0]!r}; there are {', '.join(QUESTIONS)}")
     asked = Asked(model, facts, people, seed, max_memory)
@@ -50,9 +50,9 @@ def _needs(asked: Asked) -> xr.Dataset:
 
 
 def _readings(asked: Asked) -> xr.Dataset:
-    """``gain`` (layer, role, fact) of ``mechanisms.readable_gain``; of ``probes.read_off``
-    ``accuracy`` (labels, reader, layer, site, role, of), and the means of ``logit`` and ``rank``
-    over all facts.
+    """``gain`` (layer, role, fact) from ``mechanisms.readable_gain``; ``accuracy`` (labels, reader,
+    layer, site, role, of) from ``probes.read_off``, and means of ``logit`` and ``rank`` over all
+    facts.
     """
     read = read_off(asked.model, asked.facts, seed=asked.seed)
     means = {x: read[x].mean("fact") for x in ("logit", "rank")}
@@ -84,7 +84,7 @@ QUESTIONS: dict[str, Callable[[Asked], xr.Dataset]] = {
 
 
 def _accuracy(read: xr.Dataset) -> xr.Dataset:
-    """``accuracy``: means over all facts and over those of each attribute (of: ``all``, or an
+    """``accuracy``: means over all facts and over those of each attribute (of: ``all`` or an
     attribute); ``n`` (of): the number of facts.
     """
     attributes = list(dict.fromkeys(read.attribute.values))

@@ -53,7 +53,8 @@ def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
 
 @torch.inference_mode()
 def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
-    """The clean run's ``logit_diff`` as a sum of what its parts write at ``final``.
+    """The clean run's ``logit_diff`` as the sum of the contributions that its components write at
+    ``final``.
 
     Returns:
         ``embed`` (fact), ``head`` (layer, head, fact), ``attn_bias`` and ``mlp`` (layer, fact),
@@ -97,9 +98,9 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
 
 @torch.inference_mode()
 def copying(model: HookedDecoder, facts: FactSet) -> xr.DataArray:
-    """How often a head's OV circuit, given the embedding of a value's first token, raises that
-    value most of all values of its attribute (layer, head, attribute): share of the values among
-    ``facts``. Coordinate ``chance`` (attribute): 1 ÷ number of values. Correlational.
+    """How often a head's OV circuit, applied to the embedding of a value's first token, raises that
+    value most among all values of its attribute (layer, head, attribute), as a share of the values
+    in ``facts``. Coordinate ``chance`` (attribute): 1 ÷ number of values. Correlational.
 
     Source: Elhage et al. 2021, "Copying / primitive in-context learning"; without eigenvalues, so
     that it reads as a share.

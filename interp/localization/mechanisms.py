@@ -1,4 +1,4 @@
-"""Which heads and MLPs implement a mechanism of factual recall: one rule, and its tests."""
+"""Which heads and MLPs implement a mechanism of factual recall: one rule and its tests."""
 
 import numpy as np
 import pandas as pd
@@ -63,7 +63,7 @@ def mechanisms(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataF
 
 
 def by_attribute(needed: xr.Dataset, *, n_shuffles: int = 4999, seed: int = 0) -> pd.DataFrame:
-    """Whether a component is needed for some attributes more than for others.
+    """Whether a component is needed more for some attributes than for others.
 
     Tested is Welch's F of the facts' shares (effect − control, ÷ the mean gap of the fact's
     attribute) between attributes whose runs can be told apart, of two facts or more, against that
@@ -101,7 +101,7 @@ def by_attribute(needed: xr.Dataset, *, n_shuffles: int = 4999, seed: int = 0) -
 
 
 def _p_of_difference(parts: list[np.ndarray], n_shuffles: int, seed: int) -> np.ndarray:
-    """p of a difference between the parts' means, for each row; 1 where nothing varies."""
+    """p of the difference between the two parts' means, for each row; 1 where nothing varies."""
     varies = np.all([part.std(1) > 0 for part in parts], 0)
     tested = permutation_test(
         [part[varies] for part in parts],

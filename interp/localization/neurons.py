@@ -66,7 +66,7 @@ def top_neurons(effect: xr.DataArray, *, k: int = 10) -> xr.Dataset:
 
 
 def sharing(effect: xr.DataArray, *, k: int = 10, n_draws: int = 200, seed: int = 0) -> xr.Dataset:
-    """Which part of their top ``k`` neurons two facts have in common.
+    """The share of two facts' top ``k`` neurons that they have in common.
 
     Pairs of facts are of one relation each: ``same_value``, in whatever attribute;
     ``same_attribute`` with other values; ``same_person`` with other attributes and values; or
@@ -138,7 +138,7 @@ def written(model: HookedDecoder, facts: FactSet, *, layer: int) -> xr.DataArray
 
 
 def _dims(effect: xr.DataArray) -> tuple[str, ...]:
-    """Those that together name a neuron."""
+    """The dims that together identify a neuron."""
     return tuple(name for name in effect.dims if name != "fact")
 
 
@@ -158,7 +158,7 @@ def _flat(effect: xr.DataArray) -> Float[np.ndarray, "neuron fact"]:
 
 
 def _order(effect: xr.DataArray, k: int) -> np.ndarray:
-    """Numbers of the ``k`` neurons of largest |effect|, first ones first among equals."""
+    """Indices of the ``k`` neurons with the largest |effect|; ties in their original order."""
     sizes = np.abs(_flat(effect))
     if not 1 <= k <= len(sizes):
         raise ValueError(f"k is {k}; ask for 1 to {len(sizes)}, as many as there are neurons")
@@ -166,7 +166,7 @@ def _order(effect: xr.DataArray, k: int) -> np.ndarray:
 
 
 def _relations(effect: xr.DataArray) -> Bool[np.ndarray, "relation fact fact"]:
-    """Which pairs of facts, first < second, are of each of ``RELATIONS``."""
+    """Which pairs of facts, first < second, stand in each of ``RELATIONS``."""
     labels = ("person", "attribute", "answer")
     if missing := [name for name in labels if name not in effect.coords]:
         raise ValueError(f"the effects have no {', '.join(missing)}; keep the coordinates of patch")
@@ -189,7 +189,7 @@ def _means(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """NaN where ``below`` is 0."""
+    """``above`` ÷ ``below``; NaN where ``below`` is 0."""
     return above / np.where(below == 0, np.nan, below)
 
 

@@ -1,4 +1,5 @@
-"""Where a name becomes its attributes: what can be read off the residual stream, by whom.
+"""Where a name becomes its attributes: what linear probes, the logit lens and heads' OV circuits
+read off the residual stream.
 
 A linear probe is fitted on some people and asked for others, so it can only succeed where the model
 writes a value in the same way for everybody who has it: before the look-up, a name says nothing
@@ -28,7 +29,7 @@ FACTS_AT_ONCE = 512
 
 
 def probe(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
-    """Whether a linear probe fitted on everybody else reads each fact's value off the residual
+    """Whether a linear probe fitted on all other people reads each fact's value off the residual
     stream.
 
     The probe is ridge regression on the first tokens of an attribute's values, one column each;
@@ -98,7 +99,7 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
 
 
 def _check_places(features: Float[np.ndarray, "*place fact d"], attribute: str) -> None:
-    """Raises: not even two facts can be learnt from."""
+    """Raises a ValueError where fewer than two facts can be learnt from."""
     whole = ~np.isnan(features).any((-1, *range(features.ndim - 2)))
     if whole.sum() < 2:
         raise ValueError(
@@ -117,7 +118,8 @@ def last_of_roles(facts: FactSet) -> Int[Tensor, "role fact"]:
 def _left_out(
     features: Float[np.ndarray, "*place fact d"], values: Int[np.ndarray, "labels fact"]
 ) -> Float[np.ndarray, "labels *place fact"]:
-    """1 where a ridge regression without the fact itself predicts its value; a row a row of values.
+    """1 where a ridge regression fitted without the fact predicts its value; one row per row of
+    values.
 
     Left-out predictions in closed form: y_i − (y_i − ŷ_i) ÷ (1 − H_ii), H the hat matrix (Hastie,
     Tibshirani and Friedman 2009, equation 7.52).
@@ -142,7 +144,8 @@ def _left_out(
 
 @torch.inference_mode()
 def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
-    """Whether the model's own weights read each fact's value off the residual stream.
+    """Whether the model's own weights (logit lens, heads' OV circuits) read each fact's value off
+    the residual stream.
 
     Readers: ``unembed``, the final LayerNorm and the unembedding (nostalgebraist's logit lens); and
     each head, ``L1H3``, what it would write of the values if the answer position looked at this
@@ -212,8 +215,8 @@ def _scores(
     right: Int[Tensor, " fact"],
     other: Int[Tensor, " fact"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Whether the right value is first, whether another one is, and the right one's logit above the
-    mean and rank.
+    """Whether the right value ranks first, whether another fact's value does, the right value's
+    logit above the mean, and its rank.
     """
     own, best = logits.gather(-1, right[:, None].expand(*logits.shape[:-1], 1)), logits.argmax(-1)
     rank = (logits >= own).sum(-1).float()
@@ -223,7 +226,7 @@ def _scores(
 def _written_by(
     weights: Weights, layer: int, head: int, streams: Float[Tensor, "*cell d_model"]
 ) -> Float[Tensor, "*cell d_model"]:
-    """A head's output if it looked at nothing but a residual stream."""
+    """A head's output if it attended only to one residual stream."""
     values = weights.attention_norm(layer, streams) @ weights.head_values(layer)[head].mT
     values = values + weights.head_value_biases(layer)[head]
     return values @ weights.head_outputs(layer)[head].mT

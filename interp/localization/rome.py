@@ -42,7 +42,7 @@ FACTS_AT_ONCE, SENTENCES_AT_ONCE = 6, 256
 
 @dataclass(frozen=True)
 class Edits:
-    """Changes of the output matrix of one layer's MLP, one a fact: W ← W + right leftᵀ."""
+    """Changes of the output matrix of one layer's MLP, one per fact: W ← W + right leftᵀ."""
 
     layer: int
     keys: Float[Tensor, "fact d_mlp"]
@@ -68,7 +68,7 @@ def find_edits(
     role: str,
     n_sentences: int = 10,
 ) -> Edits:
-    """The change that overwrites each fact, by itself, with the value of its corrupted twin.
+    """The change that overwrites each fact, taken alone, with the value of its corrupted twin.
 
     Args:
         layer, role: the MLP that is changed, and the tokens whose keys and outputs are meant.
@@ -143,7 +143,7 @@ def second_moment(
 
 @dataclass(frozen=True)
 class Run:
-    """What is kept of some sentences' run, to run them on from a changed MLP."""
+    """What is kept from a run of some sentences, to continue it from a changed MLP."""
 
     layer: int
     lengths: Int[Tensor, " sentence"]
@@ -160,7 +160,7 @@ class Run:
 
 @torch.no_grad()
 def run_to(model: HookedDecoder, given: Sentences, layer: int) -> Run:
-    """The sentences' run up to the MLP of ``layer``."""
+    """The run of the sentences up to the MLP of ``layer``."""
     check_plain(model)
     device = model.embed.weight.device
     names = [f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_resid_post"]
@@ -173,14 +173,14 @@ def run_to(model: HookedDecoder, given: Sentences, layer: int) -> Run:
 def run_on(
     model: HookedDecoder, run: Run, added: Float[Tensor, "sentence pos d_model"]
 ) -> Float[Tensor, "sentence d_vocab"]:
-    """Logits at ``final`` with ``added`` written beside the MLP's output."""
+    """Logits at ``final`` with ``added`` added to the MLP's output."""
     resid = model.from_layer(run.resid + added, run.layer + 1)
     last = torch.arange(len(resid), device=resid.device), run.lengths - 1
     return model.unembed(model.ln_final(resid[last]))
 
 
 def mean_keys(run: Run, role: str, n_facts: int) -> Float[Tensor, "fact d_mlp"]:
-    """k* of each fact, whose sentences stand together; equation 3.
+    """k* of each fact, averaged over its sentences, which are consecutive; equation 3.
 
     Raises:
         ValueError: a sentence has no such role.
@@ -205,7 +205,7 @@ def _find_values(
     role: str,
     targets: Int[Tensor, " fact"],
 ) -> tuple[Float[Tensor, "fact d_model"], Float[Tensor, " fact"]]:
-    """v* − W k* − b of each fact, and the share of its sentences on which it is enough.
+    """v* − W k* − b of each fact, and the share of its sentences in which it produces the target.
 
     Equation 4 without its second term, which holds on to what the model says a subject is: no
     sentence here says that. Facts stop one by one, as the authors' code does.

@@ -90,14 +90,16 @@ def split_output_weight(
 
 
 def qkv_pieces(n_heads: int) -> Int[np.ndarray, "qkv head"]:
-    """Which of the pieces of d_head numbers that a fused row is made of are whose."""
+    """Index of each head's q, k and v among the pieces of d_head numbers in a fused row."""
     return rearrange(np.arange(3 * n_heads), "(head qkv) -> qkv head", qkv=3)
 
 
 def padded_attention(
     fused: Float[Tensor, "row pos width"], n_heads: int, turn: Rotation, tap: Tap
 ) -> Float[Tensor, "row pos d_model"]:
-    """z of whole prompts, heads side by side. Taps: q, k, v, rot_q, rot_k, then as ``attend``."""
+    """z of whole prompts, heads side by side. Taps: q, k, v, rot_q, rot_k, then those of
+    ``attend``.
+    """
     q, k, v = split_qkv(fused, n_heads)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
     q, k = tap("rot_q", rotate(q, turn)), tap("rot_k", rotate(k, turn))
@@ -111,8 +113,8 @@ def attend(
     dest: Int[Tensor, "#row dest"],
     tap: Tap,
 ) -> Float[Tensor, "row dest d_model"]:
-    """z at the positions ``dest``, heads side by side, of rotated queries there and of the rotated
-    keys and the values of every position. Taps: attn_scores, pattern, z.
+    """z at the positions ``dest``, heads side by side, from rotated queries there and the rotated
+    keys and values of every position. Taps: attn_scores, pattern, z.
     """
     pattern = tap("pattern", softmax(tap("attn_scores", scores(q, k, dest))))
     return rearrange(tap("z", weigh(pattern, v)), "row dest head d -> row dest (head d)")
@@ -133,8 +135,8 @@ def scores(
 
 
 def softmax(x: Float[Tensor, "*cell src"]) -> Float[Tensor, "*cell src"]:
-    """Over sources. A short last axis is moved to the front, where torch is up to five times
-    faster; a destination without any source has NaN.
+    """Softmax over sources. A short last axis is moved to the front, where torch is up to five
+    times faster; a destination without any source becomes NaN.
     """
     if x.shape[-1] >= _LONG or x.is_cuda:
         return x.softmax(-1)
@@ -144,7 +146,7 @@ def softmax(x: Float[Tensor, "*cell src"]) -> Float[Tensor, "*cell src"]:
 def weigh(
     pattern: Float[Tensor, "row head dest src"], v: Float[Tensor, "row src head d_head"]
 ) -> Float[Tensor, "row dest head d_head"]:
-    """Heads' outputs z: values summed as a pattern says."""
+    """Heads' outputs z: values weighted by the pattern."""
     add_flops(2 * pattern.numel() * v.shape[-1])
     z = pattern @ rearrange(v, "row src head d -> row head src d")
     return rearrange(z, "row head dest d -> row dest head d")

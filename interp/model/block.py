@@ -1,4 +1,4 @@
-"""A transformer block, written once: pre-LayerNorm, attention, MLP and the sums between them.
+"""A transformer block, written once: pre-LayerNorm, attention, MLP and the residual sums.
 
     mid = resid + out(z),  post = mid + down(neurons(ln2(mid)));  parallel: neurons(ln2(resid))
 
@@ -20,7 +20,7 @@ Tap = Callable[[str, Tensor], Tensor]
 
 @runtime_checkable
 class BlockWeights(Protocol):
-    """What a block computes with; each is a function of activations."""
+    """The functions of activations that a block is made of."""
 
     parallel: bool
     """The MLP reads what the attention reads, not what it wrote."""
@@ -30,14 +30,14 @@ class BlockWeights(Protocol):
     down: Callable[[Tensor], Tensor]
 
     def neurons(self, normed: Tensor, tap: Tap) -> Tensor:
-        """Activations after the non-linearity; those before it go through the tap as ``mlp_pre``.
-        Who knows that nobody listens there may compute both at once.
+        """Activations after the non-linearity; those before it pass through the tap as ``mlp_pre``.
+        Both may be computed in one operation if the tap does not use ``mlp_pre``.
         """
         ...
 
 
 def silent(name: str, x: Tensor) -> Tensor:
-    """``x``: the tap that nobody listens to."""
+    """``x`` unchanged: the tap that only computes."""
     return x
 
 
@@ -47,8 +47,8 @@ def run_block(
     attention: Callable[[Tensor, Tap], Tensor],
     tap: Tap,
 ) -> Float[Tensor, "*cell d_model"]:
-    """The residual stream after a block; ``attention`` makes z, heads side by side, of the
-    normalised stream. Taps: resid_pre, the attention's own, then those of ``after_attention``.
+    """The residual stream after a block; ``attention`` computes z, heads side by side, from the
+    normalised stream. Taps: resid_pre, those of ``attention``, then those of ``after_attention``.
     """
     resid = tap("resid_pre", resid)
     return after_attention(weights, resid, attention(weights.ln1(resid), tap), tap)
@@ -60,7 +60,7 @@ def after_attention(
     z: Float[Tensor, "*cell width"],
     tap: Tap,
 ) -> Float[Tensor, "*cell d_model"]:
-    """The residual stream after a block, of that before it and z at the same positions. Taps:
+    """The residual stream after a block, from that before it and z at the same positions. Taps:
     attn_out, resid_mid (sequential blocks only), mlp_pre, mlp_post, mlp_out, resid_post.
     """
     mid = resid + tap("attn_out", weights.out(z))

@@ -1,4 +1,4 @@
-"""Checkpoint folders: which of a run's folders they are, and what may lie in one.
+"""Checkpoint folders: which folders of a run they are, and which files one may hold.
 
 Weights are read from ``model.safetensors`` only. A pickle can run code when it is opened, so none
 ever is: it is refused with the command that converts it.
@@ -104,7 +104,7 @@ def check_files(folder: Path) -> None:
 
 
 def _convert(folder: Path, variant: str | None = None) -> str:
-    """The command that writes a folder's model to another folder, which is not taken for a step."""
+    """The command that converts a folder to another folder, whose name is not that of a step."""
     asked = f", variant='{variant}'" if variant else ""
     return _CONVERT.format(folder, asked, folder.with_name(f"converted-{folder.name}"))
 

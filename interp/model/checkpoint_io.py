@@ -59,7 +59,7 @@ def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) 
 
 
 def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
-    """The model of a step folder, in fp32 and evaluation mode.
+    """The model in a step folder, in fp32 and evaluation mode.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
@@ -84,8 +84,8 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
 
 
 def check_checkpoint(folder: Path, *, device: str = "cpu") -> DecoderConfig:
-    """The config of a step folder whose files, keys, names, shapes and types of weights are as they
-    should be; reads no weights.
+    """The config of a step folder after its files, keys and the names, shapes and types of its
+    weights were checked; reads no weights.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_checkpoint``, but for values of weights.
@@ -187,7 +187,7 @@ def _stored_shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
-    """``tensor`` in fp32."""
+    """``tensor`` in fp32, after a check that it is finite."""
     weight = tensor.to(torch.float32)
     if not weight.isfinite().all():
         raise ValueError(
@@ -198,7 +198,7 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
 
 
 def _is_old_buffer(name: str) -> bool:
-    """Buffers of older GPT-NeoX files, which follow from the config."""
+    """Whether a tensor is a buffer of older GPT-NeoX files, which follows from the config."""
     buffers = r"attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
     return re.fullmatch(rf"gpt_neox\.layers\.[0-9]+\.{buffers}", name) is not None
 

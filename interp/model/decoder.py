@@ -111,7 +111,7 @@ class HookedDecoder(HookedRootModule):
     def from_layer(
         self, resid: Float[Tensor, "batch pos d_model"], layer: int
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after the last block, of that entering a layer; hook points fire."""
+        """The residual stream after the last block, from that before ``layer``; hooks fire."""
         turn = rotation(torch.arange(resid.shape[1], device=resid.device), self.cfg)
         for block in self.blocks[layer:]:
             resid = block(resid, turn)
@@ -120,8 +120,8 @@ class HookedDecoder(HookedRootModule):
     def hidden(
         self, tokens: Int[Tensor, " token"], ragged: Ragged
     ) -> Float[Tensor, "token d_model"]:
-        """What ``unembed`` reads at each real token of a batch; the fast path of training, where
-        hook points of blocks stay silent.
+        """The input of ``unembed`` at each real token of a batch. The fast path of training: hook
+        points of blocks do not fire.
         """
         resid = embed(self.embed.weight, tokens)
         for block in self.blocks:
@@ -129,15 +129,15 @@ class HookedDecoder(HookedRootModule):
         return self.ln_final(resid)
 
     def to_tokens(self, *_: object, **__: object) -> None:
-        """Raises: part of TransformerLens's model protocol, but a ``HookedDecoder`` has no
-        tokenizer.
+        """Raises a ValueError: the method belongs to TransformerLens's model protocol, but a
+        ``HookedDecoder`` has no tokenizer.
         """
         raise ValueError("a HookedDecoder takes token ids; make them with suite.tokenizer")
 
 
 def initialise(model: HookedDecoder, *, std: float, seed: int) -> None:
-    """Fresh weights: normal(0, std), the two projections back into the residual stream smaller by
-    sqrt(2·n_layers), no bias.
+    """Sets fresh weights: normal(0, std), the two projections into the residual stream smaller by
+    sqrt(2·n_layers), biases 0.
 
     Source: Radford et al. 2019, section 2.3.
     """
@@ -152,8 +152,8 @@ def initialise(model: HookedDecoder, *, std: float, seed: int) -> None:
 
 
 def remove(model: HookedDecoder, component: str) -> None:
-    """Sets a head (L0H2) or MLP (L1-MLP) to 0, so that it writes nothing and, every gradient of its
-    weights being 0, never will; an MLP's output bias, the same for every token, stays.
+    """Sets a head (L0H2) or MLP (L1-MLP) to 0. It then writes nothing and never will, because every
+    gradient of its weights is 0. An MLP's output bias, the same for every token, stays.
     """
     layer, what = component[1:].replace("H", "-").split("-")
     block, n_heads = model.blocks[int(layer)], model.cfg.n_heads
@@ -187,7 +187,7 @@ class Block(nn.Module):
         return run_block(self, resid, partial(self.attn, turn=turn), self.fire)
 
     def fire(self, name: str, x: Tensor) -> Tensor:
-        """The tap of hooked runs: what the activation's hook point returns."""
+        """The tap of hooked runs: passes an activation through its hook point."""
         return self.get_submodule(HOOKS[name])(x)
 
     @property
@@ -220,7 +220,7 @@ class LayerNorm(nn.Module):
         return self.hook_normalized(x / scale) * self.weight + self.bias
 
     def unhooked(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
-        """The same in one operation, where hooks stay silent."""
+        """The same in one operation, without hook points."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -247,7 +247,7 @@ class Attention(nn.Module):
     def packed(
         self, normed: Float[Tensor, "token d_model"], tap: Tap, ragged: Ragged
     ) -> Float[Tensor, "token d_model"]:
-        """The same of the real tokens of a batch, without taps."""
+        """z of the real tokens of a batch, without taps."""
         return packed_attention(self.qkv(normed), ragged)
 
     def values(self, normed: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
@@ -268,7 +268,7 @@ class MLP(nn.Module):
 
 
 def device_of(device: str) -> str:
-    """``auto`` is CUDA where there is one."""
+    """``device`` itself, or for ``auto`` CUDA where there is one."""
     if device not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", str(device)):
         raise ValueError(f"no device {device!r}; there are auto, cpu, cuda and cuda:0, ...")
     if str(device).startswith("cuda") and not torch.cuda.is_available():
@@ -277,7 +277,7 @@ def device_of(device: str) -> str:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether ``device`` has instructions for bfloat16; without, its products are emulated."""
+    """Whether ``device`` has bfloat16 instructions; without them, products are emulated."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

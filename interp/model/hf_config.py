@@ -126,7 +126,7 @@ def read_decoder_config(path: Path, *, device: str = "cpu") -> DecoderConfig:
 
 
 def neox_config(cfg: DecoderConfig) -> dict:
-    """What ``read_decoder_config`` reads as ``cfg``."""
+    """The config.json that ``read_decoder_config`` reads as ``cfg``."""
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -151,7 +151,7 @@ def neox_config(cfg: DecoderConfig) -> dict:
 
 
 def _share(n_rotary: int, d_head: int) -> float:
-    """A share of which ``int(d_head · share)``, as it is read, gives ``n_rotary`` back."""
+    """A value of ``rotary_pct`` from which ``int(d_head · share)`` gives ``n_rotary`` again."""
     share = n_rotary / d_head
     return share if int(d_head * share) == n_rotary else nextafter(share, 1)
 

@@ -1,4 +1,4 @@
-"""A model as it was given, checked before anything is computed with it.
+"""Checks of a model as it was given, before anything is computed with it.
 
 Patching and localization read a ``HookedDecoder``'s weights and compute with them on their own, so
 what stands around the weights (an adapter, a forward hook, another ``forward``) would be left out
@@ -27,7 +27,7 @@ _INSTEAD = "which the weights alone don't tell"
 
 def check_model(model: nn.Module) -> None:
     """Raises a ValueError unless a model with TransformerLens's hooks can be patched as it is: its
-    cfg says its shape, its weights are there, it is in evaluation mode and has no hooks.
+    cfg gives its shape, its weights are present, and it is in evaluation mode without hooks.
     """
     kind, cfg = type(model).__name__, getattr(model, "cfg", None)
     for name in _CFG:
@@ -53,7 +53,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_no_hooks(model: nn.Module) -> None:
-    """Raises a ValueError if a hook point has a hook that is not of the model's own making.
+    """Raises a ValueError if a hook point has a hook that the model did not add itself.
 
     A ``TransformerBridge`` sets permanent hooks on itself that pass an activation from one hook
     point to another; they are the ones that ``transformer_lens.model_bridge`` defines.
@@ -73,9 +73,9 @@ def check_no_hooks(model: nn.Module) -> None:
 
 
 def check_plain(model: HookedDecoder) -> None:
-    """Raises a ValueError unless the model computes what a ``HookedDecoder`` of its weights does:
-    the same classes, constants and shapes, and no hooks, PyTorch's included. A subclass may add
-    methods; it may not change ``forward``.
+    """Raises a ValueError unless the model computes what a ``HookedDecoder`` with its weights
+    computes: the same classes, constants and shapes, and no hooks, including PyTorch's. A subclass
+    may add methods but not change ``forward``.
     """
     kind = type(model).__name__
     if not isinstance(model, HookedDecoder) or not isinstance(model.cfg, DecoderConfig):
@@ -207,7 +207,7 @@ def is_causal(model: nn.Module, tokens: Int[Tensor, " pos"]) -> bool:
     row, so no kernel rounds them differently. Where they are not the same, the unchanged tokens are
     run again: on a device whose kernels do not repeat themselves a model counts as causal up to
     four times the difference of two equal runs. A model whose cfg says ``attention_dir`` is taken
-    at its word if that is not causal. Takes two forward passes a token.
+    at its word if that is not causal. Takes two forward passes per token.
     """
     if getattr(model.cfg, "attention_dir", "causal") != "causal":
         return False

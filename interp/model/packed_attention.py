@@ -1,4 +1,4 @@
-"""Attention for training on batches whose padding costs nothing.
+"""Attention for training on batches in which padding costs nothing.
 
 A right-padded batch travels as the flat list of its real tokens, so embedding, LayerNorm, MLP, head
 and loss never see a pad. Only attention needs rows: it lays the tokens out, and takes its result
@@ -18,8 +18,9 @@ from interp.model.attention import Rotation, rotate
 
 
 class Ragged(NamedTuple):
-    """Where the real tokens of a right-padded batch lie, and tables of its positions: a compiled
-    step that made these itself would compute a cosine for every element it turns.
+    """Where the real tokens of a right-padded batch lie, and tables of their positions. The tables
+    are computed outside the compiled step, which would otherwise compute a cosine for every element
+    it rotates.
     """
 
     to_rows: Int[Tensor, "qkv batch_head pos"]
@@ -29,7 +30,7 @@ class Ragged(NamedTuple):
     to_tokens: Int[Tensor, "token piece"]
     """The flat place in ``to_rows`` of each piece of a real token."""
     heads_to_rows: Int[Tensor, "batch_head pos"]
-    """``to_rows`` where a token has one piece a head, side by side."""
+    """``to_rows`` where a token has one piece per head, side by side."""
     heads_to_tokens: Int[Tensor, "token head"]
     real: Float[Tensor, "batch_head pos 1"]
     """1 for a real token, 0 for a pad."""
@@ -41,7 +42,7 @@ class Ragged(NamedTuple):
 def packed_attention(
     qkv: Float[Tensor, "token width"], ragged: Ragged
 ) -> Float[Tensor, "token d_model"]:
-    """Causal attention output z of the real tokens, heads side by side, of their fused rows."""
+    """Causal attention output z of the real tokens, heads side by side, from their fused rows."""
     q, k, v = _ToRows.apply(qkv, ragged.to_rows, ragged.to_tokens)
     turn = Rotation(ragged.turn.cos[:, 0], ragged.turn.sin[:, 0])  # heads lie beside the batch
     if qkv.is_cuda:
@@ -73,8 +74,8 @@ def mix(
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention, batch and heads in one axis; keeps the patterns in the dtype of the matrix
-    products. Pads attend to nothing, so whatever gradient reaches them is gone here.
+    """Softmax attention with batch and heads in one axis; keeps the patterns in the dtype of the
+    matrix products. Padding attends to nothing, so gradients that reach it are dropped here.
     """
 
     @staticmethod
@@ -102,7 +103,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def embed(weight: Float[Tensor, "d_vocab d_model"], tokens: Int[Tensor, " token"]) -> Tensor:
-    """Rows of ``weight``; the gradient adds up in one order, so that a run repeats exactly."""
+    """Rows of ``weight``; the gradient is summed in a fixed order, so that runs repeat exactly."""
     return _Embed.apply(weight, tokens)
 
 
@@ -120,8 +121,8 @@ class _Embed(torch.autograd.Function):
 
 
 class _ToRows(torch.autograd.Function):
-    """Tokens to rows of q, k and v of every head. The gradient at a pad is zero, so the way back is
-    a gather too.
+    """Tokens to rows of q, k and v of every head. The gradient at padding is zero, so the backward
+    pass is a gather too.
     """
 
     @staticmethod
@@ -136,7 +137,7 @@ class _ToRows(torch.autograd.Function):
 
 
 class _OneToRows(torch.autograd.Function):
-    """The same for one of them, given by itself."""
+    """Tokens to rows of one of q, k and v."""
 
     @staticmethod
     def forward(ctx, tokens: Tensor, to_rows: Tensor, to_tokens: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ class _OneToRows(torch.autograd.Function):
 
 
 class _ToTokens(torch.autograd.Function):
-    """Rows of z to tokens; pads are dropped, and get whatever gradient."""
+    """Rows of z to tokens; padding is dropped, and its gradient is arbitrary."""
 
     @staticmethod
     def forward(ctx, z: Tensor, to_rows: Tensor, to_tokens: Tensor) -> Tensor:

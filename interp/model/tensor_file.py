@@ -1,4 +1,4 @@
-"""Safetensors files that carry a checksum of their tensors, so that a changed bit is noticed.
+"""Safetensors files with a checksum of their tensors, so that a flipped bit is noticed.
 
 The checksum is one more entry of the file's metadata, which other readers ignore; files without it,
 as everybody else writes them, are read as they are.
@@ -26,8 +26,8 @@ def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """The file with its metadata sorted: safetensors writes them in another order each time, and
-    the same weights are to make the same file.
+    """The file with its metadata sorted. Safetensors writes them in varying order, but the same
+    weights should give the same file.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])

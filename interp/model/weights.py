@@ -1,4 +1,4 @@
-"""What a model's weights do, by layer, head and neuron: the adapter of GPT-NeoX.
+"""A model's weights by layer, head and neuron: the adapter for GPT-NeoX.
 
 Read-outs ask it and know no layout, so that another family needs nothing but another adapter. A
 model of fewer digits than fp32 is read in fp32: its activations as they are, the products after
@@ -20,20 +20,20 @@ _VALUES = 2
 
 
 def widened(x: Tensor) -> Tensor:
-    """``x`` in fp32 if it has fewer digits, else as it is."""
+    """``x`` in fp32 if its type is narrower, else unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's weights as read-outs use them, ``widened``; only to be read."""
+    """A model's weights as probes and attributions use them, ``widened``; read-only."""
 
     model: HookedDecoder
 
     def attention_norm(
         self, layer: int, resid: Float[Tensor, "*cell d_model"]
     ) -> Float[Tensor, "*cell d_model"]:
-        """What the attention of a layer reads of a residual stream."""
+        """The input of a layer's attention, given a residual stream."""
         return _normalised(self.model.blocks[layer].ln1, resid)
 
     def head_values(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
@@ -47,22 +47,22 @@ class Weights:
         return widened(split_output_weight(out.weight, self.model.cfg.n_heads))
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
-        """What attention adds whatever its heads write."""
+        """The part of the attention output that does not depend on its heads."""
         return widened(self.model.blocks[layer].attn.out.bias)
 
     def neuron_outputs(self, layer: int) -> Float[Tensor, "neuron d_model"]:
-        """What each neuron of an MLP writes."""
+        """The output vector of each neuron of an MLP."""
         return widened(self.model.blocks[layer].mlp.down.weight).mT
 
     def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
         return widened(self.model.embed.weight)
 
     def final_norm(self, resid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
-        """What the unembedding reads of a residual stream."""
+        """The input of the unembedding, given a residual stream."""
         return _normalised(self.model.ln_final, resid)
 
     def final_norm_weights(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
-        """Factors and bias of the final LayerNorm."""
+        """Weight and bias of the final LayerNorm."""
         return widened(self.model.ln_final.weight), widened(self.model.ln_final.bias)
 
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -76,7 +76,7 @@ class Weights:
 def add_to_neuron_outputs(
     model: HookedDecoder, layer: int, change: Float[Tensor, "neuron d_model"]
 ) -> None:
-    """Changes what the neurons of a layer write."""
+    """Adds ``change`` to the output weights of a layer's neurons."""
     model.blocks[layer].mlp.down.weight.data += change.mT
 
 

@@ -1,4 +1,4 @@
-"""Patching a ``HookedDecoder`` exactly and fast, or any hooked model by hooks.
+"""Exact and fast patching of a ``HookedDecoder``, and patching by hooks of any other hooked model.
 
 Names are imported when first used, so that figures can read ``sites`` without torch.
 """

@@ -46,7 +46,7 @@ from interp.patching.sites import SITES, activations_of, default_sites
 def patch(
     model: nn.Module, facts: FactSet, *, site: str, max_memory: float = 2.0, **options
 ) -> xr.Dataset:
-    """Every cell of one ``site`` changed, one at a time, on each fact.
+    """Metrics after patching every cell of one ``site``, one cell at a time, on each fact.
 
     Args:
         model: a ``HookedDecoder``; or, slower, any ``HookedRootModule`` or ``TransformerBridge``
@@ -84,7 +84,7 @@ def patch_sites(
     max_memory: float = 2.0,
     **options,
 ) -> dict[str, xr.Dataset]:
-    """``patch`` for several sites at once, which share their runs and their batches."""
+    """``patch`` for several sites at once, which share runs and batches."""
     how = intervention(options)
     argument("facts", facts, FactSet)
     max_memory = argument("max_memory", max_memory, float, above=0)
@@ -155,7 +155,7 @@ def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list
 
 
 def _givers(n: int, seed: int) -> np.ndarray:
-    """Another fact for each fact, in a random circle."""
+    """For each fact another fact, in one random cycle."""
     order = np.random.default_rng([seed, 6]).permutation(n)
     givers = np.empty(n, int)
     givers[order] = np.roll(order, 1)
@@ -163,7 +163,7 @@ def _givers(n: int, seed: int) -> np.ndarray:
 
 
 def _control_pairs(facts: FactSet, seed: int) -> Int[np.ndarray, "fact 2"]:
-    """First tokens of another fact's values, of the same attribute and neither its own."""
+    """First tokens of two other values of the same attribute, taken from another fact."""
     pairs = torch.stack((facts.answers[:, 0], facts.corrupted_answers[:, 0]), 1).numpy()
     attribute = facts.texts.attribute.to_numpy()
     chosen, rng = np.empty_like(pairs), np.random.default_rng([seed, 7])
@@ -218,5 +218,5 @@ def _dataset(
 
 
 def _plain(column: pd.Series) -> np.ndarray:
-    """Integers in 32 bits, texts as Python strings."""
+    """The result with integers in 32 bits and texts as Python strings."""
     return column.to_numpy(dtype=np.int32 if column.dtype.kind in "iu" else object)

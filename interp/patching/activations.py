@@ -1,4 +1,4 @@
-"""Prompts as patching runs them, activation caches, and what ablations replace activations by."""
+"""Prompts as patching runs them, activation caches, and the activations that ablations use."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from interp.data.facts import NO_TOKEN, FactSet
 
 @dataclass(frozen=True)
 class Prompts:
-    """One run's input, with the value's tokens after the prompt so that the whole value can be
+    """The input of one run, with the value's tokens after the prompt so that the whole value can be
     scored.
     """
 
@@ -47,8 +47,8 @@ ActivationCache = list[dict[str, Tensor]]
 def prompts(
     facts: FactSet, device: torch.device | str, by: By = "role"
 ) -> tuple[Prompts, Prompts | None]:
-    """The clean and the corrupted run's input, both with the clean value after the prompt; None for
-    the corrupted one of facts without twins.
+    """Inputs of the clean and the corrupted run, both followed by the clean value; None for the
+    corrupted run of facts without twins.
     """
     n_value = (facts.answers != NO_TOKEN).sum(1)
     n_pos = int((facts.lengths + n_value).max()) - 1
@@ -82,7 +82,7 @@ def prompts(
 
 
 def name_roles(facts: FactSet) -> list[int]:
-    """Numbers of the roles that are parts of a name: those called name_first, name, ..."""
+    """Indices of the roles that are parts of a name: those called name_first, name, ..."""
     return [i for i, role in enumerate(facts.role_names) if role.startswith("name")]
 
 
@@ -115,7 +115,7 @@ def metrics_of(
 
 
 class PlaceSums:
-    """Sums of each activation over all tokens of a place (a role or a position), batch by batch."""
+    """Sums of each activation over all tokens of each place (role or position), batch by batch."""
 
     def __init__(self, n_places: int) -> None:
         self.sums: ActivationCache = []
@@ -134,7 +134,7 @@ class PlaceSums:
                 sums[name] = table + sums.get(name, 0)
 
     def means(self) -> ActivationCache:
-        """With axes (1, place, ...); 0 for a place that no fact has."""
+        """Means with axes (1, place, ...); 0 for a place that no fact has."""
         n = self.counts.clamp(min=1)
         return [
             {
@@ -148,8 +148,8 @@ class PlaceSums:
 def same_place(
     places: Int[Tensor, "fact pos"], giver_places: Int[Tensor, "fact giver_pos"]
 ) -> Int[Tensor, "fact pos"]:
-    """Position of the giver's token of the same place (role or position) and rank in it: the last
-    one's if the giver has fewer, −1 if it has none.
+    """Position of the giver's token with the same place (role or position) and rank in it: its last
+    one if the giver has fewer, −1 if it has none.
     """
     found = torch.full_like(places, -1)
     for fact, (mine, theirs) in enumerate(zip(places, giver_places)):
@@ -163,7 +163,7 @@ def same_place(
 def taken_from(
     own: ActivationCache, giver: ActivationCache, place: Int[Tensor, "fact pos"]
 ) -> ActivationCache:
-    """``giver``'s activations at ``place``; ``own`` where there is none."""
+    """The giver's activations at ``place``; the fact's own where there is none."""
     fact = torch.arange(len(place), device=place.device)[:, None]
     taken = []
     for mine, theirs in zip(own, giver):
@@ -177,5 +177,5 @@ def taken_from(
 
 
 def only(cache: ActivationCache, names: Collection[str]) -> ActivationCache:
-    """The activations of these names."""
+    """The activations with these names."""
     return [{name: x for name, x in layer.items() if name in names} for layer in cache]

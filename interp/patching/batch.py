@@ -1,4 +1,4 @@
-"""One batch of facts, patched at every cell of the grid."""
+"""One batch of facts, patched at every cell of the patch grid."""
 
 from dataclasses import replace
 
@@ -33,7 +33,9 @@ Results = dict[str, Float[np.ndarray, "metric layer part group source fact"]]
 def runs_on(
     model: torch.nn.Module, weights: PackedModel | None, given: Prompts, max_bytes: float
 ) -> Recompute | HookedRuns:
-    """Recomputation for a ``HookedDecoder``, whose ``weights`` are given; else hooks."""
+    """Recomputation for a ``HookedDecoder``, whose ``weights`` are given, or hooks for any other
+    model.
+    """
     return HookedRuns(model, given, max_bytes) if weights is None else Recompute(weights, given)
 
 
@@ -71,7 +73,8 @@ class Batch:
     def results(
         self, chunk: np.ndarray, means: ActivationCache | None, giver: FactSet | None
     ) -> Results:
-        """Metrics of every cell; sets those of the two ends, ``clean`` and ``corrupted``, too.
+        """Metrics of every cell; also sets those of the unpatched runs, ``clean`` and
+        ``corrupted``.
 
         Args:
             chunk: number of each fact among all of the sweep.
@@ -194,7 +197,7 @@ class Batch:
     def _ablated(
         self, clean: ActivationCache, means: ActivationCache | None, giver: FactSet | None
     ) -> ActivationCache:
-        """What is pasted instead of a fact's own activations."""
+        """The activations that replace a fact's own in an ablation."""
         own, places = only(clean, self.pasted), self.clean_prompts.places
         if self.how.replacement == "zero":
             return [{name: torch.zeros_like(x) for name, x in layer.items()} for layer in own]
@@ -207,7 +210,7 @@ class Batch:
 
 
 def _check_patched(items: WorkItems, scores: Float[np.ndarray, "metric item"]) -> None:
-    """Raises a ValueError where a change made log-probabilities that are not finite, since NaN
+    """Raises a ValueError where a patch made log-probabilities that are not finite, because NaN
     stands for cells that a fact does not have.
     """
     for i in np.flatnonzero(~np.isfinite(scores[1:3]).all(0))[:1]:
@@ -234,7 +237,7 @@ def mean_cache(
     how: Intervention,
     max_bytes: float,
 ) -> ActivationCache:
-    """Every role's or position's mean over all facts, with axes (1, place, ...)."""
+    """Mean activations of every role or position over all facts, with axes (1, place, ...)."""
     n_places = len(facts.role_names) if how.by == "role" else facts.clean.shape[1]
     sums, device = PlaceSums(n_places), next(model.parameters()).device
     names = activations_of(starts_of(sites))

@@ -1,4 +1,4 @@
-"""The residual stream just after a patch: what entered inside a block, taken to the block's end.
+"""The residual stream after the block in which a patch is made.
 
 What does not depend on the patch is the base run's. A change of one head or of a group of neurons
 goes through the output weights of that part alone, to which the output is linear.
@@ -21,7 +21,7 @@ from interp.patching.sites import SITES, Site
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all patches of a sweep are made of."""
+    """What all patches of a sweep share."""
 
     weights: PackedModel
     grid: PatchGrid
@@ -33,7 +33,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Changes:
-    """The positions that some items of one site change first, one after the other."""
+    """The positions that some items of one site change first, flattened."""
 
     items: WorkItems
     row: Int[Tensor, " change"]
@@ -61,7 +61,7 @@ def changed_stream(
 
 
 def _after(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor, "change d_model"]:
-    """The residual stream after the block, or before it where the site is there."""
+    """The residual stream after the block, or before it for sites that are there."""
     base, source, name = sweep.base[layer], sweep.source[layer], site.activation
     if name in ("embed", "resid_pre", "resid_post"):
         return source[name][at.fact, at.pos]
@@ -118,8 +118,8 @@ def _attn_out_change(
 
 
 def _z_by_destination(sweep: Sweep, site: Site, layer: int) -> Float[Tensor, "fact pos head d"]:
-    """Outputs of all heads if every destination had the source's query, scores or pattern: what a
-    destination's heads put out depends on no other destination's.
+    """Outputs of all heads if every destination had the source run's query, scores or pattern: a
+    destination's outputs do not depend on other destinations.
     """
     base, source, name = sweep.base[layer], sweep.source[layer], site.activation
     if name == "pattern":
@@ -133,8 +133,8 @@ def _z_by_destination(sweep: Sweep, site: Site, layer: int) -> Float[Tensor, "fa
 def _z_change_by_source(
     sweep: Sweep, site: Site, layer: int, at: Changes
 ) -> Float[Tensor, "change part d_head"]:
-    """Change of the heads' outputs at each changed position by what is changed at sources: keys,
-    values, or edges.
+    """Change of the heads' outputs at each changed position when sources change: keys, values, or
+    edges.
     """
     base, source, grid, name = sweep.base[layer], sweep.source[layer], sweep.grid, site.activation
     which, local = at.row.unique(return_inverse=True)

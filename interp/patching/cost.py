@@ -1,4 +1,4 @@
-"""What a sweep will take, said before it runs."""
+"""A cost estimate of a sweep, made before it runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ _ROW_BYTES = 150
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one site at one checkpoint; ``str`` says it in a line."""
+    """The cost estimate of one site at one checkpoint; ``str`` gives it in one line."""
 
     site: str
     axes: dict[str, list]
@@ -49,7 +49,7 @@ class Plan:
     n_facts: int
     n_draws: int
     """Of noise."""
-    n_live: int
+    n_items: int
     """(cell, fact) pairs that can differ from the base run: the ones to compute, at most."""
     flops: float
     """Of the matrix products, at most; what pads a batch to its longest row comes on top."""
@@ -64,11 +64,11 @@ class Plan:
 
     @property
     def forwards(self) -> float:
-        """Forward passes of one prompt that take as many operations."""
+        """The number of forward passes of one prompt that take as many operations."""
         return self.flops / self.flops_of_forward
 
     def cells(self) -> Iterator[dict]:
-        """The cells, each as its place along the axes."""
+        """The cells, each by its coordinates."""
         return (dict(zip(self.axes, place)) for place in product(*self.axes.values()))
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Plan:
         n_pairs = self.n_cells * self.n_facts * self.n_draws
         return (
             f"{self.site}: {cells} = {self.n_cells:,} cells on {self.n_facts} facts; "
-            f"{self.n_live:,} of {n_pairs:,} (cell, fact) pairs to compute; "
+            f"{self.n_items:,} of {n_pairs:,} (cell, fact) pairs to compute; "
             f"{self.flops / 1e9:,.1f} GFLOP, as much as {self.forwards:,.0f} forward passes where "
             f"a loop makes {n_pairs:,}; {self.megabytes:,.0f} MB at most"
         )
@@ -90,7 +90,7 @@ def plan(
     max_memory: float = 2.0,
     **options,
 ) -> list[Plan]:
-    """A ``Plan`` a site, from shapes and tokens alone: neither loads nor runs a model.
+    """A cost estimate per site, from shapes and tokens alone: neither loads nor runs a model.
 
     Args:
         max_memory: gigabytes (10⁹ bytes), as ``interp.patch`` takes it.
@@ -109,33 +109,33 @@ def plan(
     plans = []
     for site in sites:
         if is_path(site):
-            n_live, flops = costs.of_path(parse_path(site))
+            n_items, flops = costs.of_path(parse_path(site))
         else:
             parts = SITES[site].n_parts(cfg, how.n_neurons)
             layers = grid.swept(site, cfg.n_layers)
-            n_live, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
+            n_items, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
         axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
         edges = not is_path(site) and SITES[site].is_edge
         groups = ("dest", "src") if edges else (how.by,)
         axes |= {name: list(of) for name, of in zip(groups, labels)}
         n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
         held = costs.bytes_at_once(facts, site, how, max_memory)
-        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_live) / 1e6
+        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_items) / 1e6
         forward = float(costs.whole_forward.mean())
-        of_all = (int(n_live) * n_draws, float(flops) * n_draws)
+        of_all = (int(n_items) * n_draws, float(flops) * n_draws)
         plans.append(Plan(site, axes, len(facts), n_draws, *of_all, forward, megabytes))
     return plans
 
 
 def _counted(n: int, axis: str) -> str:
-    """Such as ``4 layers``, or ``1 head of stop 2``."""
+    """A count with its noun, such as ``4 layers``, or ``1 head of stop 2``."""
     name, _, stop = axis.partition("_")
     one, many = _WORDS.get(name, (name, f"{name}s"))
     return f"{n} {one if n == 1 else many}" + (f" of stop {int(stop) + 1}" if stop else "")
 
 
 class _Costs:
-    """Operations of rows on given facts; a multiplication and an addition are two."""
+    """Operations of work items on given facts; a multiplication and an addition are two."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _Costs:
     def of_layer(
         self, site: str, layer: int, parts: int, *, carried: bool = False
     ) -> tuple[int, float]:
-        """Rows of one site at one layer, and their operations.
+        """Work items of one site at one layer, and their operations.
 
         Args:
             carried: every later position is changed too.
@@ -176,37 +176,37 @@ class _Costs:
         at = reached(items, grid) & (pos < self.n_total[items.fact, None])
         if entry == cfg.n_layers:
             at &= pos >= self.n_prompt[items.fact, None] - 1
-        live = at.any(1)
-        tokens = (self.n_total[items.fact] - at.argmax(1))[live]
-        read = self.n_value[items.fact][live]
+        kept = at.any(1)
+        tokens = (self.n_total[items.fact] - at.argmax(1))[kept]
+        read = self.n_value[items.fact][kept]
         in_block = self.block + self.attention
         flops = tokens * max(0, cfg.n_layers - 1 - entry) * in_block + read * self.unembed
         if entry < cfg.n_layers:
             flops += tokens * 4 * cfg.d_model**2 + read * in_block
         inside = at.sum() * self.block if not of.before_block else 0
-        return int(live.sum()), float(flops.sum() + inside)
+        return int(kept.sum()), float(flops.sum() + inside)
 
     def of_path(self, stops: list[Stop]) -> tuple[int, float]:
-        """The same of all ways along a path, with what its stops compute themselves."""
+        """Work items of all routes along a path and their operations, including its stops."""
         last = stops[-1]
         carried = any(SITES[stop.site].at == "key" for stop in stops[1:-1])
         parts = len(last.parts(self.cfg, self.grid.n_neurons))
         layers = [self.cfg.n_layers - 1] if last.site == LOGITS else last.layers(self.cfg)
-        n_live, flops = 0, 0.0
+        n_items, flops = 0, 0.0
         for layer in layers:
             n_ways = count_ways(stops[:-1], last, layer, self.cfg, self.grid.n_neurons)
-            live, of_one = self.of_layer(last.patched, layer, parts, carried=carried)
+            kept, of_one = self.of_layer(last.patched, layer, parts, carried=carried)
             n_heard = n_ways * (len(self.grid.positions) if carried else 1)
             if last.site == LOGITS and len(stops) == 2:
                 n_heard = 0  # nothing is computed on the way
-            n_live += n_ways * live
+            n_items += n_ways * kept
             flops += n_ways * of_one + n_heard * float(self.n_total.sum()) * self.block
-        return n_live, flops
+        return n_items, flops
 
     def bytes_at_once(
         self, facts: FactSet, site: str, how: Intervention, max_memory: float
     ) -> float:
-        """Of a batch's runs, and of the rows that are computed together."""
+        """Bytes of a batch's runs, and of the work items that are computed together."""
         cfg, n_pos, share = self.cfg, self.may_differ.shape[1], piece_bytes(max_memory)
         kept = activations_of(starts_of([site]))
         chunks = memory_chunks(cfg, facts, kept, how, share / 4)

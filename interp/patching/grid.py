@@ -1,4 +1,4 @@
-"""The patch grid: which positions are changed together, and the work items that it makes."""
+"""The patch grid: which positions are patched together, and the work items that follow."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from interp.patching.sites import SITES, names_of
 
 @runtime_checkable
 class Shape(Protocol):
-    """What patching needs to know of a model's configuration."""
+    """The parts of a model's configuration that patching needs."""
 
     n_layers: int
     n_heads: int
@@ -23,7 +23,7 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Sets of positions, each changed together, at each layer or window of layers."""
+    """Sets of positions, each patched together, at each layer or window of layers."""
 
     positions: Bool[np.ndarray, "group fact pos"]
     """Where a site is changed; the destinations of an edge."""
@@ -41,13 +41,13 @@ class PatchGrid:
     """No position attends to a later one."""
 
     def swept(self, site: str, n_layers: int) -> list[int]:
-        """Layers at which ``site`` is changed, one at a time."""
+        """Layers at which ``site`` is patched, one at a time."""
         if not SITES[site].has_layers:
             return [0]
         return [layer for layer in range(n_layers) if not self.only or layer in self.only]
 
     def layers(self, site: str, layer: int, n_layers: int) -> range:
-        """Layers that are changed together with ``layer``."""
+        """Layers that are patched together with ``layer``."""
         if not SITES[site].has_layers:
             return range(1)
         start = layer - self.window // 2
@@ -62,7 +62,7 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class WorkItems:
-    """Patches that can change the logits: one item a (grid cell, fact)."""
+    """Patches that can change the logits, one per (grid cell, fact)."""
 
     site: np.ndarray
     layer: np.ndarray
@@ -107,7 +107,7 @@ def reached(items: WorkItems, grid: PatchGrid) -> Bool[np.ndarray, "item pos"]:
     return at
 
 
-def live(
+def prune(
     items: WorkItems,
     grid: PatchGrid,
     entry: int,
@@ -115,8 +115,8 @@ def live(
     n_prompt: np.ndarray,
     n_total: np.ndarray,
 ) -> tuple[WorkItems, Bool[np.ndarray, "item pos"]]:
-    """Items on which a logit that is read depends, and the positions of the residual stream
-    entering layer ``entry`` that they change.
+    """The items that can change a logit that is read, and the positions that they change of the
+    residual stream entering layer ``entry``; all others are pruned.
 
     Args:
         n_prompt: tokens of each fact's prompt; the last of them predicts the value.

@@ -1,10 +1,10 @@
 """The same interventions on any model with TransformerLens's hooks, by hooks on whole forward
 passes.
 
-For a ``TransformerBridge`` or a ``HookedRootModule`` of one's own, whose blocks can't be called one
-by one: rows are run together from the first token on, with a hook at each changed layer. Equal to
-``recompute.Recompute``, and slower. Grouped-query attention has a key and a value a group of heads;
-parallel blocks have no ``resid_mid``.
+For a ``TransformerBridge`` or the user's own ``HookedRootModule``, whose blocks cannot be called
+one by one: rows are run together from the first token on, with a hook at each changed layer. Equals
+``recompute.Recompute``, and slower. Grouped-query attention has one key and one value per group of
+heads; parallel blocks have no ``resid_mid``.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,7 +29,7 @@ Change = Callable[[Tensor], Tensor | None]
 
 
 class ScoredCache(list[dict[str, Tensor]]):
-    """An activation cache with what it was run on and the run's metrics."""
+    """An activation cache with its prompts and the run's metrics."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ def check_hooks(model: nn.Module, sites: Collection[str]) -> None:
 def reach(
     model: nn.Module, facts: FactSet, grid: PatchGrid, may_differ: Bool[np.ndarray, "fact pos"]
 ) -> tuple[PatchGrid, Bool[np.ndarray, "fact pos"]]:
-    """``grid`` and ``may_differ`` for a model whose attention goes to later tokens too, as in
-    BERT: every position may differ, and sources may come after their destination. As they were for
-    a causal one; found by running the model on one prompt (see ``is_causal``).
+    """``grid`` and ``may_differ`` for a model whose attention also goes to later tokens, as in
+    BERT: every position may differ, and sources may come after their destination. Unchanged for a
+    causal model. Found by running the model on one prompt (see ``is_causal``).
 
     Raises:
         ValueError: it does, and there are pads or later tokens of a value for it to read.
@@ -84,7 +84,7 @@ def embedding_of(model: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
 
 
 class HookedRuns:
-    """Patches of one batch of prompts, by hooks on whole forward passes of any hooked model."""
+    """Patches on one batch of prompts, by hooks on whole forward passes of any hooked model."""
 
     def __init__(self, model: nn.Module, prompts: Prompts, max_bytes: float) -> None:
         self.model, self.prompts, self.max_bytes = model, prompts, max_bytes
@@ -94,7 +94,7 @@ class HookedRuns:
 
     @torch.no_grad()
     def run(self, prompts: Prompts, names: Collection[str] = ()) -> ScoredCache:
-        """The activation cache of a whole forward pass: ``names`` and nothing else."""
+        """The activation cache of a whole forward pass, with ``names`` only."""
         places = [
             (site, layer)
             for site in {site.activation: site for site in SITES.values()}.values()
@@ -122,7 +122,7 @@ class HookedRuns:
         return ScoredCache(layers, prompts, np.concatenate(scores, 1))
 
     def _check_axes(self, site: Site, x: Tensor, tokens: Int[Tensor, "row pos"]) -> None:
-        """Raises a ValueError unless an activation has the axes that TransformerLens's has."""
+        """Raises a ValueError unless an activation has TransformerLens's axes."""
         rows, n_pos = tokens.shape
         n_parts, axes = site.n_parts(self.model.cfg, 1), "(batch, pos, d_model)"
         fits = x.ndim == 3 and x.shape[:2] == (rows, n_pos)
@@ -176,7 +176,7 @@ class HookedRuns:
     def _forward(
         self, given: Prompts, fact: Int[Tensor, " row"], changes: list[tuple[str, Change]]
     ) -> Float[Tensor, "row pos d_vocab"]:
-        """Logits of the rows' prompts; every change must have been asked for."""
+        """Logits of the rows' prompts; raises if a hook that makes a change did not fire."""
         called = set()
 
         def hooked(x: Tensor, hook: object, number: int) -> Tensor | None:
@@ -204,7 +204,8 @@ class HookedRuns:
         return metrics_of(logits[row, given.n_prompt[fact][row] - 1 + slot], row, slot, fact, given)
 
     def _check_listens(self, site: Site, given: Prompts, layers: list[int]) -> None:
-        """Some models compute on without what a hook returns; then every effect would be 0.
+        """Raises a ValueError where the model ignores what a hook returns, which would make every
+        effect 0.
 
         NaN returned by a hook goes through weights of 0 too (0 · NaN = NaN): an effect of exactly 0
         is a result. Attention that sets NaN to 0 shows it at ``hook_z`` if not in the logits.
@@ -227,8 +228,8 @@ class HookedRuns:
     def _heard(
         self, given: Prompts, fact: Int[Tensor, " row"], layer: int, changes: list
     ) -> list[Tensor]:
-        """Logits with some changes, and the heads' output of a layer whose attention scores are
-        changed.
+        """Logits with some changes made, and the heads' output of a layer whose attention scores
+        were changed.
         """
         kept, (z, scores) = {}, (SITES[x].hook.format(layer) for x in ("z", "knockout"))
         if changes[0][0] == scores and z in self.model.hook_dict:
@@ -236,8 +237,9 @@ class HookedRuns:
         return [self._forward(given, fact, changes), *kept.values()]
 
     def _check_residual(self, given: Prompts, fact: Int[Tensor, " row"], layers: list[int]) -> None:
-        """The hook of a bridge is at the input of the MLP's LayerNorm: a new tensor returned there
-        would leave the residual stream as it was, so the change is made in place; does it arrive?
+        """Raises a ValueError where a change at a bridge's resid_mid does not reach the residual
+        stream. The bridge hooks the input of the MLP's LayerNorm, where returning a new tensor
+        would not change the residual stream, so the change is made in place.
         """
         names, noise = ("resid_mid", "mlp_out", "resid_post"), torch.Generator(self.device)
 
@@ -261,14 +263,14 @@ class HookedRuns:
                 )
 
     def _rows_at_once(self, given: Prompts) -> int:
-        """Prompts whose forward pass fits into ``max_bytes``."""
+        """The number of prompts whose forward pass fits into ``max_bytes``."""
         cfg, n_pos = self.model.cfg, given.tokens.shape[1]
         token = 3 * cfg.d_vocab + 4 * cfg.d_mlp + 16 * cfg.d_model + 4 * cfg.n_heads * n_pos
         return max(1, int(self.max_bytes // (n_pos * token * self.embedding.element_size())))
 
 
 def _leave(x: Tensor) -> None:
-    """Changes nothing."""
+    """A hook that changes nothing."""
 
 
 def _poison(x: Tensor) -> Tensor:
@@ -291,7 +293,7 @@ def _changes(
     base: ScoredCache,
     source: ActivationCache,
 ) -> list[tuple[str, Change]]:
-    """The hooks that make each item's change, in all layers of a window."""
+    """The hooks that apply each item's patch, in all layers of a window."""
     device = base.given.tokens.device
     at = grid.positions[items.group, items.fact]
     row, pos = (torch.from_numpy(x).to(device) for x in at.nonzero())

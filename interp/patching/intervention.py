@@ -1,4 +1,4 @@
-"""What is patched, in words: an ``Intervention``, and the patch grid it makes of given facts."""
+"""What is patched: an ``Intervention``, and the patch grid that it defines on given facts."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
@@ -34,7 +34,7 @@ _PASTED = {
 
 @dataclass(frozen=True)
 class Intervention:
-    """How activations are changed; with sites and facts it is a sweep."""
+    """How activations are changed; together with sites and facts it defines a sweep."""
 
     by: By = "role"
     """A cell is all tokens of a role, or one position."""
@@ -99,7 +99,7 @@ class Intervention:
 
 
 def intervention(options: dict) -> Intervention:
-    """From keyword arguments.
+    """An ``Intervention`` from keyword arguments, checked.
 
     Raises:
         ValueError: one is unknown, or has a value that it can't have.
@@ -114,7 +114,7 @@ def intervention(options: dict) -> Intervention:
 def check_sites(
     sites: Sequence[str], *, parallel: bool = False, direction: Direction = "denoising"
 ) -> list[str]:
-    """``sites`` as a list; none are the usual ones that the model has.
+    """``sites`` as a list; if there are none, the default sites of the model.
 
     Raises:
         ValueError: one is unknown, or a model with parallel blocks lacks it, or it takes the other
@@ -140,7 +140,7 @@ def check_sites(
 
 
 def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
-    """Raises a ValueError where ``sites`` and ``how`` don't go together on this model."""
+    """Raises a ValueError where ``sites`` and ``how`` cannot be combined on this model."""
     parts = {SITES[site].part for site in starts_of(sites)}
     if "neuron" in parts and cfg.d_mlp % how.n_neurons:
         raise ValueError(
@@ -209,19 +209,19 @@ def axes_of(site: str, cfg: Shape, how: Intervention) -> dict[str, Int[np.ndarra
 
 
 def _labels(numbers: Sequence[int]) -> Int[np.ndarray, " label"]:
-    """In the 32 bits of a result file."""
+    """Labels in the 32 bits of a result file."""
     return np.array(numbers, dtype=np.int32)
 
 
 def starts_of(sites: Sequence[str]) -> set[str]:
-    """Sites that are replaced: of a path its first stop."""
+    """Sites that are replaced; for a path, its first stop."""
     return {parse_path(site)[0].site if is_path(site) else site for site in sites}
 
 
 def piece_bytes(max_memory: float) -> float:
-    """``max_memory`` (gigabytes) split: bytes for activation caches, and as many for items computed
-    together. 0.25 GB are left to the libraries, half of the rest to results and to what the
-    allocator loses.
+    """``max_memory`` (gigabytes) split into two equal budgets in bytes, one for activation caches
+    and one for work items. 0.25 GB are left to the libraries, half of the rest to results and
+    allocator overhead.
     """
     return 0.25e9 * max(max_memory - 0.25, 0.4 * max_memory)
 
@@ -229,7 +229,9 @@ def piece_bytes(max_memory: float) -> float:
 def memory_chunks(
     cfg: Shape, facts: FactSet, kept: Collection[str], how: Intervention, n_numbers: float
 ) -> list[Int[np.ndarray, " fact"]]:
-    """Facts in batches whose runs, all that are held at once, fit into so many numbers."""
+    """Facts in batches whose activation caches, all that are held at once, have at most so many
+    numbers.
+    """
     n_pos = facts.clean.shape[1] + facts.answers.shape[1] - 1
     one = n_pos * cfg.n_layers * run_size(cfg, kept, n_pos)
     size = max(1, int(n_numbers // (runs_held(how) * one)))
@@ -237,12 +239,12 @@ def memory_chunks(
 
 
 def runs_held(how: Intervention) -> int:
-    """Of a batch, at once."""
+    """The number of runs of a batch that are held at once."""
     return {"run": 2, "noise": 2, "zero": 2, "mean": 3, "resample": 4}[how.replacement]
 
 
 def run_size(cfg: Shape, kept: Collection[str], n_pos: int) -> int:
-    """Numbers that a run keeps of a token in a layer, with tables of attention as they are made."""
+    """Numbers per token and layer that a run keeps, with attention tables as they are computed."""
     widths = {"mlp_pre": cfg.d_mlp, "mlp_post": cfg.d_mlp, "q": cfg.d_model, "k": cfg.d_model}
     return 9 * cfg.d_model + sum(widths.get(name, 0) for name in kept) + 2 * cfg.n_heads * n_pos
 
@@ -251,7 +253,7 @@ def grid_of(
     facts: FactSet, how: Intervention
 ) -> tuple[PatchGrid, tuple[list, list], Bool[np.ndarray, "fact pos"]]:
     """The patch grid of an intervention, the labels of its positions and of its sources, and where
-    the two runs may differ: from the first token on in which their inputs do.
+    the two runs may differ: from the first token in which their inputs differ.
     """
     if not len(facts):
         raise ValueError("there are no facts to patch; give one or more")
@@ -278,7 +280,7 @@ def grid_of(
 
 
 def _check_facts(facts: FactSet, how: Intervention) -> None:
-    """Raises a ValueError where facts lack what an intervention goes by."""
+    """Raises a ValueError where facts lack what an intervention needs."""
     if how.replacement == "run" and facts.corrupted is None:
         raise ValueError(
             "these facts have no corrupted prompts to patch from; give some, or ablate with "

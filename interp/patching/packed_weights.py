@@ -1,4 +1,4 @@
-"""A decoder's weights laid out once for fast products, and its block computed with them."""
+"""A decoder's weights laid out for fast products, and its block computed with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from interp.patching.tensor_ops import Linear
 
 
 class PackedBlock:
-    """A block's matrix products; keys and values also apart from queries, which the last layer
-    needs at fewer positions.
+    """The matrix products of a block. Keys and values can also be computed without queries, which
+    the last layer needs at fewer positions.
     """
 
     def __init__(self, block: Block) -> None:
@@ -77,7 +77,7 @@ class PackedModel:
     """Of every position that is used."""
 
     def logits(self, resid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_vocab"]:
-        """Of the last residual stream."""
+        """Logits of the last residual stream."""
         return self.unembed(self.ln_final(resid))
 
     def turn_at(self, pos: Int[Tensor, "*cell"]) -> Rotation:

@@ -1,5 +1,5 @@
-"""How a patch is pasted into an activation, and where it changes anything: the same for hooks and
-for recomputed layers.
+"""How a patch is pasted into an activation, and where it changes anything; shared by hooks and
+recomputed layers.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from interp.patching.sites import Site
 def differing(
     base: dict[str, Tensor], source: dict[str, Tensor], site: Site, grid: PatchGrid, cfg: Shape
 ) -> Bool[np.ndarray, "part source fact pos"]:
-    """Where two layers of activation caches differ at a site; of edges, at their destination."""
+    """Where two layers of activation caches differ at a site; for edges, at their destination."""
     if site.cut:
         seen = grid.reaching()
         return np.broadcast_to(seen, (site.n_parts(cfg, grid.n_neurons), *seen.shape))
@@ -48,7 +48,7 @@ def pasted_values(
     part: Int[Tensor, " change"],
     n_neurons: int,
 ) -> Float[Tensor, "change *rest"]:
-    """What a layer of an activation cache has at each change."""
+    """The activations that a layer of an activation cache has at each change."""
     x = layer[site.activation]
     if site.is_table:
         return x[fact, part, pos]
@@ -67,7 +67,7 @@ def paste(
     new: Float[Tensor, "change *rest"] | None,
     sources: Tensor | None,
 ) -> None:
-    """Changes ``x`` in place.
+    """Writes the patch into ``x`` in place.
 
     Args:
         x: (row, slot, ...), or (row, head, slot, src) of attention scores and patterns.

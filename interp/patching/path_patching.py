@@ -31,7 +31,7 @@ _COMPUTED = {"q": "rot_q", "k": "rot_k"}
 
 @dataclass(frozen=True)
 class Stop:
-    """A site on a path, at every layer and head unless one is given."""
+    """A site on a path, at every layer and head unless one is named."""
 
     site: str
     layer: int | None = None
@@ -43,7 +43,7 @@ class Stop:
 
     @property
     def part(self) -> str:
-        """What it is changed by: ``Site.part``."""
+        """The kind of part that the stop has: ``Site.part``."""
         return "" if self.site == LOGITS else SITES[self.site].part
 
     @property
@@ -52,22 +52,24 @@ class Stop:
 
     @property
     def in_attention(self) -> bool:
-        """The MLP of its own layer reads what it changes, if the blocks are sequential."""
+        """Whether the MLP of the same layer reads what the stop changes; it does if blocks are
+        sequential.
+        """
         return self.site == "attn_out" or self.has_heads
 
     @property
     def patched(self) -> str:
-        """The site at which the base run is patched where this stop is the last."""
+        """The site at which the base run is patched if this stop is the last."""
         return "resid_post" if self.site == LOGITS else _COMPUTED.get(self.site, self.site)
 
     def layers(self, cfg: Shape) -> list[int]:
-        """Which it may be; 0 alone for sites without."""
+        """Layers that the stop may be at; only 0 for sites without layers."""
         if not self.has_layers:
             return [0]
         return list(range(cfg.n_layers)) if self.layer is None else [self.layer]
 
     def parts(self, cfg: Shape, n_neurons: int) -> list[int]:
-        """Which heads or groups of neurons it may be; 0 alone for sites without."""
+        """Heads or groups of neurons that the stop may be; only 0 for sites without parts."""
         if self.head is not None:
             return [self.head]
         return list(range(SITES[self.site].n_parts(cfg, n_neurons) if self.part else 1))
@@ -75,7 +77,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A way up to a path's last stop, and what that stop is to be changed to."""
+    """A route to a path's last stop, and the activation that the last stop is patched with."""
 
     place: tuple[int, ...]
     """dict[str, Tensor] and part of each stop before."""
@@ -90,7 +92,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class _Change:
-    """What the stops so far wrote into the residual stream."""
+    """The change that the stops so far made to the residual stream."""
 
     place: tuple[int, ...]
     written: Float[Tensor, "fact pos d_model"]
@@ -137,7 +139,7 @@ def arrivals(
     source: ActivationCache,
     grid: PatchGrid,
 ) -> Iterator[Arrival]:
-    """Every way up to the last stop, once. At the logits the last residual stream is changed."""
+    """Every route to the last stop, once each. At the logits, the last residual stream changes."""
     for change in _changes(weights, stops[:-1], base, source, grid):
         layers = _layers(weights, stops[-1], change)
         if layers:
@@ -149,7 +151,7 @@ def arrivals(
 def count_ways(
     before: list[Stop], last: Stop, layer: int, cfg: DecoderConfig, n_neurons: int
 ) -> int:
-    """Ways along the stops ``before`` that ``last``, at ``layer``, comes after."""
+    """The number of routes along the stops ``before`` that lead to ``last`` at ``layer``."""
     ways = {(0, 0): 1}
     """Number by the first layer whose attention, and whose MLP, read the change."""
     for i, stop in enumerate(before):
@@ -210,8 +212,8 @@ def _starts(
 def _onward(
     weights: PackedModel, stop: Stop, base: ActivationCache, change: _Change, layer: int
 ) -> Iterator[_Change]:
-    """What one stop on the way writes, of each of its heads, and of each set of positions where
-    keys or values carry them to other positions.
+    """The change that one intermediate stop writes, for each of its heads, and for each set of
+    positions where keys or values carry it to other positions.
     """
     received, own = _received(weights, stop, base, change, layer), base[layer]
     if stop.site == "mlp_out":
@@ -234,7 +236,7 @@ def _onward(
 def _keys_of_groups(
     stop: Stop, change: _Change, own: dict[str, Tensor], received: dict[str, Tensor]
 ) -> Iterator[tuple[int | None, PatchGrid, Tensor, Tensor, Bool[Tensor, "fact pos"]]]:
-    """A set of positions, those it reaches, and the keys and values that are read there."""
+    """A set of positions, the positions it reaches, and the keys and values that are read there."""
     changed = change.written.any(-1)
     if SITES[stop.site].at != "key":
         yield change.group, change.grid, own["rot_k"], own["v"], changed
@@ -254,8 +256,8 @@ def _keys_of_groups(
 def _received(
     weights: PackedModel, stop: Stop, base: ActivationCache, change: _Change, layer: int
 ) -> dict[str, Tensor]:
-    """What ``stop`` computes in ``layer`` from the base run's residual stream and the change in it;
-    the base run's own values where nothing changed.
+    """What ``stop`` computes in ``layer`` from the base run's residual stream plus the change; the
+    base run's own values where nothing changed.
     """
     own, block = base[layer], weights.blocks[layer]
     changed = change.written.any(-1)[..., None]
@@ -276,7 +278,7 @@ def _received(
 
 
 def _layers(weights: PackedModel, stop: Stop, change: _Change) -> list[int]:
-    """Where ``stop`` comes after the change."""
+    """Layers at which ``stop`` comes after the change."""
     if stop.site == LOGITS:
         return [weights.cfg.n_layers - 1]
     first = change.mlp_from if stop.site == "mlp_out" else change.attention_from

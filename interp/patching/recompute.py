@@ -23,7 +23,7 @@ from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.model_check import check_agree
 from interp.patching.activations import ActivationCache, Prompts, metrics_of
 from interp.patching.changed_block import Sweep, changed_stream
-from interp.patching.grid import PatchGrid, WorkItems, concatenate, items_of, live
+from interp.patching.grid import PatchGrid, WorkItems, concatenate, items_of, prune
 from interp.patching.packed_weights import PackedModel
 from interp.patching.paste import differing, paste, pasted_values
 from interp.patching.sites import SITES
@@ -69,7 +69,7 @@ class Recompute:
 
     @torch.inference_mode()
     def scores_of(self, cache: ActivationCache) -> Float[np.ndarray, "metric fact"]:
-        """Metrics of a run left as it is."""
+        """Metrics of an unpatched run."""
         read = read_at(self.prompts)
         fact = torch.arange(len(read), device=read.device)
         resid = cache[-1]["resid_post"][fact[:, None], read]
@@ -85,8 +85,7 @@ class Recompute:
         *,
         max_bytes: float = 1e9,
     ) -> Iterator[tuple[WorkItems, Float[np.ndarray, "metric item"]]]:
-        """Metrics of every item that can differ from the base run, in portions, in no particular
-        order.
+        """Metrics of every item that can differ from the base run, in portions, in arbitrary order.
 
         Args:
             may_differ: False where the two runs differ by rounding at most.
@@ -100,7 +99,7 @@ class Recompute:
             waiting = _items_by_entry(sweep, together, may_differ)
             for entry in range(n_layers + 1):
                 items = concatenate(waiting.pop(entry, []))
-                items, at = live(items, grid, entry, n_layers, n_prompt, n_total)
+                items, at = prune(items, grid, entry, n_layers, n_prompt, n_total)
                 n_window = n_total[items.fact] - at.argmax(1)
                 for part in self._portions(n_window, n_value[items.fact], max_bytes):
                     yield items[part], _patched(sweep, self.prompts, entry, items[part], at[part])
@@ -109,8 +108,8 @@ class Recompute:
     def _portions(
         self, n_window: Int[np.ndarray, " item"], n_read: Int[np.ndarray, " item"], max_bytes: float
     ) -> Iterator[Int[np.ndarray, " part"]]:
-        """Items in pieces that are much alike and hold at most ``tokens_at_once``, or what fits
-        into memory.
+        """Items in portions of similar size that hold at most ``tokens_at_once`` tokens, or what
+        fits into memory.
         """
         n_pos, n_value = self.prompts.tokens.shape[1], int(self.prompts.n_value.max())
         most = tokens_at_once(self.weights.embedding.device)
@@ -133,13 +132,15 @@ def tokens_at_once(device: torch.device) -> int:
 
 
 def item_size(cfg: DecoderConfig, n_pos: int, n_value: int) -> tuple[int, int]:
-    """Numbers that an item takes while it is computed: of each of its tokens, and beside them."""
+    """Numbers that a work item takes while it is computed: per token, and in addition."""
     token = 2 * cfg.d_mlp + 12 * cfg.d_model + 3 * cfg.n_heads * n_pos
     return token, 6 * n_pos * cfg.d_model + 3 * n_value * cfg.d_vocab
 
 
 def read_at(prompts: Prompts) -> Int[Tensor, "fact value_token"]:
-    """Positions that predict each fact's value tokens; the last again for shorter values."""
+    """Positions that predict each fact's value tokens; the last position repeats for shorter
+    values.
+    """
     slots = torch.arange(int(prompts.n_value.max()), device=prompts.n_value.device)
     slots = torch.minimum(slots, prompts.n_value[:, None] - 1)
     return prompts.n_prompt[:, None] - 1 + slots
@@ -149,9 +150,9 @@ def read_at(prompts: Prompts) -> Int[Tensor, "fact value_token"]:
 def check_same_logits(
     model: HookedDecoder, recompute: Recompute, cache: ActivationCache, n: int = 2
 ) -> None:
-    """Raises a ValueError unless the logits of a clean run's ``cache``, where they are read, are
-    those of the model's own forward, on ``n`` of the facts at even distances. Takes a forward pass
-    of those prompts.
+    """Raises a ValueError unless the logits of a clean run's ``cache`` equal those of the model's
+    own forward pass at the positions that are read, on ``n`` evenly spaced facts. Takes one forward
+    pass of those prompts.
     """
     read = read_at(recompute.prompts)
     fact = torch.linspace(0, len(read) - 1, min(n, len(read)), device=read.device).long()
@@ -163,7 +164,7 @@ def check_same_logits(
 
 @dataclass(frozen=True)
 class _Recorder:
-    """A tap that keeps activations."""
+    """A tap that records activations."""
 
     names: Collection[str]
     layer: dict[str, Tensor] = field(default_factory=dict)
@@ -199,7 +200,7 @@ def _items_by_entry(
 def _patched(
     sweep: Sweep, prompts: Prompts, entry: int, items: WorkItems, at: Bool[np.ndarray, "item pos"]
 ) -> Float[np.ndarray, "metric item"]:
-    """Metrics of items whose changes, ``at``, join at layer ``entry``."""
+    """Metrics of items whose changed positions ``at`` enter the stream at layer ``entry``."""
     device = sweep.weights.embedding.device
     row, pos = (torch.from_numpy(x).to(device) for x in at.nonzero())
     fact = torch.from_numpy(items.fact).to(device)
@@ -237,7 +238,9 @@ def _first_layer(
     changed: tuple[Tensor, Tensor, Tensor],
     dest: Int[Tensor, "item dest"],
 ) -> Float[Tensor, "item dest d_model"]:
-    """The layer at which items join: queries, keys and values are new at the changes only."""
+    """The layer at which items enter: queries, keys and values are new at the changed positions
+    only.
+    """
     block, base = sweep.weights.blocks[layer], sweep.base[layer]
     row, pos, stream = changed
     q, k, v = block.heads(stream, sweep.weights.turn_at(pos))
@@ -260,7 +263,7 @@ def _later_layer(
     dest: Int[Tensor, "item dest"],
     tap: Tap,
 ) -> Float[Tensor, "item dest d_model"]:
-    """A layer all of whose inputs in the window are new; it answers at ``dest``."""
+    """A layer whose inputs are all new in the window; its output is computed at ``dest``."""
     weights, block, base = sweep.weights, sweep.weights.blocks[layer], sweep.base[layer]
     resid = tap("resid_pre", resid)
     if dest is window:
@@ -278,8 +281,8 @@ def _later_layer(
 
 
 class _Paster:
-    """A tap of one layer that makes the changes of items that go on there, and holds what is
-    frozen. All items have one site.
+    """A tap for one layer that applies the patches of items that continue there, and holds frozen
+    activations. All items have one site.
     """
 
     def __init__(
@@ -332,7 +335,9 @@ class _Paster:
         self.n_pasted += len(at)
 
     def _places(self, name: str, on: Bool[Tensor, " change"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Row and slot in the activation of each change that is made, and which these are."""
+        """Row and slot in the activation of each change that is made, and the indices of these
+        changes.
+        """
         is_here = self.at[name in _ON_WINDOW][self.row] == self.pos[:, None]
         at = (is_here.any(1) & on).nonzero()[:, 0]
         return self.row[at], is_here[at].int().argmax(1), at

@@ -1,4 +1,4 @@
-"""Every site that can be patched, one entry each, and what patching needs to know of it.
+"""Every site that can be patched, one entry each, with all that patching needs to know about it.
 
 A site is an activation of the block (a name that its tap is called with) and which part of it is
 changed together. A new site is one entry of ``SITES``. Imports no torch, so that figures can read
@@ -45,7 +45,7 @@ class Site:
 
     @property
     def is_table(self) -> bool:
-        """The activation has a value for each destination and source, not one a token."""
+        """Whether the activation has a value per destination and source, not one per token."""
         return self.activation in ("attn_scores", "pattern")
 
     @property
@@ -53,7 +53,7 @@ class Site:
         return "{}" in self.hook
 
     def n_parts(self, cfg: object, n_neurons: int) -> int:
-        """How many parts a layer has; neurons come in groups of ``n_neurons``."""
+        """The number of parts per layer; neurons come in groups of ``n_neurons``."""
         if self.part == "key_value_head":
             return cfg.n_key_value_heads or cfg.n_heads
         return {"": 1, "head": cfg.n_heads, "neuron": cfg.d_mlp // n_neurons}[self.part]
@@ -166,7 +166,7 @@ SITES = {
 
 
 def names_of(**wanted: object) -> list[str]:
-    """Sites whose attributes are as ``wanted``."""
+    """Names of the sites whose attributes equal ``wanted``."""
     return [
         name
         for name, site in SITES.items()
@@ -175,10 +175,10 @@ def names_of(**wanted: object) -> list[str]:
 
 
 def activations_of(sites: Collection[str]) -> set[str]:
-    """What a run must record for ``sites`` to be replaced by it."""
+    """Activations that a run must record so that ``sites`` can be replaced by it."""
     return {SITES[site].activation for site in sites if not SITES[site].cut}
 
 
 def default_sites(*, parallel: bool) -> Sequence[str]:
-    """Those patched where none are named; parallel blocks have no resid_mid."""
+    """The sites patched if none are named; parallel blocks have no resid_mid."""
     return [name for name in names_of(by_default=True) if not (parallel and name == "resid_mid")]

@@ -37,7 +37,7 @@ class Linear:
     def __call__(
         self, x: Float[Tensor, "*cell in"], *, gelu: bool = False
     ) -> Float[Tensor, "*cell out"]:
-        """With ``gelu`` the exact GELU of the product."""
+        """The product; with ``gelu`` its exact GELU."""
         add_flops(2 * x.numel() * len(self.weight))
         if self.packed is None:
             out = F.linear(x, self.weight, self.bias)

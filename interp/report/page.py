@@ -1,5 +1,5 @@
-"""Paragraphs, tables and figures in, one self-contained HTML page out, by the templates beside this
-file, which escape every text; the same input gives the same page.
+"""Builds a self-contained HTML page from paragraphs, tables and figures. The templates beside this
+file escape every text; the same input gives the same page.
 """
 
 import re
@@ -19,7 +19,7 @@ from interp.results.store import repeats_in
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text; ``style`` is empty, ``lead`` or ``note``."""
+    """A paragraph; ``style`` is empty, ``lead`` or ``note``."""
 
     text: str
     style: str = ""
@@ -38,14 +38,14 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Prose:
-    """A template of its own with the values that it names."""
+    """A template of its own, with the values that it uses."""
 
     template: str
     values: Mapping[str, object] = field(default_factory=dict)
 
 
 class Entry(NamedTuple):
-    """A name in bold and what follows it."""
+    """A name in bold and the text that follows it."""
 
     name: str
     text: str
@@ -56,8 +56,8 @@ Cell = str | Sequence[Entry]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under heads, if there are any. The last cell of a row that is shorter than the heads
-    spans the columns that are left.
+    """Rows under column heads, if there are any. The last cell of a row with fewer cells than heads
+    spans the remaining columns.
     """
 
     heads: Sequence[str]
@@ -72,7 +72,7 @@ class Table:
 @dataclass(frozen=True)
 class Plot:
     """A figure. A click on a point whose ``customdata`` is a text that begins with # goes to that
-    place of the page.
+    place on the page.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Section:
 
 
 def page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
-    """HTML page that needs nothing else: plotly.js stands in it once."""
+    """A complete HTML page, which contains plotly.js once."""
     template = _templates().get_template("page.html.j2")
     plotly = Markup(get_plotlyjs())
     return template.render(title=title, lead=lead, sections=sections, plotly=plotly)
@@ -132,7 +132,7 @@ def anchor(heading: str) -> str:
 
 
 def repeated_weights_note(results: Mapping[str, xr.Dataset]) -> list[Block]:
-    """Which of the checkpoints share weights that should differ; empty if none do."""
+    """A note on checkpoints that share weights which should differ; empty if there are none."""
     repeats = dict.fromkeys(str(x) for result in results.values() for x in repeats_in(result))
     return [Bullets(list(repeats), "warning", "Check these checkpoints:")] if repeats else []
 

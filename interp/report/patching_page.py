@@ -93,7 +93,7 @@ def _at_common_steps(results: Results) -> Results:
 
 
 def _average(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the mean over attributes on people trained on."""
+    """Rows of the mean over attributes, on people trained on."""
     if missing := {"split", "attribute", "step", "loss", "accuracy"} - set(metrics.columns):
         raise ValueError(f"metrics has no column {min(missing)!r}; give a run's metrics")
     average = metrics[(metrics.split == "train") & (metrics.attribute == "average")]

@@ -46,7 +46,9 @@ def _direction(way: dict[str, xr.Dataset]) -> str:
 
 
 def _places(result: xr.Dataset) -> dict[str, list[str]]:
-    """Sets of positions, by name, whose strongest patch is told; of an edge, its destinations."""
+    """Sets of positions, by name, for which the strongest patch is reported; for an edge, its
+    destinations.
+    """
     labels = [str(x) for x in result[_axis(result)].values]
     if result.attrs["by"] == "pos":
         return {"at any position": labels}

@@ -1,4 +1,4 @@
-"""Which questions a folder of results answers, in the order they were asked.
+"""Which questions a folder of results answers, in the order in which they were asked.
 
 ``manifest.json`` says it, so that no file time does: a copied folder is read alike. Each entry
 names a question, its sites, and the checkpoint that the run had at each step when it was last
@@ -19,7 +19,7 @@ _NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A question, and which results answer it."""
+    """A question, and the results that answer it."""
 
     question: dict
     """As ``Request.question`` gives it."""
@@ -44,13 +44,13 @@ class Entry:
         return file_name({**self.question, "step": step, "site": site, "checkpoint": checkpoint})
 
     def asks_as(self, other: "Entry") -> bool:
-        """Whether both ask the same, be it of two trainings of the run."""
+        """Whether both ask the same question, possibly of two trainings of the run."""
         asked, wanted = self.question | {"run": ""}, other.question | {"run": ""}
         return asked == wanted
 
 
 def read_manifest(folder: Path) -> list[Entry] | None:
-    """The questions asked, newest last; None where nothing was recorded.
+    """The recorded questions, newest last; None where nothing was recorded.
 
     Raises:
         ValueError: manifest.json is damaged.
@@ -104,6 +104,6 @@ def record_requests(
 
 
 def _without(entry: Entry, new: Entry) -> Entry:
-    """``entry`` with only those checkpoints that ``new`` has not."""
+    """``entry`` with only those checkpoints that ``new`` does not have."""
     kept = entry.checkpoints.items() - new.checkpoints.items()
     return replace(entry, checkpoints=dict(sorted(kept)))

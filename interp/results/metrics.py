@@ -32,7 +32,7 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
 
 
 def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
-    """``of_metric`` of facts with twins."""
+    """``of_metric`` for facts with twins; raises a ValueError for others."""
     values = of_metric(result, "first_logprob")
     if values.corrupted.isnull().all():
         raise ValueError(
@@ -98,16 +98,17 @@ def interval(
 
 
 def distinguishable(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataArray:
-    """Whether clean and corrupted run can be told apart (``statistics.runs_differ``), so that there
-    is a difference of which a share can be recovered.
+    """Whether the clean and the corrupted run can be told apart (``statistics.runs_differ``), so
+    that there is a difference of which a share can be recovered.
     """
     values = _with_gap(result, metric)
     return xr.apply_ufunc(runs_differ, values.clean - values.corrupted, input_core_dims=[["fact"]])
 
 
 def moved(result: xr.Dataset, metric: str = "logit_diff") -> xr.Dataset:
-    """How far patching moved the run, with ``interval``'s bounds: 0 = as unpatched, 1 = as the run
-    patched from. When denoising it is the share recovered, when noising the share lost.
+    """How far patching moved the run, with ``interval``'s bounds: 0 = like the unpatched run, 1 =
+    like the run patched from. When denoising it is the share recovered, when noising the share
+    lost.
     """
     shares = interval(result, metric)
     if result.attrs["direction"] == "denoising":

@@ -1,5 +1,5 @@
-"""Checkpoints that share weights which should differ: a fault of public suites, where files of a
-step are at times another step's.
+"""Checkpoints that share weights which should differ: a fault of public suites, in which a step's
+files are sometimes those of another step.
 """
 
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Repeat:
-    """Checkpoints that share weights which should differ; ``str`` says it in a line."""
+    """Checkpoints that share weights which should differ; ``str`` gives it in one line."""
 
     steps: tuple[int, ...]
     tensors: tuple[str, ...]
@@ -23,9 +23,9 @@ class Repeat:
 
 
 def repeated_weights(tensors: dict[int, dict[str, str]]) -> list[Repeat]:
-    """Steps whose weights are identical as a whole; and steps that share tensors which changed at
-    another step: in between, or, of matrices, at any (a vector in bf16 can stay as it is for a
-    while). Tensors that never change are taken for frozen.
+    """Steps whose weights are all identical, and steps that share tensors which changed at another
+    step: in between or, for matrices, at any (a vector in bf16 can stay the same for a while).
+    Tensors that never change are taken to be frozen.
 
     Args:
         tensors: by step, then by name, as ``interp.model.checkpoint_io.tensor_digests`` gives them.

@@ -39,7 +39,7 @@ class Request:
 
     @property
     def question(self) -> dict:
-        """The request without step, site and checkpoint: results of one question are one curve."""
+        """The request without step, site and checkpoint: results of one question form one curve."""
         return question_of(asdict(self))
 
     @property
@@ -57,7 +57,7 @@ def question_of(recorded: dict) -> dict:
 
 
 def file_name(recorded: dict) -> str:
-    """Name of the file of a recorded request's result: step, site, and a digest of all."""
+    """File name of a recorded request's result: step, site, and a digest of the request."""
     digest = sha256(canonical(recorded).encode()).hexdigest()[:10]
     return f"step-{recorded['step']:06d}.{recorded['site']}.{digest}.nc"
 

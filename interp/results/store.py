@@ -1,4 +1,4 @@
-"""Results on disk: one netCDF file a request, reused when the request is the same.
+"""Results on disk: one netCDF file per request, reused when the request is the same.
 
 A file's name tells step and site, and a digest of the request, which its attribute ``request``
 holds in full. Its attribute ``checksum`` is of all that the file holds, so that a changed byte is
@@ -45,8 +45,8 @@ def write_result(folder: Path, request: Request, result: xr.Dataset, made_by: di
 
 
 def checksum(result: xr.Dataset) -> str:
-    """Digest of a result's variables, coordinates and attributes but for its own; the same in
-    memory and read back from a file, which holds whole numbers in 32 bits and booleans in 8.
+    """Digest of a result's variables, coordinates and attributes except the digest itself; the same
+    in memory and read from a file, which holds integers in 32 bits and booleans in 8.
     """
     attrs = {name: value for name, value in result.attrs.items() if name != "checksum"}
     digest = hashlib.sha256(_plain(attrs).encode())
@@ -70,7 +70,7 @@ def _listed(value: object) -> object:
 
 
 def open_result(path: Path) -> xr.Dataset:
-    """A result file in memory.
+    """The data set in a result file.
 
     Raises:
         ValueError: the file is damaged, or was changed since it was written.
@@ -86,8 +86,8 @@ def open_result(path: Path) -> xr.Dataset:
 
 
 def read_folder(folder: Path) -> dict[str, xr.Dataset]:
-    """Results of the newest question in ``folder``, joined along ``step``, by site. Those of
-    another training of the run are left out, which a warning says.
+    """Results of the newest question in ``folder``, joined along ``step``, by site. Results of
+    another training of the run are left out, with a warning.
 
     Raises:
         FileNotFoundError: no such folder, or no results in it.
@@ -164,7 +164,7 @@ def _joined(results: dict[str, dict[int, xr.Dataset]]) -> dict[str, xr.Dataset]:
 def read_other_direction(
     folder: Path, results: dict[str, xr.Dataset] | xr.DataTree
 ) -> dict[str, xr.Dataset] | None:
-    """The same question's results of the other direction on the same checkpoints; None unless all
+    """Results of the same question in the other direction on the same checkpoints; None unless all
     of them are in ``folder``.
     """
     other: dict[str, dict[int, xr.Dataset]] = {}
@@ -207,6 +207,6 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
 
 
 def repeats_in(result: xr.Dataset) -> list[Repeat]:
-    """``repeated_weights`` of the checkpoints that a result with ``step`` is of."""
+    """``repeated_weights`` of the checkpoints in a result with ``step``."""
     tensors = json.loads(result.attrs.get("tensors", "{}"))
     return repeated_weights({int(step): of for step, of in tensors.items()} if tensors else {})

@@ -1,4 +1,6 @@
-"""Patching over training: the same facts and sites at every checkpoint, finished ones reused."""
+"""Patching over training: the same facts and sites at every checkpoint; finished results are
+reused.
+"""
 
 import json
 import warnings
@@ -57,7 +59,7 @@ def patch_suite(
     on_step: OnStep = lambda n_done: None,
     **options,
 ) -> xr.DataTree:
-    """A node a site, each a ``patch`` result with a leading ``step``.
+    """A tree with one node per site, each a ``patch`` result with a leading ``step``.
 
     Args:
         sites: all that the model has by default.
@@ -115,8 +117,8 @@ def patch_suite(
 def check_sweep(
     suite: Suite, facts: FactSet, steps: Sequence[int], sites: Sequence[str], how: Intervention
 ) -> list[str]:
-    """The sites of a sweep over ``steps`` of a suite, all of which can be patched so on ``facts``;
-    reads no weights.
+    """The sites of a sweep over ``steps`` of a suite, after a check that all of them can be patched
+    on ``facts``; reads no weights.
 
     Raises:
         ValueError: they can't.
@@ -135,7 +137,7 @@ def check_sweep(
 
 
 def checked_tensors(suite: Suite, steps: Sequence[int]) -> dict[int, dict[str, str]]:
-    """``Suite.tensor_digests`` by step; weights that steps share but should not are warned of.
+    """``Suite.tensor_digests`` by step; warns of weights that steps share but should not.
 
     Raises:
         ValueError: a checkpoint is damaged, or a weight is not finite.
@@ -198,7 +200,7 @@ def over_checkpoints(
 def _requests(
     suite: Suite, steps: Sequence[int], names: Sequence[str], compute: Compute, **asked
 ) -> dict[tuple[int, str], Request]:
-    """By step and name."""
+    """Requests by step and name."""
     computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
     shared = asked | {
         "run": sha256(canonical(suite.run).encode()).hexdigest(),
@@ -221,9 +223,7 @@ def _is_replaced(suite: Suite, step: int, checkpoint: str) -> bool:
 def _stored(
     folder: Path, requests: dict[tuple[int, str], Request]
 ) -> tuple[dict[int, dict[str, xr.Dataset]], list[tuple[int, list[str]]]]:
-    """Results that are there, by step and name; and of each step the names of those that are
-    missing.
-    """
+    """Stored results by step and name, and for each step the names of missing ones."""
     done: dict[int, dict[str, xr.Dataset]] = {step: {} for step, _ in requests}
     missing: dict[int, list[str]] = {}
     for (step, name), request in requests.items():
@@ -240,7 +240,7 @@ def _of_weights(results: dict[str, xr.Dataset], tensors: str) -> dict[str, xr.Da
 
 
 def digest_of(facts: FactSet) -> str:
-    """Digest of all that a fact set is: prompts, answers, roles, names of roles and texts."""
+    """Digest of everything in a fact set: prompts, answers, roles, role names and texts."""
     digest = sha256()
     for name, value in vars(facts).items():
         if isinstance(value, torch.Tensor):
@@ -253,7 +253,7 @@ def digest_of(facts: FactSet) -> str:
 
 
 def _plain(made_from: dict) -> dict:
-    """``made_from`` as JSON has it."""
+    """``made_from`` with plain JSON types."""
     try:
         return json.loads(json.dumps(made_from, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -272,7 +272,7 @@ def _computed(
     workers: int,
     on_step: OnStep,
 ) -> Iterator[tuple[int, dict[str, xr.Dataset]]]:
-    """Results of each step's names, as they are finished."""
+    """Results of each step's names, as they finish."""
     if workers == 1 or len(work) < 2:
         for n_done, (step, names) in enumerate(work, 1):
             yield step, compute(suite, step, names)

@@ -2,7 +2,7 @@
 2503.21676, section 2 and Fig. M).
 
 Over the values of one attribute, with p the model's distribution at the position before a value
-token: loss = Σ tokens −ln p(token) ÷ number of values (nats a value); accuracy = share of values
+token: loss = Σ tokens −ln p(token) ÷ number of values (nats per value); accuracy = share of values
 with every token the argmax; max_probability and entropy = means over value tokens of max p and −Σ p
 ln p.
 """
@@ -29,8 +29,8 @@ def evaluate(
     reference: HookedDecoder | None = None,
     rows_at_once: int = 256,
 ) -> pd.DataFrame:
-    """One row an attribute and one for their average: attribute, loss, accuracy, max_probability,
-    entropy. With ``reference``, by its attention patterns.
+    """One row per attribute and one for their average: attribute, loss, accuracy, max_probability,
+    entropy. With ``reference``, the model uses that model's attention patterns.
     """
     tokens = _all_value_tokens(model, biographies, reference, rows_at_once)
     table = pd.concat(
@@ -49,7 +49,7 @@ def evaluate(
 def by_person(
     model: HookedDecoder, biographies: Biographies, *, rows_at_once: int = 256
 ) -> pd.DataFrame:
-    """One row a biography: person, and means over its values of loss and accuracy."""
+    """One row per biography: person, and means of loss and accuracy over its values."""
     tokens = _all_value_tokens(model, biographies, None, rows_at_once)
     table = _by_value(tokens).groupby("row").mean()
     return table.assign(person=biographies.people).reset_index(drop=True)
@@ -67,7 +67,7 @@ def _all_value_tokens(
     reference: HookedDecoder | None,
     rows_at_once: int,
 ) -> pd.DataFrame:
-    """One row a value token; ``row`` is the biography's."""
+    """One row per value token; ``row`` is that of the biography."""
     parts = []
     for first in range(0, len(biographies.lengths), rows_at_once):
         end = min(first + rows_at_once, len(biographies.lengths))

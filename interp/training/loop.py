@@ -56,7 +56,7 @@ def train(
     command: str = "",
     on_step: OnStep | None = None,
 ) -> Path:
-    """The finished run folder.
+    """Trains a run and returns its folder.
 
     Args:
         resume: go on from the newest checkpoint in ``out``; the weights end up as if there had been
@@ -97,7 +97,9 @@ def train(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Cosine from ``learning_rate`` at step 0 to ``final_learning_rate`` at ``n_steps``."""
+    """Learning rate at ``step``: a cosine from ``learning_rate`` at 0 to ``final_learning_rate`` at
+    ``n_steps``.
+    """
     share = 0.5 * (1 + cos(pi * step / config.n_steps))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
 
@@ -105,8 +107,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def make_step(
     config: TrainConfig, trainee: Trainee, reference: HookedDecoder | None = None
 ) -> Callable[[Biographies], Tensor]:
-    """A function that takes one optimizer step on a batch and returns its loss, nats a token; with
-    ``reference``, by its attention patterns.
+    """A function that takes one optimizer step on a batch and returns its loss, nats per token;
+    with ``reference``, the model uses that model's attention patterns.
     """
     model, optimizer = trainee.model, trainee.optimizer
     device = model.embed.weight.device
@@ -141,8 +143,8 @@ def make_step(
 
 
 def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``loss``, compiled once for batches of every length. Only sizes that do change are left open:
-    with all of them open the loops divide sizes over and over, and a step takes a quarter longer.
+    """``loss``, compiled once for batches of all lengths. Only sizes that change are dynamic: with
+    all of them dynamic, a step takes a quarter longer.
     """
     compiled = torch.compile(loss)
 
@@ -221,7 +223,7 @@ def _as_saved(model: HookedDecoder, dtype: torch.dtype) -> HookedDecoder:
 
 
 def read_reference(config: TrainConfig, tokenizer: Tokenizer) -> HookedDecoder | None:
-    """The model whose attention patterns a run uses; None if it uses its own.
+    """The model whose attention patterns a run uses; None if the run uses its own.
 
     Raises:
         FileNotFoundError, ValueError: no such run or checkpoint, or one of other tokens or another
@@ -253,7 +255,9 @@ def read_reference(config: TrainConfig, tokenizer: Tokenizer) -> HookedDecoder |
 
 
 def _settled(config: TrainConfig, out: Path, resume: bool) -> TrainConfig:
-    """With the precision that ``auto`` is here, or was when the run began."""
+    """The configuration with ``auto`` precision resolved: for this machine or, when resuming, as
+    the run began.
+    """
     if config.precision != "auto":
         return config
     if resume and (out / "run.json").is_file():

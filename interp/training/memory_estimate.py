@@ -1,10 +1,10 @@
-"""How much memory training takes at the least, so that sizes far beyond it are refused before
-anything is made.
+"""A lower bound on the memory that training takes, so that sizes far beyond the machine are refused
+before anything is allocated.
 
 Counted are fp32 weights, gradients and AdamW's two moments of the blocks' matrices; the largest
-activation of one batch of the shortest biographies, in two bytes a number; and of the population
-one pointer a value and one byte a template. A run takes several times as much: what is not refused
-need not fit.
+activation of one batch of the shortest biographies, in two bytes per number; and one pointer per
+value and one byte per template of the population. A run takes several times as much, so a run that
+is not refused may still not fit.
 """
 
 import os
@@ -40,7 +40,7 @@ def check_memory(config: TrainConfig) -> None:
 
 
 def least_bytes(config: TrainConfig) -> dict[str, int]:
-    """Bytes that weights, activations and people take at the least, by the fields that decide."""
+    """Lower bounds in bytes of weights, activations and people, by the fields that decide them."""
     c = config
     weights = c.n_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_mlp)
     activation = c.batch_size * _SHORTEST * max(3 * c.d_model, c.d_mlp)
@@ -55,7 +55,7 @@ def least_bytes(config: TrainConfig) -> dict[str, int]:
 
 
 def _wider(config: TrainConfig, times: int) -> str:
-    """The field that decides where ``times`` d_model is set against d_mlp."""
+    """The field that decides whether ``times`` d_model or d_mlp is the larger."""
     wide = times * config.d_model >= config.d_mlp
     return f"d_model {config.d_model}" if wide else f"d_mlp {config.d_mlp}"
 

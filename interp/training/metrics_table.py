@@ -1,4 +1,4 @@
-"""The rows of metrics.parquet: what a model knew at each checkpoint."""
+"""The rows of metrics.parquet: metrics of a model at each checkpoint."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,9 @@ COLUMNS = ("step", *_TEXTS, *_MEASURES, "learning_rate", "tokens_seen", "trainin
 
 
 class Metrics:
-    """The table of a run under training; ``losses`` are those of the batches since its last row."""
+    """The metrics table of a run in training; ``losses`` are those of the batches since its last
+    row.
+    """
 
     def __init__(
         self, config: TrainConfig, out: Path, texts: Texts, reference: HookedDecoder | None
@@ -35,7 +37,7 @@ class Metrics:
         self.losses: list[Tensor] = []
 
     def go_on_from(self, steps: list[int]) -> None:
-        """Forgets rows of other steps than these.
+        """Drops rows of steps other than these.
 
         Raises:
             ValueError: a row of these is missing, or there twice.
@@ -71,7 +73,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """A run's metrics.parquet.
+    """The table in a run's metrics.parquet.
 
     Raises:
         FileNotFoundError, ValueError: it is missing or damaged, has other columns, or is of

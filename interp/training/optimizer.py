@@ -1,4 +1,4 @@
-"""A model under training and its optimizer, as they begin."""
+"""A fresh model under training and its optimizer."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ LONGEST_BIOGRAPHY = 512
 
 @dataclass
 class Trainee:
-    """A model under training: what a checkpoint must hold to go on from it."""
+    """A model in training: what must be stored to resume it."""
 
     model: HookedDecoder
     optimizer: torch.optim.AdamW
@@ -42,7 +42,7 @@ def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:
 
 
 def make_optimizer(config: TrainConfig, model: HookedDecoder) -> torch.optim.AdamW:
-    """A fresh one; weight decay on matrices only."""
+    """A fresh AdamW; weight decay on matrices only."""
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     vectors = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [

@@ -1,4 +1,4 @@
-"""Batches of biographies as tensors: the real tokens only, and where they lie in rows."""
+"""Batches of biographies as tensors: the real tokens only, and their places in padded rows."""
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from interp.model.packed_attention import Ragged
 def to_ragged(
     biographies: Biographies, cfg: DecoderConfig, device: torch.device | str
 ) -> tuple[Int[Tensor, " token"], Ragged]:
-    """Tokens end to end, and their places in rows padded to the longest, for a model of shape
-    ``cfg``. The places are computed on ``device``: only tokens and lengths travel there.
+    """All tokens end to end, and their places in rows padded to the longest, for a model of shape
+    ``cfg``. The places are computed on ``device``, so that only tokens and lengths are copied
+    there.
     """
     tokens, lengths = (
         torch.from_numpy(x).to(device, non_blocking=True)
@@ -46,7 +47,7 @@ def to_ragged(
 
 
 def next_tokens(biographies: Biographies) -> tuple[np.ndarray, np.ndarray]:
-    """Target of each token, and 1 where there is one; the last token of a row has none."""
+    """The target of each token, and 1 where there is one; the last token of a row has none."""
     has_next = np.ones(len(biographies.tokens), np.float32)
     has_next[np.cumsum(biographies.lengths) - 1] = 0
     return np.roll(biographies.tokens, -1), has_next

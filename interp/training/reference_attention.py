@@ -19,7 +19,9 @@ from interp.model.packed_attention import Ragged, embed, mix, patterns
 def patched_hidden(
     model: HookedDecoder, reference: HookedDecoder, tokens: Int[Tensor, " token"], ragged: Ragged
 ) -> Float[Tensor, "token d_model"]:
-    """What ``model.unembed`` reads at each real token, by the attention of ``reference``."""
+    """The input of ``model.unembed`` at each real token, with the attention patterns of
+    ``reference``.
+    """
     resid, theirs = embed(model.embed.weight, tokens), reference.embed.weight[tokens]
     last = len(model.blocks) - 1
     for layer, (block, other) in enumerate(zip(model.blocks, reference.blocks)):
@@ -37,7 +39,7 @@ def _after(
     pattern: Float[Tensor, "batch_head dest src"],
     ragged: Ragged,
 ) -> Float[Tensor, "token d_model"]:
-    """The residual stream after a block whose patterns are given."""
+    """The residual stream after a block with given patterns."""
 
     def attention(normed: Tensor, tap: Tap) -> Tensor:
         return mix(block.attn.values(normed), pattern, ragged)

@@ -1,5 +1,5 @@
-"""The state from which training goes on: fp32 weights, both moments of the optimizer, and where it
-stands; no pickle. The newest checkpoint can be written again from it.
+"""The state from which training resumes: fp32 weights, both moments of the optimizer, and the step;
+no pickle. The newest checkpoint can be rewritten from it.
 """
 
 from collections.abc import Collection
@@ -39,7 +39,7 @@ def write_state(trainee: Trainee, folder: Path) -> None:
 
 
 def read_state(trainee: Trainee, folder: Path, *, steps: Collection[int]) -> None:
-    """Puts ``trainee`` where the state was written, at one of ``steps``.
+    """Restores the stored state into ``trainee``; its step must be one of ``steps``.
 
     Raises:
         ValueError: the file is damaged, or not the state of this run.
@@ -77,7 +77,7 @@ def read_state(trainee: Trainee, folder: Path, *, steps: Collection[int]) -> Non
 
 
 def mend_checkpoints(config: TrainConfig, out: Path, trainee: Trainee) -> None:
-    """Writes the checkpoint at the state's step again if it is missing or damaged.
+    """Rewrites the checkpoint at the state's step if it is missing or damaged.
 
     Raises:
         ValueError: an older one is, or one is of another shape.

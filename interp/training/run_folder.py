@@ -1,4 +1,4 @@
-"""What a run folder says of its run: run.json, population, tokenizer; read, checked, written."""
+"""Reading, checking and writing the files that describe a run: run.json, population, tokenizer."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def read_record(run: Path) -> dict:
-    """All of a run folder's run.json.
+    """The contents of a run folder's run.json.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or it can't be read.
@@ -62,7 +62,7 @@ def read_record(run: Path) -> dict:
 
 
 def _check_record(record: dict) -> None:
-    """Raises a ValueError unless run.json holds what ``begin`` writes, and nothing else."""
+    """Raises a ValueError unless run.json holds exactly what ``begin`` writes."""
     for name in dict.fromkeys((*_RECORDED, *record)):
         if name == "digests":  # older runs have none
             continue
@@ -91,7 +91,7 @@ def _check_record(record: dict) -> None:
 
 
 def read_population(config: TrainConfig, run: Path) -> pd.DataFrame:
-    """The people of a run that is gone on with.
+    """The population of a run that is resumed.
 
     Raises:
         FileNotFoundError, ValueError: the table is missing, damaged, or not of this configuration.
@@ -110,7 +110,7 @@ def read_population(config: TrainConfig, run: Path) -> pd.DataFrame:
 
 
 def check_recorded(path: Path) -> None:
-    """Raises a ValueError where a file of a run is not the one whose digest run.json records."""
+    """Raises a ValueError where the digest of a file differs from that recorded in run.json."""
     recorded = read_record(path.parent).get("digests", {}).get(path.name)
     if recorded and recorded != hashlib.sha256(path.read_bytes()).hexdigest():
         raise ValueError(
@@ -119,7 +119,7 @@ def check_recorded(path: Path) -> None:
 
 
 def is_begun(config: TrainConfig, out: Path, resume: bool) -> bool:
-    """Whether ``out`` holds such a run, to go on with.
+    """Whether ``out`` holds a run of this configuration that can be resumed.
 
     Raises:
         ValueError: it holds one that can't or mustn't be gone on with.
@@ -150,7 +150,7 @@ def is_begun(config: TrainConfig, out: Path, resume: bool) -> bool:
 def begin(
     config: TrainConfig, out: Path, people: pd.DataFrame, tokenizer: Tokenizer, command: str
 ) -> None:
-    """Writes what a run folder holds before its first checkpoint; run.json last."""
+    """Writes the files that a run folder has before its first checkpoint; run.json last."""
     weights = sampling_weights(config, config.n_steps - 1)
     people = people.assign(sampling_weight=np.pad(weights, (0, config.n_held_out)))
     files = tokenizer_files(tokenizer)
@@ -176,13 +176,13 @@ def digests(record: dict, files: dict[str, bytes]) -> dict[str, str]:
 
 
 def config_digest(config: dict) -> str:
-    """Of a training configuration, by which files of one run are told from another's."""
+    """Digest of a training configuration, which tells files of one run from those of another."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _check_free(out: Path, files: dict[str, bytes]) -> None:
-    """Raises a ValueError where beginning a run would replace a file: one that has other bytes than
-    ``files``, so that no interrupted begin of the same run left it.
+    """Raises a ValueError where beginning a run would replace a file whose contents differ from
+    ``files``; equal contents were left by an interrupted start of the same run.
     """
     later = [out / "metrics.parquet", out / "resume", *step_folders(out).values()]
     others = [path for path in later if path.exists() or path.is_symlink()]

@@ -1,5 +1,4 @@
-"""Many training runs, each in a folder of its own; finished ones are skipped, interrupted ones
-resumed.
+"""Many training runs, each in its own folder; finished ones are skipped, interrupted ones resumed.
 
 What is trained is a dict of configurations by name; where, an executor decides. Runs are
 independent, so any executor whose workers see the same folders will do: processes of this machine,
@@ -92,7 +91,7 @@ def _check(runs: dict[str, TrainConfig], out: str | Path, executor: Executor | N
 
 
 def is_done(folder: Path, config: TrainConfig) -> bool:
-    """Whether ``folder`` holds such a run at its end, with the checkpoints that are to be kept.
+    """Whether ``folder`` holds this run, finished, with the checkpoints that it should keep.
 
     Raises:
         ValueError: it holds one of another configuration; one that has ended without them; or one
@@ -162,7 +161,7 @@ def _report_step(on_step: OnStep, name: str, n_steps: int, step: int, loss: torc
 
 
 def newest_step(folder: Path) -> int:
-    """Step of the newest checkpoint in a run folder; 0 before there is one."""
+    """Step of the newest checkpoint in a run folder; 0 if there is none."""
     return max(step_folders(folder), default=0) if folder.is_dir() else 0
 
 
@@ -178,6 +177,6 @@ def _train(
 
 
 def _in_words(error: BaseException) -> str:
-    """The error in one line: a user's as it is, any other with its type."""
+    """An error in one line: a user error as it is, any other with its type."""
     said = isinstance(error, (ValueError, FileNotFoundError))
     return " ".join((str(error) if said else f"{type(error).__name__}: {error}").split())

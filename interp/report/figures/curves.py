@@ -72,7 +72,7 @@ def effect_over_training(
 def training_curves(
     metrics: pd.DataFrame, no_knowledge_baseline: float, phases: Phases
 ) -> go.Figure:
-    """Attribute loss and accuracy over training, of people trained on and of held-out people, with
+    """Attribute loss and accuracy over training, on people trained on and on held-out people, with
     baseline and phases.
     """
     figure = make_subplots(
@@ -136,7 +136,7 @@ def _strongest(
     results: dict[str, xr.Dataset], metric: str, n_cells: int
 ) -> list[tuple[str, xr.Dataset]]:
     """The ``n_cells`` patches with the largest mean effect over the later half of training, at most
-    four per site; steps at which clean and corrupted run can't be told apart are left out.
+    four per site; steps at which the clean and the corrupted run cannot be told apart are left out.
     """
     found = []
     for site, result in results.items():
@@ -171,7 +171,7 @@ def band(
 
 
 def shade_plateau(figure: go.Figure, phases: Phases | None) -> None:
-    """A grey band over all panels, named in the first."""
+    """A grey band over the plateau in all panels, labelled in the first."""
     if phases and phases.plateau_start < phases.plateau_end:
         figure.add_vrect(
             phases.plateau_start, phases.plateau_end, fillcolor="#999", opacity=0.15, line_width=0

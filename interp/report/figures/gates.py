@@ -1,4 +1,4 @@
-"""Denoising against noising: which patches are enough, and which are needed."""
+"""Denoising against noising: which patches are sufficient, and which activations are necessary."""
 
 import plotly.graph_objects as go
 import xarray as xr

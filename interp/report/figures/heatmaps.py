@@ -49,8 +49,8 @@ def patch_heatmaps(
     other: dict[str, xr.Dataset] | None = None,
     metric: str = "logit_diff",
 ) -> go.Figure:
-    """``patch_heatmap`` of several sites side by side under one slider; with ``other``, the same
-    sites' results in the other direction, each beside its counterpart.
+    """``patch_heatmap`` of several sites side by side under one slider; with ``other``, each beside
+    the same site's result in the other direction.
     """
     results = by_site(results)
     panels = []
@@ -156,7 +156,7 @@ def _panels(site: str, result: xr.Dataset, metric: str) -> list[tuple[str, xr.Da
 
 
 def _first_and_later_stops(shares: xr.DataArray) -> xr.DataArray:
-    """Axes ``layer`` and, where two stops or more have layers, ``to`` for all but the first."""
+    """Axes ``layer`` and, where two or more stops have layers, ``to`` for all but the first."""
     stops: dict[str, list[str]] = {}
     for dim in map(str, shares.dims):
         if match := _STOPS.fullmatch(dim):
@@ -178,7 +178,7 @@ def _first_and_later_stops(shares: xr.DataArray) -> xr.DataArray:
 
 
 def _stop_names(names: list[str], place: tuple) -> str:
-    """Such as ``L0H1``, or ``L0H1 L2`` of two stops."""
+    """Names of stops such as ``L0H1``, or ``L0H1 L2`` for two stops."""
     text = ""
     for name, value in zip(names, place):
         kind = name.split("_")[0]
@@ -187,12 +187,14 @@ def _stop_names(names: list[str], place: tuple) -> str:
 
 
 def _panel_height(values: xr.DataArray) -> int:
-    """Pixels; a row for each of many heads."""
+    """Height in pixels; one row for each head."""
     return max(148, 15 * values.sizes["layer"])
 
 
 def _label_axes(figure: go.Figure, values: xr.DataArray, place: dict[str, int]) -> None:
-    """Said outright, since a frame of missing values alone would leave the axes without any."""
+    """Sets axis labels explicitly, because a frame with missing values only would leave the axes
+    without any.
+    """
     labels = [str(x) for x in values[values.dims[-1]].values]
     heads = values.layer.dtype.kind not in "iu"
     figure.update_yaxes(

@@ -55,12 +55,12 @@ def by_site(results: dict[str, xr.Dataset] | xr.DataTree) -> dict[str, xr.Datase
 
 
 def site_label(site: str) -> str:
-    """The site in words, such as ``MLP output``; of a path ``z → logits``."""
+    """The site in words, such as ``MLP output``; for a path ``z → logits``."""
     return SITES[site].label if site in SITES else site.replace("-", " → ")
 
 
 def site_heading(site: str) -> str:
-    """Of the site's section on a page; empty if it is shown layer by position beside others."""
+    """Heading of the site's section on a page; empty if the site is shown beside others."""
     if "-" in site:
         return f"Along the path {site_label(site)}"
     if site in SITES and not SITES[site].part and not SITES[site].is_edge:
@@ -69,12 +69,12 @@ def site_heading(site: str) -> str:
 
 
 def site_explanation(site: str) -> str:
-    """What the figure of the site's section shows; empty if its heading says it."""
+    """What the figure in the site's section shows; empty if its heading says it."""
     return _PATH if "-" in site else _HEADINGS.get(site, ("", ""))[1]
 
 
 def components(results: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Results of sites other than residual streams; all of them, if there are no others."""
+    """Results of sites other than the residual stream; all of them if there are no others."""
     others = {site: result for site, result in results.items() if not site.startswith("resid")}
     return others or results
 
@@ -101,7 +101,9 @@ def cell_label(site: str, place: dict) -> str:
 def title_of(
     text: str, result: xr.Dataset, metric: str, other: dict[str, xr.Dataset] | None = None
 ) -> dict:
-    """Title of a figure: what it shows; under it the patch, the metric, n, what 0 and 1 mean."""
+    """Title of a figure: what it shows, and below it the patch, the metric, n, and the meaning of 0
+    and 1.
+    """
     n, denoising = result.sizes["fact"], result.attrs["direction"] == "denoising"
     how = f"{_done(result)}; {metric}; n = {n} facts; "
     how += "0 = corrupted, 1 = clean" if denoising else "0 = clean, 1 = corrupted"

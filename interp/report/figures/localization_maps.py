@@ -11,8 +11,8 @@ from interp.statistics import margin
 
 
 def lost_over_training(table: pd.DataFrame, mechanism: str) -> go.Figure:
-    """Share lost without each component at a mechanism, over training; a dot where it is named.
-    Rows: components that are named at some step, or have a share of 0.1 at the last.
+    """Share lost without each component for a mechanism, over training; a dot where the component
+    is named. Rows: components that are named at some step, or have a share of 0.1 at the last.
     """
     mine = table[(table.mechanism == mechanism) & (table.attribute == "all")]
     mine = mine[mine.kind.isin(["head", "mlp"])]
@@ -62,7 +62,7 @@ def lost_over_training(table: pd.DataFrame, mechanism: str) -> go.Figure:
 
 
 def lost_by_attribute(table: pd.DataFrame, mechanism: str) -> go.Figure:
-    """The same at the last step, by attribute."""
+    """Share lost without each component at the last step, by attribute."""
     last = table[(table.step == table.step.max()) & (table.mechanism == mechanism)]
     last = last[last.kind.isin(["head", "mlp"])]
     last = last.assign(label=last.component + " at " + last.place)
@@ -101,8 +101,8 @@ def lost_by_attribute(table: pd.DataFrame, mechanism: str) -> go.Figure:
 def shares(
     panels: dict[str, xr.DataArray], title: str, subtitle: str, *, of_effect: bool
 ) -> go.Figure:
-    """Heat maps side by side, on one scale: of shares of an effect, which may be negative or more
-    than 1, centred on 0; of accuracies from 0 to 1.
+    """Heat maps side by side on one scale: shares of an effect, which may be negative or above 1,
+    centred on 0; accuracies from 0 to 1.
 
     Args:
         panels: (layer, site, role) each.
