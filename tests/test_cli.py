@@ -78,7 +78,7 @@ def test_help_has_an_example_and_no_words_of_pythons(name):
 
 
 def test_a_run_is_trained_patched_and_reported(tmp_path):
-    code, said, _ = run_typed("interp-train", "--preset", "tiny", "--out", tmp_path / "run", *QUICK)
+    code, said, _ = run("interp-train", "--preset", "tiny", "--out", tmp_path / "run", *QUICK)
     assert code == 0 and "next: interp-patch --ckpt" in said
     command = json.loads((tmp_path / "run" / "run.json").read_text())["command"]
     assert command.startswith("interp-train --preset tiny --out ")
@@ -98,7 +98,7 @@ def test_a_run_is_trained_patched_and_reported(tmp_path):
     assert code == 0 and str(tmp_path / "run" / "report.html") in said
     assert len(list(results.glob("*.nc"))) == 3
 
-    code, *_ = run_typed("interp-report", "--results", results, "--out", tmp_path / "again.html")
+    code, *_ = run("interp-report", "--results", results, "--out", tmp_path / "again.html")
     pages = [(tmp_path / name).read_text() for name in ("run/report.html", "again.html")]
     assert code == 0 and pages[0] == pages[1]
     assert "interp-patch --ckpt" in pages[0] and "Training curves" in pages[0]

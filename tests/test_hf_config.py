@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from interp.model import hf_config
+from interp.model import gpt_neox, hf_config
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
+from interp.model.gpt_neox import GPT_NEOX
 
 SMALL = dict(
     vocab_size=13,
@@ -147,15 +148,15 @@ def test_keys_without_effect_leave_the_logits_of_transformers_as_they_are(tmp_pa
 
 
 def test_a_key_that_is_left_out_counts_as_in_transformers():
-    theirs, defaults = GPTNeoXConfig(), {**hf_config.SIZES, **hf_config.OTHERS}
+    theirs, defaults = GPTNeoXConfig(), {**GPT_NEOX.sizes, **GPT_NEOX.others}
     assert {key: getattr(theirs, key) for key in defaults} == defaults
-    assert theirs.rope_parameters == hf_config.ROTARY
+    assert theirs.rope_parameters == gpt_neox.ROTARY
 
 
 def test_every_key_that_transformers_writes_is_known():
     written = GPTNeoXConfig().to_dict().keys()
     assert written <= {
-        *hf_config.SIZES, *hf_config.OTHERS, *hf_config.WITHOUT_EFFECT, "rope_parameters"
+        *GPT_NEOX.sizes, *GPT_NEOX.others, *hf_config.WITHOUT_EFFECT, "rope_parameters"
     }  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def test_the_engines_logits_are_the_models_own_in_every_precision(model, facts, 
 
 def test_a_forward_that_computes_something_else_is_noticed_by_its_logits(model, facts, monkeypatch):
     monkeypatch.setattr(
-        "interp.model.decoder.F.gelu", lambda x: nn.functional.silu(1.702 * x) / 1.702
+        "interp.model.decoder.F.gelu", lambda x, **_: nn.functional.silu(1.702 * x) / 1.702
     )
     with pytest.raises(ValueError, match=r"the model's own forward gives logits up to .* away"):
         patch(model, facts, site="z")

@@ -52,6 +52,8 @@ def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*
     with GPT-NeoX's pairing); dimensions beyond the rotated ones stay.
     """
     n_rotary = 2 * turn.cos.shape[-1]
+    if not n_rotary:  # learned positions
+        return x
     cos, sin = turn.cos.to(x.dtype), turn.sin.to(x.dtype)
     pairs = x[..., :n_rotary].unflatten(-1, (2, -1))
     if torch.is_grad_enabled() or torch.compiler.is_compiling():

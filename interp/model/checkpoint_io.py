@@ -1,8 +1,8 @@
-"""A checkpoint on disk is an ordinary Hugging Face GPT-NeoX folder: ``config.json`` and
+"""A checkpoint on disk is an ordinary Hugging Face folder: ``config.json`` and
 ``model.safetensors``.
 
-``HookedDecoder`` keeps GPT-NeoX's own weight shapes, so the format is a renaming, and Pythia's
-folders load as well.
+Ours are GPT-NeoX's, whose layout a ``HookedDecoder`` keeps. Folders of other ``FAMILIES`` are read,
+not written.
 """
 
 import hashlib
@@ -14,40 +14,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interp.files import write_bytes, write_json
+from interp.files import read_json, write_bytes, write_json
 from interp.model.checkpoint_folder import check_files
 from interp.model.decoder import DecoderConfig, HookedDecoder
-from interp.model.hf_config import neox_config, read_decoder_config
+from interp.model.families import FAMILIES
+from interp.model.gpt_neox import GPT_NEOX, neox_config
+from interp.model.hf_config import Family, decoder_config, family_of
 from interp.model.tensor_file import check_digests, digest_of, opened, read_tensors, to_bytes
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_RENAMES = (  # ours, GPT-NeoX's
-    ("blocks.", "gpt_neox.layers."),
-    ("ln1.", "input_layernorm."),
-    ("ln2.", "post_attention_layernorm."),
-    ("attn.qkv.", "attention.query_key_value."),
-    ("attn.out.", "attention.dense."),
-    ("mlp.up.", "mlp.dense_h_to_4h."),
-    ("mlp.down.", "mlp.dense_4h_to_h."),
-    ("ln_final.", "gpt_neox.final_layer_norm."),
-    ("unembed.", "embed_out."),
-)
 
 
 def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) -> None:
     """Writes ``model`` to ``folder``, replacing what is there; a kill leaves no half-written folder
     under that name.
     """
+    config = neox_config(model.cfg)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         weights = {
-            _neox_name(name): weight.detach().to("cpu", dtype)
+            GPT_NEOX.their_name(name): weight.detach().to("cpu", dtype)
             for name, weight in model.state_dict().items()
         }
         write_bytes(temporary / "model.safetensors", to_bytes(weights, {"format": "pt"}))
-        write_json(temporary / "config.json", neox_config(model.cfg))
+        write_json(temporary / "config.json", config)
         replaced = folder.with_name(f".{folder.name}.old.{os.getpid()}.tmp")
         if folder.exists():
             folder.rename(replaced)
@@ -66,19 +58,24 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
         ValueError: the config or the weights are damaged, incomplete, not supported, or don't
             belong together; a weight is not finite.
     """
-    cfg = check_checkpoint(folder, device=device)
+    cfg, family, tied = _checked(folder, device)
     with torch.device("meta"):
         model = HookedDecoder(cfg)
-    stored = _stored_shapes(cfg)
-    weights = {
-        name: torch.zeros(weight.shape, dtype=torch.float32, device=device)
-        for name, weight in model.state_dict().items()
-        if name not in stored
-    }
-    path = folder / "model.safetensors"
+    weights, path = {}, folder / "model.safetensors"
     for name, tensor in read_tensors(path).items():
-        if not _is_old_buffer(name):
-            weights[_our_name(name)] = _finite(path, name, tensor).to(device)
+        if not family.buffers.fullmatch(name):
+            ours, weight = family.our_name(name), _finite(path, name, tensor)
+            weights[ours] = family.to_ours(ours, weight, cfg).to(device)
+    if tied:
+        embedding = weights["embed.weight"]
+        if not weights.setdefault("unembed.weight", embedding.clone()).equal(embedding):
+            raise ValueError(
+                f"{path} has an output layer that is not the embedding, config.json says that it is"
+                " (tie_word_embeddings); they don't belong together"
+            )
+    for name, weight in model.state_dict().items():
+        if name not in weights:  # biases that the config leaves out
+            weights[name] = torch.zeros(weight.shape, dtype=torch.float32, device=device)
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -90,38 +87,53 @@ def check_checkpoint(folder: Path, *, device: str = "cpu") -> DecoderConfig:
     Raises:
         FileNotFoundError, ValueError: as ``read_checkpoint``, but for values of weights.
     """
+    return _checked(folder, device)[0]
+
+
+def _checked(folder: Path, device: str) -> tuple[DecoderConfig, Family, bool]:
+    """``check_checkpoint``'s config, its family, and whether the unembedding is the embedding."""
     check_files(folder)
-    cfg = read_decoder_config(folder / "config.json", device=device)
+    given, path = read_json(folder / "config.json"), folder / "config.json"
+    family = family_of(given, path, FAMILIES)
+    cfg = decoder_config(given, path, family, device=device)
     path = folder / "model.safetensors"
     with opened(path) as file:
-        names = [name for name in file.keys() if not _is_old_buffer(name)]  # noqa: SIM118, not a dict
-        slices = {name: file.get_slice(name) for name in names}
-        stored = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
-    _check_tensors(path, stored, cfg)
-    return cfg
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        stored = {
+            name: (tuple(x.get_shape()), x.get_dtype())
+            for name, x in slices.items()
+            if not family.buffers.fullmatch(name)
+        }
+    tied = given.get("tie_word_embeddings", family.others["tie_word_embeddings"])
+    _check_tensors(path, stored, cfg, family, optional={"unembed.weight"} if tied else set())
+    return cfg, family, tied
 
 
 def _check_tensors(
-    path: Path, stored: dict[str, tuple[tuple[int, ...], str]], cfg: DecoderConfig
+    path: Path,
+    stored: dict[str, tuple[tuple[int, ...], str]],
+    cfg: DecoderConfig,
+    family: Family,
+    optional: set[str],
 ) -> None:
     """Raises a ValueError unless a file's names, shapes and types are those of ``cfg``."""
     for name in stored:
-        if not name.startswith(("gpt_neox.", "embed_out.", "lm_head.")):
-            inside = re.search(r"(?<=\.)(gpt_neox|embed_out|lm_head)\.", name)
+        if name.partition(".")[0] not in family.roots:
+            inside = re.search(rf"(?<=\.)({'|'.join(family.roots)})\.", name)
             what = (
                 "of a wrapped model (by torch.compile or DataParallel); save the one inside, whose "
                 f"weight is called {name[inside.start() :]}"
                 if inside
-                else "which no GPTNeoXForCausalLM has; save the whole model, its output layer too"
+                else f"which no {family.architecture} has; save the whole model, output layer too"
             )
             raise ValueError(f"{path} holds {name}, {what}")
-    n_layers = len({_layer_of(name) for name in stored} - {None})
+    n_layers = len({at[1] for name in stored if (at := family.layer.match(name))})
     if n_layers != cfg.n_layers:  # before anything is made of that size
         raise ValueError(
             f"{path} has the weights of {n_layers} layers, config.json says {cfg.n_layers}; they "
             "don't belong together"
         )
-    shapes, found = _stored_shapes(cfg), [_our_name(name) for name in stored]
+    shapes, found = _stored_shapes(cfg, family), [family.our_name(name) for name in stored]
     for ours, (name, (shape, dtype)) in zip(found, stored.items()):
         if shape != shapes.get(ours):
             implied = f"shape {shapes[ours]}" if ours in shapes else "no such weight"
@@ -133,15 +145,15 @@ def _check_tensors(
             raise ValueError(
                 f"{path}: {name} is of type {dtype}; only {', '.join(_FLOATS)} can be loaded"
             )
-    if missing := shapes.keys() - set(found):
+    if missing := shapes.keys() - set(found) - optional:
         raise ValueError(
             f"{path} is incomplete: {len(missing)} weights are missing, "
-            f"{_neox_name(min(missing))} first; copy it again"
+            f"{family.their_name(min(missing))} first; copy it again"
         )
-    if len(found) > len(shapes):
+    if len(found) > len(set(found)):
         twice = next(name for name in found if found.count(name) > 1)
         raise ValueError(
-            f"{path} has {_neox_name(twice)} twice, under two names; delete one of them"
+            f"{path} has {family.their_name(twice)} twice, under two names; delete one of them"
         )
 
 
@@ -168,19 +180,19 @@ def tensor_digests(folder: Path) -> dict[str, str]:
     with opened(path) as file:
         for name in file.keys():  # noqa: SIM118, not a dict
             tensor = file.get_tensor(name)
-            if not _is_old_buffer(name):
+            if not any(family.buffers.fullmatch(name) for family in FAMILIES.values()):
                 _finite(path, name, tensor)
             digests[name] = digest_of(tensor)
         check_digests(path, digests, file.metadata() or {})
     return digests
 
 
-def _stored_shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def _stored_shapes(cfg: DecoderConfig, family: Family) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights that a file of this config holds, by our names."""
     with torch.device("meta"):
         weights = HookedDecoder(cfg).state_dict()
     return {
-        name: tuple(weight.shape)
+        name: family.stored_shape(name, tuple(weight.shape))
         for name, weight in weights.items()
         if cfg.attention_bias or not name.endswith(("attn.qkv.bias", "attn.out.bias"))
     }
@@ -195,29 +207,3 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
             "this one again"
         )
     return weight
-
-
-def _is_old_buffer(name: str) -> bool:
-    """Whether a tensor is a buffer of older GPT-NeoX files, which follows from the config."""
-    buffers = r"attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
-    return re.fullmatch(rf"gpt_neox\.layers\.[0-9]+\.{buffers}", name) is not None
-
-
-def _layer_of(name: str) -> str | None:
-    found = re.match(r"gpt_neox\.layers\.([0-9]+)\.", name)
-    return found[1] if found else None
-
-
-def _our_name(name: str) -> str:
-    name = name.replace("lm_head.", "embed_out.").replace("gpt_neox.embed_in.", "embed.")
-    for ours, theirs in _RENAMES:
-        name = name.replace(theirs, ours)
-    return name
-
-
-def _neox_name(name: str) -> str:
-    if name == "embed.weight":
-        return "gpt_neox.embed_in.weight"
-    for ours, theirs in _RENAMES:
-        name = name.replace(ours, theirs)
-    return name

@@ -2,13 +2,14 @@
 
 Its blocks hold weights and hook points; what is computed with them is written in ``block``. One
 implementation, three uses: training runs it silently on the real tokens of a batch (``hidden``),
-hooked runs fire every ``HookPoint`` (``forward``), and the patching engine runs it at a few
-positions, with a tap of its own. Pre-LayerNorm, rotary positions, exact GELU.
+hooked runs fire every ``HookPoint`` (``forward``), and patching runs it at a few positions, with a
+tap of its own. Pre-LayerNorm, rotary or learned positions, GELU.
 """
 
 import re
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +56,10 @@ class DecoderConfig:
     ln_eps: float = 1e-5
     attention_bias: bool = True
     """Without, a checkpoint has no biases of attention; the model holds zeros for them."""
+    learned_positions: bool = False
+    """Positions have embeddings, added to those of tokens; queries and keys are not rotated."""
+    gelu: Literal["none", "tanh"] = "none"
+    """How the GELU is approximated, as PyTorch names it."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -63,7 +68,8 @@ class DecoderConfig:
                 f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one "
                 "of them"
             )
-        if self.n_rotary % 2 or not 0 < self.n_rotary <= self.d_head:
+        even = self.n_rotary % 2 == 0 and 0 < self.n_rotary <= self.d_head
+        if not even and not self.learned_positions:
             raise ValueError(
                 f"rotary positions need an even number of dimensions up to {self.d_head}, got "
                 f"{self.n_rotary}"
@@ -75,6 +81,8 @@ class DecoderConfig:
 
     @property
     def n_rotary(self) -> int:
+        if self.learned_positions:
+            return 0
         return self.d_head if self.rotary_dim is None else self.rotary_dim
 
     @property
@@ -93,6 +101,8 @@ class HookedDecoder(HookedRootModule):
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model)
         self.hook_embed = HookPoint()
+        if cfg.learned_positions:
+            self.pos_embed, self.hook_pos_embed = nn.Embedding(cfg.n_ctx, cfg.d_model), HookPoint()
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.ln_final = LayerNorm(cfg)
         self.unembed = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
@@ -106,6 +116,8 @@ class HookedDecoder(HookedRootModule):
                 f"{self.cfg.n_ctx}; shorten them"
             )
         resid = self.hook_embed(self.embed(tokens))
+        if self.cfg.learned_positions:
+            resid = resid + self.hook_pos_embed(self.pos_embed.weight[: tokens.shape[1]])
         return self.unembed(self.ln_final(self.from_layer(resid, 0)))
 
     def from_layer(
@@ -123,6 +135,8 @@ class HookedDecoder(HookedRootModule):
         """The input of ``unembed`` at each real token of a batch. The fast path of training: hook
         points of blocks do not fire.
         """
+        if self.cfg.learned_positions:
+            raise ValueError("batches of biographies need a model with rotary positions")
         resid = embed(self.embed.weight, tokens)
         for block in self.blocks:
             resid = run_block(block, resid, partial(block.attn.packed, ragged=ragged), silent)
@@ -201,7 +215,7 @@ class Block(nn.Module):
     def neurons(
         self, normed: Float[Tensor, "*cell d_model"], tap: Tap
     ) -> Float[Tensor, "*cell d_mlp"]:
-        return F.gelu(tap("mlp_pre", self.mlp.up(normed)))
+        return F.gelu(tap("mlp_pre", self.mlp.up(normed)), approximate=self.mlp.gelu)
 
 
 class LayerNorm(nn.Module):
@@ -262,6 +276,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
+        self.gelu = cfg.gelu
         self.up = nn.Linear(cfg.d_model, cfg.d_mlp)
         self.down = nn.Linear(cfg.d_mlp, cfg.d_model)
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from interp.model.attention import softmax, split_output_weight, weigh
 from interp.patching.activations import ActivationCache
@@ -63,7 +62,9 @@ def changed_stream(
 def _after(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor, "change d_model"]:
     """The residual stream after the block, or before it for sites that are there."""
     base, source, name = sweep.base[layer], sweep.source[layer], site.activation
-    if name in ("embed", "resid_pre", "resid_post"):
+    if name == "embed":
+        return sweep.weights.at_positions(source[name][at.fact, at.pos], at.pos)
+    if name in ("resid_pre", "resid_post"):
         return source[name][at.fact, at.pos]
     block = sweep.weights.blocks[layer]
     mid = base["resid_pre" if block.parallel else "resid_mid"][at.fact, at.pos]
@@ -91,7 +92,7 @@ def _mlp_out(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor,
         fact, pos = at.fact[here], at.pos[here]
         new, old = (x[name][fact, pos, units] for x in (source, base))
         if name == "mlp_pre":
-            new, old = F.gelu(new), F.gelu(old)
+            new, old = (sweep.weights.blocks[layer].activated(x) for x in (new, old))
         out[here] += (new - old) @ weight[:, units].mT
     return out
 

@@ -20,7 +20,7 @@ class PackedBlock:
     """
 
     def __init__(self, block: Block) -> None:
-        self.parallel, self.n_heads = block.parallel, block.attn.n_heads
+        self.parallel, self.n_heads, self.gelu = block.parallel, block.attn.n_heads, block.mlp.gelu
         self.ln1, self.ln2 = block.ln1.unhooked, block.ln2.unhooked
         weight, bias = (
             split_qkv_weight(x, self.n_heads).flatten(1, 2)
@@ -56,8 +56,12 @@ class PackedBlock:
     def neurons(self, normed: Float[Tensor, "*cell d_model"], tap: Tap) -> Tensor:
         """Activations of the MLP's neurons."""
         if "mlp_pre" in getattr(tap, "names", ()):
-            return F.gelu(tap("mlp_pre", self.up(normed)))
-        return self.up(normed, gelu=True)  # in one operation
+            return self.activated(tap("mlp_pre", self.up(normed)))
+        return self.up(normed, gelu=self.gelu)  # in one operation
+
+    def activated(self, pre: Float[Tensor, "*cell neuron"]) -> Float[Tensor, "*cell neuron"]:
+        """Neurons after the non-linearity."""
+        return F.gelu(pre, approximate=self.gelu)
 
     def mlp(self, mid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         """``mlp_out`` from the residual stream that the MLP reads."""
@@ -71,10 +75,18 @@ class PackedModel:
     cfg: DecoderConfig
     blocks: list[PackedBlock]
     embedding: Float[Tensor, "d_vocab d_model"]
+    positions: Float[Tensor, "pos d_model"] | None
+    """What is added to token embeddings, if positions are learned."""
     ln_final: Callable[[Tensor], Tensor]
     unembed: Linear
     turn: Rotation
     """Of every position that is used."""
+
+    def at_positions(
+        self, embedded: Float[Tensor, "*cell d_model"], pos: Int[Tensor, "*cell"]
+    ) -> Float[Tensor, "*cell d_model"]:
+        """The residual stream before the first block, given token embeddings."""
+        return embedded if self.positions is None else embedded + self.positions[pos]
 
     def logits(self, resid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_vocab"]:
         """Logits of the last residual stream."""
@@ -97,6 +109,7 @@ def pack(model: HookedDecoder, n_pos: int) -> PackedModel:
         model.cfg,
         [PackedBlock(block) for block in model.blocks],
         weight.detach(),
+        model.pos_embed.weight.detach() if model.cfg.learned_positions else None,
         model.ln_final.unhooked,
         Linear(model.unembed.weight),
         Rotation(*(table.to(weight.dtype) for table in turn)),

@@ -61,6 +61,7 @@ class Recompute:
             tap = _Recorder(RECORDED | set(names))
             if not cache:
                 tap.layer["embed"] = resid
+                resid = weights.at_positions(resid, dest)
             resid = tap("resid_pre", resid)
             z = attend(*block.heads(resid, turn, tap), dest, tap)
             resid = after_attention(block, resid, z, tap)

@@ -35,14 +35,14 @@ class Linear:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight) if packable else None
 
     def __call__(
-        self, x: Float[Tensor, "*cell in"], *, gelu: bool = False
+        self, x: Float[Tensor, "*cell in"], *, gelu: str | None = None
     ) -> Float[Tensor, "*cell out"]:
-        """The product; with ``gelu`` its exact GELU."""
+        """The product; with ``gelu`` (none or tanh, as PyTorch approximates it) its GELU."""
         add_flops(2 * x.numel() * len(self.weight))
         if self.packed is None:
             out = F.linear(x, self.weight, self.bias)
-            return F.gelu(out) if gelu else out
-        after = ("gelu", [], "none") if gelu else ("none", [], "")
+            return out if gelu is None else F.gelu(out, approximate=gelu)
+        after = ("none", [], "") if gelu is None else ("gelu", [], gelu)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *after)
 
 
