@@ -184,7 +184,7 @@ def test_a_model_read_without_attention_biases_is_written_with_zeros(tmp_path):
         ({"rope_theta": 500.0}, "key 'rope_theta'"),
         ({"quantization_config": {"bits": 8}}, "key 'quantization_config'"),
         ({"x" * 99: "<b>" * 99}, "is unknown for gpt_neox"),
-        ({"model_type": "gpt2"}, "model_type is 'gpt2', and only gpt_neox can be loaded"),
+        ({"model_type": "mamba"}, "model_type is 'mamba', and only gpt_neox, gpt2 can be loaded"),
         ({"model_type": None}, "model_type is None"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; only gelu"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True; only false"),
