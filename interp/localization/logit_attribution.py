@@ -65,7 +65,8 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     weights, device = Weights(model), model.embed.weight.device
     layers = range(model.cfg.n_layers)
     sites = ("attn.hook_z", "hook_mlp_out")
-    names = ["hook_embed", *(f"blocks.{i}.{site}" for i in layers for site in sites)]
+    first = "blocks.0.hook_resid_pre"  # with what positions add
+    names = [first, *(f"blocks.{i}.{site}" for i in layers for site in sites)]
     logits, cache = model.run_with_cache(facts.clean.to(device), names_filter=names)
     row = torch.arange(len(facts), device=device)
     at = facts.lengths.to(device) - 1
@@ -79,7 +80,7 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     bias = torch.stack([weights.attention_bias(i) for i in layers])
     last = widened(logits[row, at])
     parts = {
-        "embed": ("fact", (at_final["hook_embed"] * towards).sum(-1)),
+        "embed": ("fact", (at_final[first] * towards).sum(-1)),
         "head": (
             ("layer", "head", "fact"),
             einsum(z, out, towards, "l fact h d, l h o d, fact o -> l h fact"),
