@@ -1,4 +1,4 @@
-"""Figures with our curves on the left and the paper's on the right, each in its own units."""
+"""Figures of studies: our curves on the left, the paper's on the right, each in its own units."""
 
 from textwrap import wrap
 
@@ -32,8 +32,8 @@ def beside_paper(
     title: str,
     here: str,
     there: str,
-    x: tuple[str, str],
-    y: str,
+    x: tuple[str, str] = ("optimizer step", "optimizer step"),
+    y: str = "attribute loss (nats per value)",
     legend: str,
     names: dict | None = None,
     log_y: bool = True,
@@ -85,6 +85,12 @@ def beside_paper(
         legend2={"x": 0.87, "title": "paper", **_LEGEND},
     )
     return figure
+
+
+def with_title(figure: go.Figure, title: str, note: str, **layout: object) -> go.Figure:
+    """The figure with its title, a note in small letters below it, and ``layout``."""
+    text = {"text": f"{title}<br><sup>{note}</sup>", "x": 0.02}
+    return figure.update_layout(title=text, template="simple_white", font=FONT, **layout)
 
 
 def _add(

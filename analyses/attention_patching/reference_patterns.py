@@ -149,8 +149,6 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             title="Loss of models trained by the attention of a reference",
             here=shape,
             there="paper, figure 3, 64k people, one seed",
-            x=("optimizer step",) * 2,
-            y="attribute loss (nats per value)",
             legend="step of the reference",
             baselines=baselines,
         ),

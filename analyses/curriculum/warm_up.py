@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import paper
-from analyses.beside_paper import across_seeds, beside_paper
+from analyses.beside_paper import across_seeds, beside_paper, with_title
 from analyses.curriculum import CurriculumConfig
 from analyses.studies import Study, curves, difference, outcomes, paired, trained, variants
 from interp.config import TrainConfig
@@ -94,8 +94,6 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             title="Loss on all people, by how many are sampled in the warm-up",
             here=f"{shape}, warm-up of {best.warmup_steps:.0f} steps",
             there="paper, figure I, 64k people, 8k steps, warm-up of 1.5k",
-            x=("optimizer step",) * 2,
-            y="attribute loss (nats per value)",
             legend="people in the warm-up",
             baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
@@ -117,20 +115,16 @@ def _grid(cells: pd.DataFrame, base: TrainConfig) -> go.Figure:
             colorbar={"title": "nats per value"},
         )
     )
-    figure.update_layout(
-        title={
-            "text": "Final attribute loss by warm-up<br><sup>"
-            f"{base.n_people} people, {base.n_steps} steps, n = 1 seed a cell; blue is better than "
-            f"uniform sampling, {uniform.loss:.2f}</sup>",
-            "x": 0.02,
-        },
+    return with_title(
+        figure,
+        "Final attribute loss by warm-up",
+        f"{base.n_people} people, {base.n_steps} steps, n = 1 seed per cell; blue is better than "
+        f"uniform sampling, {uniform.loss:.2f}",
         xaxis={"title": "steps of the warm-up", "type": "category"},
-        yaxis={"title": "people in it", "type": "category"},
-        template="simple_white",
+        yaxis={"title": "people in the warm-up", "type": "category"},
         width=720,
         height=460,
     )
-    return figure
 
 
 def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import paper
-from analyses.beside_paper import across_seeds, beside_paper
+from analyses.beside_paper import across_seeds, beside_paper, with_title
 from analyses.options import StudyConfig
 from analyses.studies import (
     Study,
@@ -31,7 +31,6 @@ from analyses.studies import (
 )
 from interp.config import TrainConfig
 from interp.data.batches import evaluation_set, sampling_weights
-from interp.report.figures.labels import FONT
 from interp.suite import load_suite
 from interp.training.evaluation import by_person
 from interp.training.run_many import OnStep
@@ -161,8 +160,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
         "Curves and skew": beside_paper(
             across_seeds(lines, series="power_law", x="step", y="loss"), best,
             title="Loss over training, by skew", here=f"here, {middle} people, {shape}",
-            there="paper, figure G, 64k people, 8k steps", x=("optimizer step",) * 2,
-            y="attribute loss (nats per value)", legend="α",
+            there="paper, figure G, 64k people, 8k steps", legend="α",
             baselines=(lines.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
         "Curves and celebrities": beside_paper(
@@ -172,7 +170,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             here=f"here, {famous.n_people.iloc[0]} people, "
             f"{famous.celebrities.max()} of them celebrities, {shape}",
             there="paper, figure H, 64k people, 4k celebrities, 8k steps",
-            x=("optimizer step",) * 2, y="attribute loss (nats per value)", legend="weight",
+            legend="weight",
             baselines=(famous.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
         "Accuracy by frequency": _by_frequency(tables["distributions_by_frequency"], middle),
@@ -219,22 +217,17 @@ def _by_frequency(table: pd.DataFrame, n_people: int) -> go.Figure:
                 hovertemplate="%{x:.0f} biographies: %{y:.3f} of the values, %{customdata} people",
             )
         )
-    figure.update_layout(
-        title={
-            "text": "What is known of people, by how often they were met<br><sup>"
-            f"{n_people} people in bins of equal width, {shown.n_steps.max()} steps; means over "
-            f"n = {shown.seed.nunique()} (seeds); uniform sampling: all alike</sup>",
-            "x": 0.02,
-        },
+    return with_title(
+        figure,
+        "Accuracy on people, by how often they were sampled",
+        f"{n_people} people in bins of equal width, {shown.n_steps.max()} steps; means over n = "
+        f"{shown.seed.nunique()} (seeds); uniform sampling: all alike",
         xaxis={"title": "biographies per person, expected, whole training", "type": "log"},
         yaxis={"title": "attribute accuracy (share of values)", "range": [-0.02, 1.02]},
         legend={"title": "exponent α"},
-        template="simple_white",
-        font=FONT,
         width=760,
         height=460,
     )
-    return figure
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:

@@ -11,13 +11,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import paper
-from analyses.beside_paper import across_seeds, beside_paper
+from analyses.beside_paper import across_seeds, beside_paper, with_title
 from analyses.options import StudyConfig
 from analyses.studies import Study, curves, in_words, outcomes, sample_in_words, trained, variants
 from interp.config import TrainConfig
 from interp.dynamics.plateau import format_step
 from interp.dynamics.power_law import power_law
-from interp.report.figures.labels import FONT
 from interp.training.run_many import OnStep
 
 SIZES = {
@@ -124,8 +123,6 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             title="The larger the population, the longer the plateau",
             here=f"here, batch {base.batch_size}, {sample_in_words(found.seed.nunique())}",
             there="paper, figure C, one seed, batch 128",
-            x=("optimizer step",) * 2,
-            y="attribute loss (nats per value)",
             legend="people",
             baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE),
         ),
@@ -152,26 +149,21 @@ def _law(ends: pd.DataFrame, laws: pd.DataFrame) -> go.Figure:
                     name=f"{whose}, {_formula(law)}",
                 )
             )  # fmt: skip
-    figure.update_layout(
-        title={
-            "text": "When the plateau ends<br><sup>"
-            f"{ends.plateau_end.notna().sum()} runs here, {len(points)} means of 5 seeds in the "
-            "paper (figure 2); intervals 95 %</sup>",
-            "x": 0.02,
-        },
+    return with_title(
+        figure,
+        "When the plateau ends",
+        f"{ends.plateau_end.notna().sum()} runs here, {len(points)} means of 5 seeds in the paper "
+        "(figure 2); intervals 95 %",
         xaxis={"type": "log", "title": "people", "exponentformat": "SI"},
         yaxis={
             "type": "log",
             "title": "end of the plateau (optimizer steps)",
             "exponentformat": "SI",
         },
-        template="simple_white",
-        font=FONT,
         width=900,
         height=520,
         legend={"x": 0.02, "y": 0.98},
     )
-    return figure
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:

@@ -43,8 +43,6 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             title="Loss on new sentences in random order, by how facts were told",
             here=f"here, {base.n_people} people, n = 1 seed",
             there="paper, figure A, 64k people, one seed",
-            x=("optimizer step",) * 2,
-            y="attribute loss (nats per value)",
             legend="templates per person and attribute",
             baselines=(known.baseline.mean(), paper.NO_KNOWLEDGE),
         )
