@@ -172,7 +172,7 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
     code, *_ = run("interp-patch", *arguments, "--direction", "both")
     assert code == 0 and len(list((copy / "results" / "patching").glob("*.nc"))) == 2
     page = (copy / "report.html").read_text()
-    assert "Enough, or needed" in page
+    assert "Sufficient, or necessary" in page
     again = copy / "again.html"
     code, *_ = run("interp-report", "--results", copy / "results" / "patching", "--out", again)
     assert code == 0 and again.read_text() == page

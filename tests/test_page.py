@@ -222,9 +222,9 @@ def test_both_directions_stand_side_by_side_with_what_is_enough_and_what_is_need
     denoised = {"attn_out": sweep(SHARES, {0: 0, 100: 6})}
     noised = {"attn_out": sweep(1 - SHARES / 2, {0: 0, 100: 6}, direction="noising")}
     page = build_report(denoised, other=noised, title="t")
-    assert "Enough, or needed" in headings(page)
+    assert "Sufficient, or necessary" in headings(page)
     assert "(attn_out), denoising" in page and "(attn_out), noising" in page
-    assert "Enough, or needed" not in headings(build_report(denoised, title="t"))
+    assert "Sufficient, or necessary" not in headings(build_report(denoised, title="t"))
 
 
 def table_heads(page):

@@ -138,7 +138,7 @@ def _over_all_sites(results: Results, other: Results | None, found: Phases | Non
     sections = []
     if other is not None:
         figure = Plot("enough-and-needed", enough_and_needed(results, other))
-        sections.append(Section("Enough, or needed", [Paragraph(_BOTH_DIRECTIONS), figure]))
+        sections.append(Section("Sufficient, or necessary", [Paragraph(_BOTH_DIRECTIONS), figure]))
     if next(iter(results.values())).sizes["step"] > 1:
         figure = Plot("over-training", effect_over_training(results, phases=found))
         sections.append(Section("When", [Paragraph(_OVER_TRAINING), figure]))

@@ -36,7 +36,7 @@ def enough_and_needed(
     )  # fmt: skip
     span = {"range": [-0.35, 1.25], "zeroline": True, "zerolinecolor": "#ccc"}
     figure.update_layout(
-        title={**title_of("Enough, or needed?", first, metric, other)},
+        title={**title_of("Sufficient, or necessary?", first, metric, other)},
         xaxis={"title": "share recovered (denoising): enough", **span},
         yaxis={"title": "share lost (noising): needed", "scaleanchor": "x", **span},
         height=620,
