@@ -25,6 +25,7 @@ ORDER = [
     "suite",
     "patching",
     "localization",
+    "attribution",
     "dynamics",
     "results",
     "report",
@@ -38,6 +39,7 @@ FORBIDDEN = {
     "report": {"torch", "transformer_lens"},
     "patching": {"plotly"},
     "localization": {"plotly"},
+    "attribution": {"plotly"},
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

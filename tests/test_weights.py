@@ -29,8 +29,8 @@ def test_what_heads_and_neurons_write_adds_up_to_what_the_model_makes(given, fac
     for layer in range(3):
         at = f"blocks.{layer}."
         read = weights.attention_norm(layer, cache[at + "hook_resid_pre"])
-        v = torch.einsum("bpm,hdm->bphd", read, weights.head_values(layer))
-        v = v + weights.head_value_biases(layer)
+        v = torch.einsum("bpm,hdm->bphd", read, weights.head_inputs(layer, "v"))
+        v = v + weights.head_input_biases(layer, "v")
         torch.testing.assert_close(v, cache[at + "attn.hook_v"])
         z, neurons = cache[at + "attn.hook_z"], cache[at + "mlp.hook_post"]
         out = torch.einsum("bphd,hmd->bpm", z, weights.head_outputs(layer))

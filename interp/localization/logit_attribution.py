@@ -117,8 +117,8 @@ def copying(model: HookedDecoder, facts: FactSet) -> xr.DataArray:
         of_layers = []
         for layer in range(model.cfg.n_layers):
             read = weights.attention_norm(layer, weights.embedding()[values])
-            heads = einsum(read, weights.head_values(layer), "given m, h d m -> h given d")
-            heads = heads + weights.head_value_biases(layer)[:, None]
+            heads = einsum(read, weights.head_inputs(layer, "v"), "given m, h d m -> h given d")
+            heads = heads + weights.head_input_biases(layer, "v")[:, None]
             logits = einsum(
                 heads,
                 weights.head_outputs(layer),

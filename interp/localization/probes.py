@@ -227,8 +227,8 @@ def _written_by(
     weights: Weights, layer: int, head: int, streams: Float[Tensor, "*cell d_model"]
 ) -> Float[Tensor, "*cell d_model"]:
     """A head's output if it attended only to one residual stream."""
-    values = weights.attention_norm(layer, streams) @ weights.head_values(layer)[head].mT
-    values = values + weights.head_value_biases(layer)[head]
+    values = weights.attention_norm(layer, streams) @ weights.head_inputs(layer, "v")[head].mT
+    values = values + weights.head_input_biases(layer, "v")[head]
     return values @ weights.head_outputs(layer)[head].mT
 
 

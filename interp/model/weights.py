@@ -6,17 +6,18 @@ them without more rounding.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.model.attention import split_output_weight, split_qkv_weight
+from interp.model.attention import rotate, rotation, split_output_weight, split_qkv_weight
 from interp.model.decoder import HookedDecoder, LayerNorm
 
-_VALUES = 2
-"""Of queries, keys and values."""
+HeadInput = Literal["q", "k", "v"]
+_KINDS = ("q", "k", "v")
 
 
 def widened(x: Tensor) -> Tensor:
@@ -36,11 +37,18 @@ class Weights:
         """The input of a layer's attention, given a residual stream."""
         return _normalised(self.model.blocks[layer].ln1, resid)
 
-    def head_values(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        return widened(self._qkv(layer, "weight")[_VALUES])
+    def head_inputs(self, layer: int, kind: HeadInput) -> Float[Tensor, "head d_head d_model"]:
+        """The weights that make every head's queries, keys or values, before rotation."""
+        return widened(self._qkv(layer, "weight")[_KINDS.index(kind)])
 
-    def head_value_biases(self, layer: int) -> Float[Tensor, "head d_head"]:
-        return widened(self._qkv(layer, "bias")[_VALUES])
+    def head_input_biases(self, layer: int, kind: HeadInput) -> Float[Tensor, "head d_head"]:
+        return widened(self._qkv(layer, "bias")[_KINDS.index(kind)])
+
+    def rotated(
+        self, x: Float[Tensor, "*cell pos head d_head"]
+    ) -> Float[Tensor, "*cell pos head d_head"]:
+        """Queries or keys of positions 0, 1, ..., rotated to them."""
+        return rotate(x, rotation(torch.arange(x.shape[-3], device=x.device), self.model.cfg))
 
     def head_outputs(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
         out = self.model.blocks[layer].attn.out
@@ -56,6 +64,13 @@ class Weights:
 
     def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
         return widened(self.model.embed.weight)
+
+    def attention_norm_weights(
+        self, layer: int
+    ) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+        """Factors and bias of the LayerNorm before a layer's attention."""
+        norm = self.model.blocks[layer].ln1
+        return widened(norm.weight), widened(norm.bias)
 
     def final_norm(self, resid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         """The input of the unembedding, given a residual stream."""

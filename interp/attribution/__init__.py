@@ -1,0 +1,1 @@
+"""Why heads attend where they attend: attention scores by the components that wrote them."""

@@ -1,0 +1,211 @@
+"""Why a head attends where it attends: its attention scores as sums over the parts of the residual
+stream that wrote the query and the key.
+
+With the LayerNorm scale of the run held, the residual streams at a destination i and a source j are
+sums of parts (embedding, earlier heads and MLPs, biases), û and ŵ after the norm, and
+
+    score[i, j] = Σ_{u,w} rot_i(W_Q û_i) · rot_j(W_K ŵ_j) / √d_head.
+
+What is equal for all sources leaves the softmax, so only contrasts between sources are given: the
+mean score of some sources minus that of others. The terms add up to ``hook_attn_scores``. They are
+correlational; beside them stands a cause, the same part taken from the corrupted run, with the
+LayerNorm recomputed. A large term is no evidence that what the head moves is used.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+import xarray as xr
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.data.facts import PROMPT_ROLES, FactSet
+from interp.localization.inputs import check_inputs
+from interp.model.decoder import HookedDecoder
+from interp.model.weights import Weights, widened
+
+NAMES = ("name_first", "name_middle", "name_last")
+CONTRASTS = {
+    "name_middle: name_first − context": ("name_middle", NAMES[:1], ("bos", "context")),
+    "name_last: other names − context": ("name_last", NAMES[:2], ("bos", "context")),
+    "final: names − cue": ("final", NAMES, ("cue",)),
+    "final: name_last − other names": ("final", NAMES[2:], NAMES[:2]),
+}
+"""Destination, sources, and the sources whose mean score is subtracted."""
+SIDES = ("query", "key")
+BIAS = "bias"
+"""The part that no token decides: biases of norms, queries, keys and attention outputs."""
+_BIAS = 1
+FACTS_AT_ONCE = 64
+
+HeadVectors = Float[Tensor, "part contrast fact head d_head"]
+
+
+def part_names(n_layers: int, n_heads: int) -> list[str]:
+    """The parts that the last layer's attention reads, in the order in which they are written;
+    earlier layers read the first of them.
+    """
+    parts = ["embed", BIAS]
+    for layer in range(n_layers - 1):
+        parts += [*(f"L{layer}H{head}" for head in range(n_heads)), f"L{layer}-MLP"]
+    return parts
+
+
+@torch.inference_mode()
+def score_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
+    """Every head's score contrasts on the clean prompts, by the parts that wrote query and key.
+
+    Returns:
+        ``score`` (layer, head, contrast, fact): the contrast of ``hook_attn_scores``, positive =
+        towards the first sources. ``terms`` (layer, head, contrast, query_part, key_part, fact):
+        they add up to ``score``. ``estimated`` and ``patched`` (side, layer, head, contrast, part,
+        fact): change of ``score`` when one part of the query, or of all keys, is that of the
+        corrupted run; estimated with the LayerNorm scale held, patched with it recomputed. All are
+        before the softmax and after ÷ √d_head. NaN for parts that are written later, and where a
+        prompt lacks the destination or either kind of sources.
+    """
+    check_inputs(model, facts, names=True, twins=True)
+    pieces = [
+        _of_batch(model, facts[range(start, min(len(facts), start + FACTS_AT_ONCE))])
+        for start in range(0, len(facts), FACTS_AT_ONCE)
+    ]
+    return xr.concat(pieces, "fact").transpose(..., "fact")
+
+
+def contrasts_of(
+    facts: FactSet,
+) -> tuple[Int[Tensor, "contrast fact"], Float[Tensor, "contrast fact src"]]:
+    """Destination of each of ``CONTRASTS`` (the last token of its role), −1 where a prompt lacks it
+    or either kind of sources before it; and the weights with which scores are summed.
+    """
+    pos = torch.arange(facts.roles.shape[1])
+    destinations, weights = [], []
+    for role, *of_sources in CONTRASTS.values():
+        dest = torch.where(facts.roles == PROMPT_ROLES.index(role), pos, -1).amax(1)
+        first, second = (_has_role(facts.roles, x) & (pos <= dest[:, None]) for x in of_sources)
+        n_first, n_second = (x.sum(1, keepdim=True).double() for x in (first, second))
+        destinations.append(dest.where((n_first.minimum(n_second) > 0)[:, 0], -1))
+        weights.append(first / n_first.clamp(min=1) - second / n_second.clamp(min=1))
+    return torch.stack(destinations), torch.stack(weights)
+
+
+def _has_role(roles: Int[Tensor, "fact pos"], names: Sequence[str]) -> Bool[Tensor, "fact pos"]:
+    return torch.isin(roles, torch.tensor([PROMPT_ROLES.index(name) for name in names]))
+
+
+def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
+    weights, cfg, device = Weights(model), model.cfg, model.embed.weight.device
+    dest, sources = (x.to(device) for x in contrasts_of(facts))
+    clean, corrupted = (_written(weights, x.to(device)) for x in (facts.clean, facts.corrupted))
+    names = part_names(cfg.n_layers, cfg.n_heads)
+    shape, n_facts = (cfg.n_layers, cfg.n_heads, len(CONTRASTS)), len(facts)
+    score = clean[0].new_empty((*shape, n_facts))
+    terms = score.new_full((*shape, len(names), len(names), n_facts), torch.nan)
+    estimated, patched = (
+        score.new_full((len(SIDES), *shape, len(names), n_facts), torch.nan) for _ in range(2)
+    )
+    for layer in range(cfg.n_layers):
+        parts, others = (_parts(weights, x, layer) for x in (clean, corrupted))
+        n, resid, change = len(parts), parts.sum(0), others - parts
+        scale, scale_of_changed = (_scale(x, cfg.ln_eps) for x in (resid, resid + change))
+        select = {"query": partial(_at, dest), "key": partial(_over, sources.to(parts.dtype))}
+        read = {side: partial(_read, weights, layer, side, select[side]) for side in SIDES}
+        query, key = (read[side](parts, scale, biases=True) for side in SIDES)
+        terms[layer, :, :, :n, :n] = _products(query, key)
+        query, key = query.sum(0, keepdim=True), key.sum(0, keepdim=True)
+        score[layer] = _products(query, key)[:, :, 0, 0]
+        for i, side in enumerate(SIDES):
+            held = read[side](change, scale)
+            moved = read[side](resid + change, scale_of_changed) - read[side](resid[None], scale)
+            for found, vectors in ((estimated, held), (patched, moved)):
+                pair = (vectors, key) if side == "query" else (query, vectors)
+                found[i, layer, :, :, :n] = _products(*pair).flatten(2, 3)
+    place = ("layer", "head", "contrast")
+    values = {
+        "score": ((*place, "fact"), score),
+        "terms": ((*place, "query_part", "key_part", "fact"), terms),
+        "estimated": (("side", *place, "part", "fact"), estimated),
+        "patched": (("side", *place, "part", "fact"), patched),
+    }
+    coords = {"side": list(SIDES), "contrast": list(CONTRASTS), "part": names}
+    coords |= {"query_part": names, "key_part": names}
+    coords["attribute"] = ("fact", facts.texts.attribute.to_numpy(object))
+    return xr.Dataset({name: (dims, x.cpu().numpy()) for name, (dims, x) in values.items()}, coords)
+
+
+def _written(weights: Weights, tokens: Int[Tensor, "fact pos"]) -> list[Tensor]:
+    """What each part but the biases writes in a run, (fact, pos, d_model)."""
+    layers, names = range(weights.model.cfg.n_layers - 1), ["blocks.0.hook_resid_pre"]
+    names += [f"blocks.{i}.{x}" for i in layers for x in ("attn.hook_z", "hook_mlp_out")]
+    _, cache = weights.model.run_with_cache(tokens, names_filter=names)
+    parts = [widened(cache[names[0]])]
+    for layer in layers:
+        z = widened(cache[f"blocks.{layer}.attn.hook_z"])
+        outputs = weights.head_outputs(layer)
+        parts += einsum(z, outputs, "fact pos h d, h m d -> h fact pos m").unbind()
+        parts.append(widened(cache[f"blocks.{layer}.hook_mlp_out"]))
+    return parts
+
+
+def _parts(
+    weights: Weights, written: list[Tensor], layer: int
+) -> Float[Tensor, "part fact pos d_model"]:
+    """The parts that a layer's attention reads, in the order of ``part_names``."""
+    bias = torch.zeros_like(written[0])
+    for earlier in range(layer):
+        bias = bias + weights.attention_bias(earlier)
+    n = 1 + layer * (weights.model.cfg.n_heads + 1)
+    return torch.stack([written[0], bias, *written[1:n]])
+
+
+def _scale(
+    resid: Float[Tensor, "*part fact pos d_model"], eps: float
+) -> Float[Tensor, "*part fact pos 1"]:
+    """What LayerNorm multiplies by: 1 ÷ √(variance + ε)."""
+    return (resid.var(-1, unbiased=False, keepdim=True) + eps).rsqrt()
+
+
+def _read(
+    weights: Weights,
+    layer: int,
+    side: Literal["query", "key"],
+    select: Callable[[Tensor], Tensor],
+    parts: Float[Tensor, "part fact pos d_model"],
+    scale: Float[Tensor, "*part fact pos 1"],
+    *,
+    biases: bool = False,
+) -> HeadVectors:
+    """Rotated queries at destinations, or contrasts of rotated keys, as each part makes them."""
+    kind = "q" if side == "query" else "k"
+    factors, bias = weights.attention_norm_weights(layer)
+    normed = (parts - parts.mean(-1, keepdim=True)) * scale * factors
+    matrix = weights.head_inputs(layer, kind)
+    heads = einsum(normed, matrix, "part fact pos m, h d m -> part fact pos h d")
+    if biases:
+        heads[_BIAS] += matrix @ bias + weights.head_input_biases(layer, kind)
+    return select(weights.rotated(heads))
+
+
+def _at(
+    dest: Int[Tensor, "contrast fact"], queries: Float[Tensor, "part fact pos head d_head"]
+) -> HeadVectors:
+    fact = torch.arange(dest.shape[1], device=dest.device)
+    missing = (dest < 0)[:, :, None, None]
+    return queries[:, fact, dest.clamp(min=0)].masked_fill(missing, torch.nan)
+
+
+def _over(
+    sources: Float[Tensor, "contrast fact src"], keys: Float[Tensor, "part fact src head d_head"]
+) -> HeadVectors:
+    return einsum(keys, sources, "part fact src h d, c fact src -> part c fact h d")
+
+
+def _products(
+    query: Float[Tensor, "query_part contrast fact head d_head"],
+    key: Float[Tensor, "key_part contrast fact head d_head"],
+) -> Float[Tensor, "head contrast query_part key_part fact"]:
+    products = einsum(query, key, "u c fact h d, w c fact h d -> h c u w fact")
+    return products * query.shape[-1] ** -0.5
