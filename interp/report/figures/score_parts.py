@@ -20,7 +20,8 @@ def score_by_pairs(parts: xr.Dataset, *, title: str, subtitle: str) -> go.Figure
     """
     pairs = parts[["terms", "terms_margin"]].stack(pair=("query_part", "key_part"))
     size = np.abs(pairs.terms.fillna(0)).max("step")
-    first = pairs.isel(pair=np.argsort(-size.values, kind="stable")[:_SHOWN])
+    order = np.argsort(-size.values, kind="stable")[: min(_SHOWN, int((size > 0).sum()))]
+    first = pairs.isel(pair=order)
     names = [f"{query} · {key}" for query, key in first.pair.values]
     frames = [
         go.Frame(name=str(step), data=[_bars(parts.sel(step=step), first.sel(step=step), names)])
