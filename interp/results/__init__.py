@@ -1,1 +1,1 @@
-"""Results of a sweep: their key, their files, and what is read off them."""
+"""Results of a sweep: their key, their files, and the metrics computed from them."""
