@@ -26,16 +26,16 @@ def few(suite):
 
 def sweeps(runs, few, **options):
     """One sweep each way on the same batch, not yet begun."""
-    grid, _, may_differ = grid_of(few, Intervention(**options))
+    grid, _ = grid_of(few, Intervention(**options))
     clean, corrupted = (runs.run(given, {"k"}) for given in prompts(few, "cpu"))
     ends = [(corrupted, clean), (clean, corrupted)]
-    return [runs.sweep(SITES, grid, *pair, may_differ, max_bytes=1e6) for pair in ends]
+    return [runs.sweep(SITES, grid, *pair) for pair in ends]
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 2}], ids=str)
 def test_two_sweeps_in_turns_give_what_they_give_one_after_the_other(wide, few, options):
     given = prompts(few, "cpu")[0]
-    runs = Recompute(pack(wide, given.tokens.shape[1]), given)
+    runs = Recompute(pack(wide, given.tokens.shape[1]), max_bytes=1e6)
     expected = [list(sweep) for sweep in sweeps(runs, few, **options)]
     turns = list(itertools.zip_longest(*sweeps(runs, few, **options)))
     assert len(turns) > 4

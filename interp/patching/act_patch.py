@@ -1,15 +1,16 @@
 """Activation patching and its relatives (Vig et al. 2020, https://arxiv.org/abs/2004.12265; Meng et
 al. 2022, https://arxiv.org/abs/2202.05262; Geva et al. 2023, https://arxiv.org/abs/2304.14767).
 
-denoising: corrupted run ← clean activation, what is enough to restore the answer; noising: clean
-run ← corrupted activation, what is needed to keep it. Metrics, all positive towards the clean
-answer: ``logit_diff`` = logit(first token of the clean answer) − logit(first token of the corrupted
-answer), in nats, at ``final``; ``first_logprob`` and ``value_logprob`` = ln p of the clean answer's
-first token, and of all its tokens given the ones before.
+denoising: corrupted run ← clean activation, which shows what suffices to restore the answer;
+noising: clean run ← corrupted activation, which shows what is needed to keep it.
+
+Metrics, all positive towards the clean answer: ``logit_diff`` = logit(first token of the clean
+answer) − logit(first token of the corrupted answer), in nats, at ``final``; ``first_logprob`` and
+``value_logprob`` = ln p of the clean answer's first token, and of all its tokens given the ones
+before.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,34 +20,35 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from interp.config import CONTROL, METRICS
-from interp.data.facts import TEXT_COLUMNS, FactSet, check_tokens, check_vocabulary
+from interp.data.facts import TEXT_COLUMNS, FactSet, check_vocabulary
 from interp.fields import argument
 from interp.model.decoder import HookedDecoder
 from interp.model.flop_count import count_flops
 from interp.model.model_check import check_model, check_plain
-from interp.patching.batch import Batch, mean_cache, spread_of_names
+from interp.patching.activations import prompts
+from interp.patching.batch import Batch, mean_cache, patch_batch, spread_of_names
 from interp.patching.grid import Shape
-from interp.patching.hooks import check_hooks, reach
+from interp.patching.hooks import HookedRuns, check_hooks, reach
 from interp.patching.intervention import (
     Intervention,
     axes_of,
-    check_fit,
     check_sites,
-    grid_of,
     intervention,
     memory_chunks,
     piece_bytes,
+    prepared,
     starts_of,
 )
 from interp.patching.packed_weights import pack
 from interp.patching.path_patching import is_path
+from interp.patching.recompute import Recompute
 from interp.patching.sites import SITES, activations_of, default_sites
 
 
 def patch(
     model: nn.Module, facts: FactSet, *, site: str, max_memory: float = 2.0, **options
 ) -> xr.Dataset:
-    """Metrics after patching every cell of one ``site``, one cell at a time, on each fact.
+    """Metrics with every cell of one ``site`` changed, one at a time, on each fact.
 
     Args:
         model: a ``HookedDecoder``; or, slower, any ``HookedRootModule`` or ``TransformerBridge``
@@ -60,18 +62,18 @@ def patch(
         ``patched`` (layer, head where the site has them, role or pos, fact), ``clean`` (fact) and
         ``corrupted`` (fact): logit_diff, nats; and the same three with ``_first_logprob`` and
         ``_value_logprob`` after their names. NaN: the fact has no such position, or a path's stops
-        are not in order; ``corrupted`` of an ablation of facts without twins; ``logit_diff`` of
-        facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of each group, for
-        ``head``; ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or pos; the second
-        stop of a path has ``layer_1`` and ``head_1``, the third ``layer_2``, ... Attribute
-        ``flops``: floating-point operations of the matrix products, of all sites together (not of a
-        model that is not a ``HookedDecoder``).
+        are not in order; ``corrupted`` where facts without corrupted prompts are ablated;
+        ``logit_diff`` of facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of
+        each group, for ``head``; ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or
+        pos; the second stop of a path has ``layer_1`` and ``head_1``, the third ``layer_2``, ...
+        Attribute ``flops``, for a ``HookedDecoder`` only: floating-point operations of the matrix
+        products of all sites together.
 
     Raises:
         ValueError: unknown site or option, a site this model lacks, prompts of several lengths with
-            ``by="pos"``, hooks left on the model, facts that lack a twin, roles or tokens that
-            are needed, logits that are not finite.
-        RuntimeError: a cell that could change the result was not applied.
+            ``by="pos"``, hooks left on the model, facts that lack corrupted prompts, roles or
+            tokens that are needed, logits that are not finite.
+        RuntimeError: a patch that could change the result was not applied.
     """
     return patch_sites(model, facts, sites=[site], max_memory=max_memory, **options)[site]
 
@@ -88,47 +90,58 @@ def patch_sites(
     how = intervention(options)
     argument("facts", facts, FactSet)
     max_memory = argument("max_memory", max_memory, float, above=0)
-    sites = _sites_of(model, sites, how)
+    sites = _checked(model, sites, how)
+    facts, grid, labels = prepared(model.cfg, sites, facts, how)
     check_vocabulary(facts, getattr(model, "vocabulary", ""), "the model")
-    if not how.whole_value:
-        facts = replace(facts, answers=facts.answers[:, :1])
-    grid, labels, may_differ = grid_of(facts, how)
-    check_tokens(facts, model.cfg.d_vocab, model.cfg.n_ctx)
-    grid, may_differ = reach(model, facts, grid, may_differ)
-    max_bytes, n_bytes = piece_bytes(max_memory), next(model.parameters()).element_size()
-    kept = activations_of(starts_of(sites))
-    chunks = memory_chunks(model.cfg, facts, kept, how, max_bytes / n_bytes)
-    own, n_pos = isinstance(model, HookedDecoder), grid.positions.shape[2]
-    weights, means = pack(model, n_pos) if own else None, None
-    if how.replacement == "mean":
-        means = mean_cache(model, weights, facts, chunks, sites, how, max_bytes)
-    spread = spread_of_names(model, facts) if how.replacement == "noise" else 0.0
-    givers = _givers(len(facts), how.seed)
+    grid = reach(model, facts, grid)
+    own, weight, max_bytes = (
+        isinstance(model, HookedDecoder),
+        next(model.parameters()),
+        piece_bytes(max_memory),
+    )
+    names = activations_of(starts_of(sites))
+    chunks = memory_chunks(model.cfg, facts, names, how, max_bytes / weight.element_size())
+    weights = pack(model, grid.positions.shape[2]) if own else None
+    runs = HookedRuns(model, max_bytes) if weights is None else Recompute(weights, max_bytes)
     control = _control_pairs(facts, how.seed) if how.control else None
-    patched = {site: [] for site in sites}
-    clean, corrupted, flops = [], [], 0
+    clean, corrupted = prompts(facts, weight.device, how.by, control)
+    means, givers, spread = None, None, 0.0
+    if how.replacement == "mean":
+        n_places = len(facts.role_names) if how.by == "role" else facts.clean.shape[1]
+        means = mean_cache(runs, clean, chunks, names, n_places)
+    elif how.replacement == "resample":
+        givers = _givers(len(facts), how.seed)
+    elif how.replacement == "noise":
+        spread = spread_of_names(model, facts)
+    patched, ends, flops = {site: [] for site in sites}, {"clean": [], "corrupted": []}, 0
     for chunk in chunks:
-        here = replace(grid, positions=grid.positions[:, chunk], sources=grid.sources[:, chunk])
-        pairs = None if control is None else control[chunk]
-        differ, given = may_differ[chunk], facts[chunk]
-        batch = Batch(model, weights, given, how, sites, here, differ, max_bytes, spread, pairs)
-        giver = facts[givers[chunk]] if how.replacement == "resample" else None
+        given, twins = clean[chunk], None if corrupted is None else corrupted[chunk]
+        giver = None if givers is None else clean[givers[chunk]]
+        here = grid.of_facts(chunk, given.tokens.shape[1])
+        batch = Batch(runs, how, sites, here, chunk, given, twins, giver, means, spread)
         with count_flops() as counted:
-            for site, values in batch.results(chunk, means, giver).items():
-                patched[site].append(values)
-        clean.append(batch.clean)
-        corrupted.append(batch.corrupted)
+            results, *scores = patch_batch(model, batch)
+        for site, values in results.items():
+            patched[site].append(values)
+        for end, of_end in zip(ends.values(), scores):
+            end.append(of_end)
         flops += counted.total if own else 0
-    ends = {"clean": np.concatenate(clean, -1), "corrupted": np.concatenate(corrupted, -1)}
+    joined = {end: np.concatenate(scores, -1) for end, scores in ends.items()}
+    attrs = {"flops": float(flops)} if flops else {}
     return {
         site: _dataset(
-            site, how, model.cfg, labels, np.concatenate(patched[site], -1), ends, facts
-        ).assign_attrs({"flops": float(flops)} if flops else {})
+            site, how, model.cfg, labels, np.concatenate(patched[site], -1), joined, facts
+        ).assign_attrs(attrs)
         for site in sites
     }
 
 
-def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[str]:
+def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[str]:
+    """The sites to patch.
+
+    Raises:
+        ValueError: ``model`` can't be patched, or not at these sites.
+    """
     own = isinstance(model, HookedDecoder)
     if not hasattr(model, "hook_dict"):
         raise ValueError(
@@ -143,19 +156,18 @@ def _sites_of(model: nn.Module, sites: Sequence[str], how: Intervention) -> list
     check_model(model)
     if own:
         check_plain(model)
-    else:
-        for site in filter(is_path, sites):
-            raise ValueError(
-                f"path {site!r} needs a HookedDecoder, got a {type(model).__name__}; load the "
-                "checkpoint with interp, or patch single sites"
-            )
-        check_hooks(model, sites)
-    check_fit(model.cfg, sites, how)
+        return sites
+    for site in filter(is_path, sites):
+        raise ValueError(
+            f"path {site!r} needs a HookedDecoder, got a {type(model).__name__}; load the "
+            "checkpoint with interp, or patch single sites"
+        )
+    check_hooks(model, sites)
     return sites
 
 
 def _givers(n: int, seed: int) -> np.ndarray:
-    """For each fact another fact, in one random cycle."""
+    """Another fact for each fact: a random permutation without fixed points."""
     order = np.random.default_rng([seed, 6]).permutation(n)
     givers = np.empty(n, int)
     givers[order] = np.roll(order, 1)
@@ -163,7 +175,7 @@ def _givers(n: int, seed: int) -> np.ndarray:
 
 
 def _control_pairs(facts: FactSet, seed: int) -> Int[np.ndarray, "fact 2"]:
-    """First tokens of two other values of the same attribute, taken from another fact."""
+    """First tokens of the values of another fact of the same attribute, none of them its own."""
     pairs = torch.stack((facts.answers[:, 0], facts.corrupted_answers[:, 0]), 1).numpy()
     attribute = facts.texts.attribute.to_numpy()
     chosen, rng = np.empty_like(pairs), np.random.default_rng([seed, 7])
@@ -192,7 +204,7 @@ def _dataset(
     edges = not is_path(site) and SITES[site].is_edge
     group = ("dest", "src") if edges else (how.by,)
     coords = axes_of(site, cfg, how) | dict(zip(group, labels))
-    if is_path(site):  # the last stop's layer and part come before the ways up to it
+    if is_path(site):  # results have the ways up to the last stop first
         patched = np.moveaxis(patched, 4, 1)
     elif how.layers and SITES[site].has_layers:
         patched = patched[:, list(how.layers)]
@@ -218,5 +230,5 @@ def _dataset(
 
 
 def _plain(column: pd.Series) -> np.ndarray:
-    """The result with integers in 32 bits and texts as Python strings."""
+    """Integers in 32 bits, text as Python strings."""
     return column.to_numpy(dtype=np.int32 if column.dtype.kind in "iu" else object)

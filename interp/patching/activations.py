@@ -14,59 +14,84 @@ from interp.data.facts import NO_TOKEN, FactSet
 
 @dataclass(frozen=True)
 class Prompts:
-    """The input of one run, with the value's tokens after the prompt so that the whole value can be
+    """Inputs of a run, with the value's tokens after the prompt so that the whole value can be
     scored.
     """
 
     tokens: Int[Tensor, "fact pos"]
-    roles: Int[Tensor, "fact pos"]
-    """Index into the facts' ``role_names``; −1 beyond the prompt."""
     places: Int[Tensor, "fact pos"]
     """What means and resampling go by: the role's number, or the position; −1 beyond the
     prompt.
     """
     named: Bool[Tensor, "fact pos"]
-    """Name tokens, which noise goes on."""
+    """Name tokens, which noise is added to."""
     n_prompt: Int[Tensor, " fact"]
     n_value: Int[Tensor, " fact"]
     answers: Int[Tensor, "fact value_token"]
     other: Int[Tensor, " fact"] | None
-    """First token of the corrupted prompt's value; None without: then ``logit_diff`` is NaN."""
+    """First token of the corrupted prompt's value; None if there is none, and then ``logit_diff``
+    is NaN.
+    """
+    control: Int[Tensor, "fact 2"] | None
+    """First tokens of another fact's values, right and other."""
     noise: Float[Tensor, "fact pos d_model"] | None = None
     """Added to the embeddings."""
-    control: Int[Tensor, "fact 2"] | None = None
-    """First tokens of another fact's values, right and other."""
+
+    @property
+    def n_total(self) -> Int[Tensor, " fact"]:
+        """Positions up to the last that predicts a token of the value."""
+        return self.n_prompt + self.n_value - 1
+
+    def __getitem__(self, facts: Int[np.ndarray, " n"]) -> "Prompts":
+        """Some of the facts, cut to the longest of them."""
+        some = {name: None if x is None else x[facts] for name, x in vars(self).items()}
+        n_pos = int((some["n_prompt"] + some["n_value"]).max()) - 1
+        cut = {name: some[name][:, :n_pos] for name in ("tokens", "places", "named")}
+        return Prompts(**some | cut)
 
 
 ActivationCache = list[dict[str, Tensor]]
-"""Activations of a forward pass, a dictionary a layer, by the names of the block's tap: (fact, pos,
-...), but ``attn_scores`` and ``pattern`` (fact, head, dest, src). The first layer's has ``embed``.
+"""Activations of a forward pass, one dictionary per layer, by the names of the block's tap: (fact,
+pos, ...), but ``attn_scores`` and ``pattern`` (fact, head, dest, src). The first layer's has
+``embed``.
 """
 
 
+class ScoredCache(ActivationCache):
+    """An activation cache, the prompts of its run, and the run's metrics."""
+
+    def __init__(
+        self, layers: ActivationCache, given: Prompts, scores: Float[np.ndarray, "metric fact"]
+    ) -> None:
+        super().__init__(layers)
+        self.given, self.scores = given, scores
+
+
 def prompts(
-    facts: FactSet, device: torch.device | str, by: By = "role"
+    facts: FactSet,
+    device: torch.device | str,
+    by: By = "role",
+    control: Int[np.ndarray, "fact 2"] | None = None,
 ) -> tuple[Prompts, Prompts | None]:
-    """Inputs of the clean and the corrupted run, both followed by the clean value; None for the
-    corrupted run of facts without twins.
+    """Inputs of the clean and of the corrupted run, both with the clean value after the prompt. The
+    latter is None for facts without corrupted prompts.
     """
     n_value = (facts.answers != NO_TOKEN).sum(1)
     n_pos = int((facts.lengths + n_value).max()) - 1
     roles = torch.full((len(facts), n_pos), NO_TOKEN)
     roles[:, : facts.roles.shape[1]] = facts.roles
     pos = torch.arange(n_pos)
-    positions = torch.where(pos < facts.lengths[:, None], pos, NO_TOKEN)
     others = facts.corrupted_answers
     same = {
-        "roles": roles,
-        "places": roles if by == "role" else positions,
+        "places": roles if by == "role" else pos.where(pos < facts.lengths[:, None], NO_TOKEN),
         "named": torch.isin(roles, torch.tensor(name_roles(facts), dtype=roles.dtype)),
         "n_prompt": facts.lengths,
         "n_value": n_value,
         "answers": facts.answers.clamp(min=0),
+        "other": None if others is None else others[:, 0],
+        "control": None if control is None else torch.from_numpy(control),
     }
-    same = {name: x.to(device) for name, x in same.items()}
-    other = None if others is None else others[:, 0].to(device)
+    same = {name: None if x is None else x.to(device) for name, x in same.items()}
     both = []
     for prompt in (facts.clean, facts.corrupted):
         if prompt is None:
@@ -77,13 +102,22 @@ def prompts(
         for i in range(facts.answers.shape[1] - 1):
             rows = torch.nonzero(n_value > i + 1)[:, 0]
             tokens[rows, facts.lengths[rows] + i] = facts.answers[rows, i]
-        both.append(Prompts(tokens=tokens.to(device), other=other, **same))
+        both.append(Prompts(tokens=tokens.to(device), **same))
     return both[0], both[1]
 
 
 def name_roles(facts: FactSet) -> list[int]:
     """Indices of the roles that are parts of a name: those called name_first, name, ..."""
     return [i for i, role in enumerate(facts.role_names) if role.startswith("name")]
+
+
+def value_tokens(
+    given: Prompts, fact: Int[Tensor, " row"]
+) -> tuple[Int[Tensor, " predicted"], Int[Tensor, " predicted"]]:
+    """Each token of each row's value: its row, and its number within the value."""
+    n_value = given.n_value[fact]
+    slots = torch.arange(int(n_value.max()), device=fact.device)
+    return torch.nonzero(slots < n_value[:, None], as_tuple=True)
 
 
 def metrics_of(
@@ -94,7 +128,7 @@ def metrics_of(
     given: Prompts,
 ) -> Float[np.ndarray, "metric row"]:
     """Metrics of ``METRICS``, and ``CONTROL`` where pairs are given, from the logits that predict
-    token ``slot`` of each row's value.
+    the ``value_tokens``, ``row`` and ``slot``, of the facts.
     """
     logits, answers = logits.float(), given.answers[fact]
     at_answer = answers[row, slot][:, None]

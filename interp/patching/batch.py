@@ -1,10 +1,13 @@
 """One batch of facts, patched at every cell of the patch grid."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import repeat
+from jaxtyping import Float, Int
 
 from interp.data.facts import FactSet
 from interp.model.model_check import check_finite
@@ -12,212 +15,179 @@ from interp.patching.activations import (
     ActivationCache,
     PlaceSums,
     Prompts,
+    ScoredCache,
     name_roles,
     only,
-    prompts,
     same_place,
     taken_from,
 )
 from interp.patching.grid import PatchGrid, WorkItems
 from interp.patching.hooks import HookedRuns, embedding_of
 from interp.patching.intervention import Intervention, starts_of
-from interp.patching.packed_weights import PackedModel
 from interp.patching.path_patching import arrivals, is_path, parse_path
 from interp.patching.recompute import Recompute, check_same_logits
 from interp.patching.sites import SITES, activations_of
 
 Results = dict[str, Float[np.ndarray, "metric layer part group source fact"]]
-"""By site. Of a path the last stop's layer and part; ``source`` is the way up to it."""
+"""Metrics by site. For a path, layer and part are the last stop's, and ``source`` is the way up to
+it.
+"""
+Scores = Float[np.ndarray, "metric fact"]
 
 
-def runs_on(
-    model: torch.nn.Module, weights: PackedModel | None, given: Prompts, max_bytes: float
-) -> Recompute | HookedRuns:
-    """Recomputation for a ``HookedDecoder``, whose ``weights`` are given, or hooks for any other
-    model.
-    """
-    return HookedRuns(model, given, max_bytes) if weights is None else Recompute(weights, given)
-
-
+@dataclass(frozen=True)
 class Batch:
-    """Facts whose activation caches fit into memory together."""
+    """Facts whose activation caches fit into memory together, and how they are patched."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        weights: PackedModel | None,
-        facts: FactSet,
-        how: Intervention,
-        sites: list[str],
-        grid: PatchGrid,
-        may_differ: Bool[np.ndarray, "fact pos"],
-        max_bytes: float,
-        spread: float,
-        control: Int[np.ndarray, "fact 2"] | None,
-    ) -> None:
-        self.model, self.weights, self.how, self.sites = model, weights, how, sites
-        self.max_bytes, self.spread = max_bytes, spread
-        self.pasted = activations_of(starts_of(sites))
-        self.kept = self.pasted | ({how.frozen} if how.frozen else set())
-        device = next(model.parameters()).device
-        self.clean_prompts, self.corrupted_prompts = prompts(facts, device, how.by)
-        if control is not None:
-            pair = torch.from_numpy(control).to(device)
-            self.clean_prompts = replace(self.clean_prompts, control=pair)
-        self.runs = runs_on(model, weights, self.clean_prompts, max_bytes)
-        n_pos = self.clean_prompts.tokens.shape[1]
-        positions, sources = grid.positions[..., :n_pos], grid.sources[..., :n_pos]
-        self.grid = replace(grid, positions=positions, sources=sources)
-        self.may_differ = may_differ[:, :n_pos]
-
-    def results(
-        self, chunk: np.ndarray, means: ActivationCache | None, giver: FactSet | None
-    ) -> Results:
-        """Metrics of every cell; also sets those of the unpatched runs, ``clean`` and
-        ``corrupted``.
-
-        Args:
-            chunk: number of each fact among all of the sweep.
-        """
-        clean_run = self.runs.run(self.clean_prompts, self.kept)
-        self.clean = self.runs.scores_of(clean_run)
-        check_finite(self.clean[1:], chunk, "clean")
-        if chunk[0] == 0 and self.weights is not None:
-            check_same_logits(self.model, self.runs, clean_run)
-        if self.how.replacement != "noise":
-            self.corrupted, other = np.full_like(self.clean, np.nan), None
-            if self.corrupted_prompts is not None:
-                other = self.runs.run(self.corrupted_prompts, self.kept)
-                self.corrupted = self.runs.scores_of(other)
-                check_finite(self.corrupted[1:], chunk, "corrupted")
-            if self.how.replacement != "run":
-                del other
-                other = self._ablated(clean_run, means, giver)
-            return self._between(clean_run, other)
-        draws = []
-        for draw in range(self.how.noise_draws):
-            noised = replace(self.clean_prompts, noise=self._noise(chunk, draw))
-            run = self.runs.run(noised, self.kept)
-            draws.append((self.runs.scores_of(run), self._between(clean_run, run)))
-        self.corrupted = np.mean([scores for scores, _ in draws], 0)
-        check_finite(self.corrupted[1:], chunk, "corrupted")
-        return {site: np.mean([values[site] for _, values in draws], 0) for site in self.sites}
-
-    def _between(self, clean: ActivationCache, other: ActivationCache) -> Results:
-        base, source = (other, clean) if self.how.direction == "denoising" else (clean, other)
-        unpatched = self.runs.scores_of(base)
-        plain = [site for site in self.sites if not is_path(site)]
-        patched = {site: self._unpatched(site, unpatched) for site in plain}
-        if plain:
-            sweep = self.runs.sweep(
-                plain, self.grid, base, source, self.may_differ, max_bytes=self.max_bytes
-            )
-            for items, scores in sweep:
-                _check_patched(items, scores)
-                for site in np.unique(items.site):
-                    at = items.site == site
-                    place = (items.layer, items.part, items.group, items.source, items.fact)
-                    patched[site][:, *(column[at] for column in place)] = scores[:, at]
-        for site in self.sites:
-            if is_path(site):
-                patched[site] = self._along_path(site, base, source, unpatched)
-        return patched
-
-    def _unpatched(self, site: str, scores: Float[np.ndarray, "metric fact"]) -> np.ndarray:
-        """The base run's metrics in every cell that a fact has, NaN elsewhere."""
-        cfg, has = self.model.cfg, self.grid.positions.any(2)
-        there = has[:, None]
-        if SITES[site].is_edge:
-            sources = self.grid.sources
-            of_source = sources.any(2)
-            first = np.where(of_source, sources.argmax(2), sources.shape[2])
-            last = self.grid.positions.shape[2] - 1 - self.grid.positions[:, :, ::-1].argmax(2)
-            there = there & of_source & ((not self.grid.causal) | (first[None] <= last[:, None]))
-        n_layers = cfg.n_layers if SITES[site].has_layers else 1
-        values = np.where(there, scores[:, None, None], np.float32(np.nan))
-        shape = (
-            len(scores),
-            n_layers,
-            SITES[site].n_parts(cfg, self.how.n_neurons),
-            *values.shape[1:],
-        )
-        return np.broadcast_to(values[:, None, None], shape).astype(np.float32)
-
-    @torch.inference_mode()
-    def _along_path(
-        self,
-        path: str,
-        base: ActivationCache,
-        source: ActivationCache,
-        unpatched: Float[np.ndarray, "metric fact"],
-    ) -> np.ndarray:
-        """Metrics of every cell of a path; NaN where its stops are not in order."""
-        stops, cfg = parse_path(path), self.model.cfg
-        choices = [
-            choice
-            for stop in stops
-            for choice in (stop.layers(cfg), stop.parts(cfg, self.grid.n_neurons))
-        ]
-        *before, layers, parts = choices
-        sizes = [len(choice) for choice in before]
-        has = self.grid.positions.any(2)
-        shape = (len(unpatched), len(layers), len(parts), len(has), int(np.prod(sizes)))
-        patched = np.full((*shape, has.shape[1]), np.nan, np.float32)
-        there = np.where(has, unpatched[:, None], np.float32(np.nan))
-        last = stops[-1].patched
-        layer_at = np.zeros(cfg.n_layers, int)
-        if stops[-1].has_layers:
-            layer_at[layers] = np.arange(len(layers))
-        for way in arrivals(self.weights, stops, base, source, self.grid):
-            place = [choice.index(at) for choice, at in zip(before, way.place)]
-            number = int(np.ravel_multi_index(place, sizes))
-            groups = slice(None) if way.group is None else way.group
-            for layer in layer_at[way.layers]:
-                patched[:, layer, :, groups, number] = there[:, groups][:, None]
-            sweep = self.runs.sweep(
-                [last], way.grid, base, way.source, self.may_differ, max_bytes=self.max_bytes
-            )
-            for items, scores in sweep:
-                _check_patched(items, scores)
-                group = items.group if way.group is None else np.full(len(items), way.group)
-                part = np.searchsorted(parts, items.part)
-                patched[:, layer_at[items.layer], part, group, number, items.fact] = scores
-        return patched
-
-    def _noise(self, chunk: np.ndarray, draw: int) -> Float[torch.Tensor, "fact pos d_model"]:
-        given, weight = self.clean_prompts, embedding_of(self.model)
-        shape = (given.tokens.shape[1], weight.shape[1])
-        noise = [
-            np.random.default_rng([self.how.seed, 5, draw, int(fact)]).standard_normal(shape)
-            for fact in chunk
-        ]
-        noise = torch.from_numpy(np.stack(noise)).to(weight) * self.how.noise_std * self.spread
-        return (noise * given.named[..., None]).detach()
-
-    def _ablated(
-        self, clean: ActivationCache, means: ActivationCache | None, giver: FactSet | None
-    ) -> ActivationCache:
-        """The activations that replace a fact's own in an ablation."""
-        own, places = only(clean, self.pasted), self.clean_prompts.places
-        if self.how.replacement == "zero":
-            return [{name: torch.zeros_like(x) for name, x in layer.items()} for layer in own]
-        if means is not None:
-            return taken_from(own, means, places)
-        given, _ = prompts(giver, places.device, self.how.by)
-        runs = runs_on(self.model, self.weights, given, self.max_bytes)
-        theirs = only(runs.run(given, self.pasted), self.pasted)
-        return taken_from(own, theirs, same_place(places, given.places))
+    runs: Recompute | HookedRuns
+    how: Intervention
+    sites: list[str]
+    grid: PatchGrid
+    numbers: Int[np.ndarray, " fact"]
+    """The facts' numbers among all."""
+    clean: Prompts
+    corrupted: Prompts | None
+    giver: Prompts | None
+    """Prompts of the facts that each is resampled from."""
+    means: ActivationCache | None
+    """Of every role or position, for mean ablation."""
+    spread: float
+    """Standard deviation of the embeddings that noise is added to."""
 
 
-def _check_patched(items: WorkItems, scores: Float[np.ndarray, "metric item"]) -> None:
-    """Raises a ValueError where a patch made log-probabilities that are not finite, because NaN
-    stands for cells that a fact does not have.
+def patch_batch(model: torch.nn.Module, batch: Batch) -> tuple[Results, Scores, Scores]:
+    """Metrics of every cell, of the clean and of the corrupted run."""
+    runs, numbers, frozen = batch.runs, batch.numbers, batch.how.frozen
+    kept = _pasted(batch) | ({frozen} if frozen else set())
+    clean = runs.run(batch.clean, kept)
+    check_finite(clean.scores[1:], numbers, "clean")
+    if numbers[0] == 0 and isinstance(runs, Recompute):
+        check_same_logits(model, runs, clean)
+    if batch.how.replacement == "noise":
+        draws, ends = [], []
+        for draw in range(batch.how.noise_draws):
+            noised = runs.run(replace(batch.clean, noise=_noise(batch, draw)), kept)
+            ends.append(noised.scores)
+            draws.append(_between(batch, clean, noised))
+        corrupted = np.mean(ends, 0)
+        check_finite(corrupted[1:], numbers, "corrupted")
+        results = {site: np.mean([draw[site] for draw in draws], 0) for site in batch.sites}
+        return results, clean.scores, corrupted
+    corrupted, other = np.full_like(clean.scores, np.nan), None
+    if batch.corrupted is not None:
+        other = runs.run(batch.corrupted, kept)
+        corrupted = other.scores
+        check_finite(corrupted[1:], numbers, "corrupted")
+    if batch.how.replacement != "run":
+        del other
+        other = _ablated(batch, clean)
+    return _between(batch, clean, other), clean.scores, corrupted
+
+
+def _pasted(batch: Batch) -> set[str]:
+    """Activations that are replaced."""
+    return activations_of(starts_of(batch.sites))
+
+
+def _between(batch: Batch, clean: ScoredCache, other: ActivationCache) -> Results:
+    """Metrics of every cell between the clean run and another."""
+    base, source = (other, clean) if batch.how.direction == "denoising" else (clean, other)
+    plain = [site for site in batch.sites if not is_path(site)]
+    patched = {site: _unpatched(batch, site, base.scores) for site in plain}
+    for items, scores in _sweep(batch, plain, batch.grid, base, source):
+        for site in np.unique(items.site):
+            at = items.site == site
+            place = (items.layer, items.part, items.group, items.source, items.fact)
+            patched[site][:, *(column[at] for column in place)] = scores[:, at]
+    for site in batch.sites:
+        if is_path(site):
+            patched[site] = _along_path(batch, site, base, source)
+    return patched
+
+
+def _sweep(
+    batch: Batch, sites: list[str], grid: PatchGrid, base: ScoredCache, source: ActivationCache
+) -> Iterator[tuple[WorkItems, Float[np.ndarray, "metric item"]]]:
+    """Metrics of the items that can differ from the base run.
+
+    Raises:
+        ValueError: a change makes log-probabilities that are not finite. NaN stands for cells that
+            a fact does not have.
     """
-    for i in np.flatnonzero(~np.isfinite(scores[1:3]).all(0))[:1]:
-        raise ValueError(
-            f"patching {items.site[i]} at layer {items.layer[i]} makes logits that are not "
-            "finite; patch in fp32, or leave that layer out"
-        )
+    for items, scores in batch.runs.sweep(sites, grid, base, source) if sites else ():
+        for i in np.flatnonzero(~np.isfinite(scores[1:3]).all(0))[:1]:
+            raise ValueError(
+                f"patching {items.site[i]} at layer {items.layer[i]} makes logits that are not "
+                "finite; patch in fp32, or leave that layer out"
+            )
+        yield items, scores
+
+
+def _unpatched(batch: Batch, name: str, scores: Scores) -> np.ndarray:
+    """The base run's metrics in every cell that a fact has, NaN elsewhere."""
+    site, grid, cfg = SITES[name], batch.grid, batch.runs.cfg
+    there = grid.positions.any(2)[:, None]
+    if site.is_edge:
+        n_pos, of_source = grid.positions.shape[2], grid.sources.any(2)
+        first = np.where(of_source, grid.sources.argmax(2), n_pos)
+        last = n_pos - 1 - grid.positions[:, :, ::-1].argmax(2)
+        there = there & of_source & ((not grid.causal) | (first[None] <= last[:, None]))
+    values = np.where(there, scores[:, None, None], np.float32(np.nan))
+    n_layers, n_parts = cfg.n_layers if site.has_layers else 1, site.n_parts(cfg, grid.n_neurons)
+    return repeat(values, "metric ... -> metric layer part ...", layer=n_layers, part=n_parts)
+
+
+@torch.inference_mode()
+def _along_path(
+    batch: Batch, path: str, base: ScoredCache, source: ActivationCache
+) -> Float[np.ndarray, "metric layer part group source fact"]:
+    """Metrics of every cell of a path; NaN where its stops are not in order."""
+    stops, cfg, grid, weights = parse_path(path), batch.runs.cfg, batch.grid, batch.runs.weights
+    choices = [(stop.layers(cfg), stop.parts(cfg, grid.n_neurons)) for stop in stops]
+    *before, layers, parts = chain.from_iterable(choices)
+    sizes = [len(choice) for choice in before]
+    has, last = grid.positions.any(2), stops[-1].patched
+    there = np.where(has, base.scores[:, None], np.float32(np.nan))
+    n_metrics, n_groups, n_facts = there.shape
+    shape = (n_metrics, len(layers), len(parts), n_groups, int(np.prod(sizes)), n_facts)
+    patched = np.full(shape, np.nan, np.float32)
+    layer_at = np.zeros(cfg.n_layers, int)
+    if stops[-1].has_layers:
+        layer_at[layers] = np.arange(len(layers))
+    for delta, received, reached in arrivals(weights, stops, base, source, grid):
+        place = [choice.index(at) for choice, at in zip(before, delta.place)]
+        way = int(np.ravel_multi_index(place, sizes))
+        groups = slice(None) if delta.group is None else delta.group
+        for layer in layer_at[reached]:
+            patched[:, layer, :, groups, way] = there[:, groups][:, None]
+        for items, scores in _sweep(batch, [last], delta.grid, base, received):
+            group = items.group if delta.group is None else np.full(len(items), delta.group)
+            part = np.searchsorted(parts, items.part)
+            patched[:, layer_at[items.layer], part, group, way, items.fact] = scores
+    return patched
+
+
+def _noise(batch: Batch, draw: int) -> Float[torch.Tensor, "fact pos d_model"]:
+    weight = batch.runs.embedding
+    shape = (batch.clean.tokens.shape[1], weight.shape[1])
+    noise = [
+        np.random.default_rng([batch.how.seed, 5, draw, int(fact)]).standard_normal(shape)
+        for fact in batch.numbers
+    ]
+    noise = torch.from_numpy(np.stack(noise)).to(weight) * batch.how.noise_std * batch.spread
+    return (noise * batch.clean.named[..., None]).detach()
+
+
+def _ablated(batch: Batch, clean: ScoredCache) -> ActivationCache:
+    """What is pasted instead of a fact's own activations."""
+    names, places = _pasted(batch), batch.clean.places
+    own = only(clean, names)
+    if batch.how.replacement == "zero":
+        return [{name: torch.zeros_like(x) for name, x in layer.items()} for layer in own]
+    if batch.means is not None:
+        return taken_from(own, batch.means, places)
+    theirs = only(batch.runs.run(batch.giver, names), names)
+    return taken_from(own, theirs, same_place(places, batch.giver.places))
 
 
 def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:
@@ -229,20 +199,15 @@ def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:
 
 
 def mean_cache(
-    model: torch.nn.Module,
-    weights: PackedModel | None,
-    facts: FactSet,
+    runs: Recompute | HookedRuns,
+    given: Prompts,
     chunks: list[np.ndarray],
-    sites: list[str],
-    how: Intervention,
-    max_bytes: float,
+    names: set[str],
+    n_places: int,
 ) -> ActivationCache:
-    """Mean activations of every role or position over all facts, with axes (1, place, ...)."""
-    n_places = len(facts.role_names) if how.by == "role" else facts.clean.shape[1]
-    sums, device = PlaceSums(n_places), next(model.parameters()).device
-    names = activations_of(starts_of(sites))
+    """Every role's or position's mean over all facts, with axes (1, place, ...)."""
+    sums = PlaceSums(n_places)
     for chunk in chunks:
-        given = prompts(facts[chunk], device, how.by)[0]
-        cache = runs_on(model, weights, given, max_bytes).run(given, names)
-        sums.add(only(cache, names), given.places)
+        some = given[chunk]
+        sums.add(only(runs.run(some, names), names), some.places)
     return sums.means()

@@ -1,61 +1,46 @@
-"""The residual stream after the block in which a patch is made.
+"""The residual stream just after a patch: a change inside a block, carried to the block's end.
 
 What does not depend on the patch is the base run's. A change of one head or of a group of neurons
-goes through the output weights of that part alone, to which the output is linear.
+goes through the output weights of that part alone, because the output is linear in each part.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.model.attention import softmax, split_output_weight, weigh
 from interp.patching.activations import ActivationCache
-from interp.patching.grid import PatchGrid, WorkItems
+from interp.patching.grid import PatchGrid
 from interp.patching.packed_weights import PackedModel, all_scores
+from interp.patching.paste import Changes
 from interp.patching.sites import SITES, Site
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all patches of a sweep share."""
+    """What all patches of a sweep have in common."""
 
     weights: PackedModel
     grid: PatchGrid
     base: ActivationCache
-    """Of the run that is patched."""
+    """Activations of the run that is patched."""
     source: ActivationCache
-    """What is pasted."""
+    """Activations that are pasted."""
 
 
-@dataclass(frozen=True)
-class Changes:
-    """The positions that some items of one site change first, flattened."""
-
-    items: WorkItems
-    row: Int[Tensor, " change"]
-    """Which item each change is of."""
-    fact: Int[Tensor, " change"]
-    pos: Int[Tensor, " change"]
-    part: Int[Tensor, " change"]
-
-
-def changed_stream(
-    sweep: Sweep, entry: int, items: WorkItems, row: Tensor, pos: Tensor, fact: Tensor
-) -> Float[Tensor, "change d_model"]:
-    """The patched residual stream entering layer ``entry`` at each changed (row, position)."""
-    embedding, at_row = sweep.weights.embedding, row.cpu().numpy()
-    part = torch.from_numpy(items.part[at_row]).to(row.device)
+def changed_stream(sweep: Sweep, entry: int, changes: Changes) -> Float[Tensor, "change d_model"]:
+    """The patched residual stream entering layer ``entry`` at each change."""
+    embedding, row = sweep.weights.embedding, changes.row
     out = embedding.new_empty(len(row), embedding.shape[1])
-    site_of = items.site[at_row]
+    site_of = changes.items.site[row.cpu().numpy()]
     for name in np.unique(site_of):
         at = torch.from_numpy(np.flatnonzero(site_of == name)).to(row.device)
-        changes = Changes(items, row[at], fact[at], pos[at], part[at])
         site = SITES[str(name)]
         layer = entry if site.before_block else entry - 1
-        out[at] = _after(sweep, site, layer, changes)
+        out[at] = _after(sweep, site, layer, changes[at])
     return out
 
 
@@ -119,8 +104,8 @@ def _attn_out_change(
 
 
 def _z_by_destination(sweep: Sweep, site: Site, layer: int) -> Float[Tensor, "fact pos head d"]:
-    """Outputs of all heads if every destination had the source run's query, scores or pattern: a
-    destination's outputs do not depend on other destinations.
+    """Outputs z of all heads if every destination had the source run's query, scores or pattern. A
+    destination's z depends on no other destination's, so all can be replaced at once.
     """
     base, source, name = sweep.base[layer], sweep.source[layer], site.activation
     if name == "pattern":
@@ -134,8 +119,8 @@ def _z_by_destination(sweep: Sweep, site: Site, layer: int) -> Float[Tensor, "fa
 def _z_change_by_source(
     sweep: Sweep, site: Site, layer: int, at: Changes
 ) -> Float[Tensor, "change part d_head"]:
-    """Change of the heads' outputs at each changed position when sources change: keys, values, or
-    edges.
+    """How the heads' outputs z change at each changed position when keys, values or edges change at
+    its sources.
     """
     base, source, grid, name = sweep.base[layer], sweep.source[layer], sweep.grid, site.activation
     which, local = at.row.unique(return_inverse=True)

@@ -1,28 +1,25 @@
-"""A cost estimate of a sweep, made before it runs."""
+"""Cost estimates: how much work and memory a sweep takes, computed before it runs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from interp.config import METRICS
-from interp.data.facts import FactSet, check_tokens
+from interp.data.facts import NO_TOKEN, FactSet
 from interp.fields import argument
 from interp.model.decoder import DecoderConfig
-from interp.patching.grid import PatchGrid, items_of, reached
+from interp.patching.grid import PatchGrid, items_of, live
 from interp.patching.intervention import (
     Intervention,
     axes_of,
-    check_fit,
     check_sites,
-    grid_of,
+    held_by_fact,
     intervention,
     memory_chunks,
     piece_bytes,
-    run_size,
-    runs_held,
+    prepared,
     starts_of,
 )
 from interp.patching.path_patching import LOGITS, Stop, count_ways, is_path, parse_path
@@ -36,27 +33,27 @@ _WORDS = {
     "neuron": ("group of neurons", "groups of neurons"),
 }
 _ROW_BYTES = 150
-"""Of a pair to compute, in tables of rows."""
+"""Bytes that a (cell, fact) pair to compute takes in the tables of work items."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost estimate of one site at one checkpoint; ``str`` gives it in one line."""
+    """Cost estimate of one site at one checkpoint; ``str`` gives it in one line."""
 
     site: str
     axes: dict[str, list]
     """Layers, heads, roles, ... of the cells."""
     n_facts: int
     n_draws: int
-    """Of noise."""
-    n_items: int
+    """Draws of noise."""
+    n_live: int
     """(cell, fact) pairs that can differ from the base run: the ones to compute, at most."""
     flops: float
-    """Of the matrix products, at most; what pads a batch to its longest row comes on top."""
+    """Operations of the matrix products, at most; padding of batches comes on top."""
     flops_of_forward: float
-    """Of a forward pass of one prompt, on average."""
+    """Operations of a forward pass of one prompt, on average."""
     megabytes: float
-    """Of activations and results at once, at most."""
+    """Memory that activations and results take at once, at most."""
 
     @property
     def n_cells(self) -> int:
@@ -64,11 +61,11 @@ class Plan:
 
     @property
     def forwards(self) -> float:
-        """The number of forward passes of one prompt that take as many operations."""
+        """Number of forward passes of one prompt that take as many operations."""
         return self.flops / self.flops_of_forward
 
     def cells(self) -> Iterator[dict]:
-        """The cells, each by its coordinates."""
+        """The cells of the patch grid, each as its labels along the axes."""
         return (dict(zip(self.axes, place)) for place in product(*self.axes.values()))
 
     def __str__(self) -> str:
@@ -90,7 +87,7 @@ def plan(
     max_memory: float = 2.0,
     **options,
 ) -> list[Plan]:
-    """A cost estimate per site, from shapes and tokens alone: neither loads nor runs a model.
+    """One ``Plan`` per site, from shapes and tokens alone: no model is loaded or run.
 
     Args:
         max_memory: gigabytes (10⁹ bytes), as ``interp.patch`` takes it.
@@ -100,11 +97,8 @@ def plan(
     argument("cfg", cfg, DecoderConfig), argument("facts", facts, FactSet)
     max_memory = argument("max_memory", max_memory, float, above=0)
     sites = check_sites(sites, parallel=cfg.parallel, direction=how.direction)
-    check_fit(cfg, sites, how)
-    check_tokens(facts, cfg.d_vocab, cfg.n_ctx)
-    grid, labels, may_differ = grid_of(facts, how)
-    n_value = (facts.answers >= 0).sum(1).numpy() if how.whole_value else np.ones(len(facts), int)
-    costs = _Costs(cfg, grid, may_differ, facts.lengths.numpy(), n_value)
+    facts, grid, labels = prepared(cfg, sites, facts, how)
+    costs = _Costs(cfg, facts, grid)
     n_draws = how.noise_draws if how.replacement == "noise" else 1
     plans = []
     for site in sites:
@@ -119,8 +113,8 @@ def plan(
         groups = ("dest", "src") if edges else (how.by,)
         axes |= {name: list(of) for name, of in zip(groups, labels)}
         n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
-        held = costs.bytes_at_once(facts, site, how, max_memory)
-        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_items) / 1e6
+        held = costs.bytes_at_once(site, how, max_memory)
+        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_live) / 1e6
         forward = float(costs.whole_forward.mean())
         of_all = (int(n_items) * n_draws, float(flops) * n_draws)
         plans.append(Plan(site, axes, len(facts), n_draws, *of_all, forward, megabytes))
@@ -135,28 +129,22 @@ def _counted(n: int, axis: str) -> str:
 
 
 class _Costs:
-    """Operations of work items on given facts; a multiplication and an addition are two."""
+    """Operations of items on given facts; a multiplication and an addition are two."""
 
-    def __init__(
-        self,
-        cfg: DecoderConfig,
-        grid: PatchGrid,
-        may_differ: Bool[np.ndarray, "fact pos"],
-        n_prompt: Int[np.ndarray, " fact"],
-        n_value: Int[np.ndarray, " fact"],
-    ) -> None:
-        self.cfg, self.grid, self.may_differ = cfg, grid, may_differ
-        self.n_prompt, self.n_value = n_prompt, n_value
-        self.n_total = n_prompt + n_value - 1
+    def __init__(self, cfg: DecoderConfig, facts: FactSet, grid: PatchGrid) -> None:
+        self.cfg, self.facts, self.grid = cfg, facts, grid
+        self.n_prompt = facts.lengths.numpy()
+        self.n_value = (facts.answers != NO_TOKEN).sum(1).numpy()
+        self.n_total, self.n_pos = self.n_prompt + self.n_value - 1, grid.positions.shape[2]
         self.block = 2 * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
-        self.attention = 4 * cfg.d_model * may_differ.shape[1]
+        self.attention = 4 * cfg.d_model * self.n_pos
         self.unembed = 2 * cfg.d_model * cfg.d_vocab
         self.whole_forward = self.n_total * (cfg.n_layers * self.block + self.unembed)
 
     def of_layer(
         self, site: str, layer: int, parts: int, *, carried: bool = False
     ) -> tuple[int, float]:
-        """Work items of one site at one layer, and their operations.
+        """Number of items of one site at one layer, and their operations.
 
         Args:
             carried: every later position is changed too.
@@ -164,30 +152,23 @@ class _Costs:
         cfg, grid, of = self.cfg, self.grid, SITES[site]
         if carried:
             later = np.logical_or.accumulate(grid.positions, 2)
-            grid = PatchGrid(later, later)
-        differs = np.broadcast_to(self.may_differ, (parts, 1, *self.may_differ.shape))
+            grid = replace(grid, positions=later, sources=later)
+        differs = grid.may_differ[None]
         if of.is_edge:
-            seen = np.logical_or.accumulate(grid.sources, 2)
-            seen &= self.may_differ | of.cut
-            differs = np.broadcast_to(seen, (parts, *seen.shape))
-        items = items_of(site, layer, differs, grid)
+            differs = np.logical_or.accumulate(grid.sources, 2) & (grid.may_differ | of.cut)
+        items = items_of(site, layer, np.broadcast_to(differs, (parts, *differs.shape)), grid)
         entry = grid.layers(site, layer, cfg.n_layers).start + (not of.before_block)
-        pos = np.arange(self.may_differ.shape[1])
-        at = reached(items, grid) & (pos < self.n_total[items.fact, None])
-        if entry == cfg.n_layers:
-            at &= pos >= self.n_prompt[items.fact, None] - 1
-        kept = at.any(1)
-        tokens = (self.n_total[items.fact] - at.argmax(1))[kept]
-        read = self.n_value[items.fact][kept]
+        items, at = live(items, grid, entry, cfg.n_layers, self.n_prompt, self.n_total)
+        tokens, read = self.n_total[items.fact] - at.argmax(1), self.n_value[items.fact]
         in_block = self.block + self.attention
         flops = tokens * max(0, cfg.n_layers - 1 - entry) * in_block + read * self.unembed
         if entry < cfg.n_layers:
             flops += tokens * 4 * cfg.d_model**2 + read * in_block
         inside = at.sum() * self.block if not of.before_block else 0
-        return int(kept.sum()), float(flops.sum() + inside)
+        return len(items), float(flops.sum() + inside)
 
     def of_path(self, stops: list[Stop]) -> tuple[int, float]:
-        """Work items of all routes along a path and their operations, including its stops."""
+        """The same for all ways along a path, with what its stops compute themselves."""
         last = stops[-1]
         carried = any(SITES[stop.site].at == "key" for stop in stops[1:-1])
         parts = len(last.parts(self.cfg, self.grid.n_neurons))
@@ -203,14 +184,12 @@ class _Costs:
             flops += n_ways * of_one + n_heard * float(self.n_total.sum()) * self.block
         return n_items, flops
 
-    def bytes_at_once(
-        self, facts: FactSet, site: str, how: Intervention, max_memory: float
-    ) -> float:
-        """Bytes of a batch's runs, and of the work items that are computed together."""
-        cfg, n_pos, share = self.cfg, self.may_differ.shape[1], piece_bytes(max_memory)
+    def bytes_at_once(self, site: str, how: Intervention, max_memory: float) -> float:
+        """Bytes of a batch's activation caches, and of the items that are computed together."""
+        cfg, n_pos, share = self.cfg, self.n_pos, piece_bytes(max_memory)
         kept = activations_of(starts_of([site]))
-        chunks = memory_chunks(cfg, facts, kept, how, share / 4)
-        runs = len(chunks[0]) * n_pos * cfg.n_layers * run_size(cfg, kept, n_pos) * runs_held(how)
+        chunks = memory_chunks(cfg, self.facts, kept, how, share / 4)
+        runs = len(chunks[0]) * held_by_fact(cfg, kept, how, n_pos)
         token, row = item_size(cfg, n_pos, int(self.n_value.max()))
         rows = TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
         return min(4 * runs, share) + min(4 * rows, share)

@@ -1,10 +1,10 @@
-"""The patch grid: which positions are patched together, and the work items that follow."""
+"""The patch grid, which says which positions are changed together, and the work items it makes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from interp.patching.sites import SITES, names_of
 
@@ -16,6 +16,7 @@ class Shape(Protocol):
     n_layers: int
     n_heads: int
     n_key_value_heads: int | None
+    n_ctx: int
     d_model: int
     d_mlp: int
     d_vocab: int
@@ -29,16 +30,27 @@ class PatchGrid:
     """Where a site is changed; the destinations of an edge."""
     sources: Bool[np.ndarray, "source fact pos"]
     """Sources of an edge."""
+    may_differ: Bool[np.ndarray, "fact pos"]
+    """False where the two runs differ by rounding at most."""
     window: int = 1
     """Layers changed together: from layer − window // 2 on, as far as there are."""
     n_neurons: int = 1
-    """Neurons in a group of ``mlp_post``."""
+    """Neurons per group of ``mlp_post``."""
     frozen: str | None = None
     """Which output keeps the base run's value at ``positions`` in all layers from the change on."""
     only: tuple[int, ...] = ()
-    """Layers to change; empty: all."""
+    """Layers to change; empty means all."""
     causal: bool = True
     """No position attends to a later one."""
+
+    def of_facts(self, facts: Int[np.ndarray, " n"], n_pos: int) -> "PatchGrid":
+        """The grid of some of the facts, on their first ``n_pos`` positions."""
+        return replace(
+            self,
+            positions=self.positions[:, facts, :n_pos],
+            sources=self.sources[:, facts, :n_pos],
+            may_differ=self.may_differ[facts, :n_pos],
+        )
 
     def swept(self, site: str, n_layers: int) -> list[int]:
         """Layers at which ``site`` is patched, one at a time."""
@@ -62,16 +74,16 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class WorkItems:
-    """Patches that can change the logits, one per (grid cell, fact)."""
+    """Patches that can change the logits: one item per (grid cell, fact)."""
 
     site: np.ndarray
     layer: np.ndarray
     part: np.ndarray
-    """Head, or group of neurons; 0 for sites without."""
+    """Head, or group of neurons; 0 for sites without parts."""
     group: np.ndarray
     """Which set of positions."""
     source: np.ndarray
-    """Which set of sources; 0 for sites without."""
+    """Which set of sources; 0 for sites without sources."""
     fact: np.ndarray
 
     def __getitem__(self, index: np.ndarray) -> "WorkItems":
@@ -91,20 +103,7 @@ def items_of(
 
 
 def concatenate(tables: list[WorkItems]) -> WorkItems:
-    if not tables:
-        return WorkItems(*(np.zeros(0, int) for _ in range(6)))
-    columns = zip(*(vars(table).values() for table in tables))
-    return WorkItems(*(np.concatenate(column) for column in columns))
-
-
-def reached(items: WorkItems, grid: PatchGrid) -> Bool[np.ndarray, "item pos"]:
-    """Positions at which each item first changes the residual stream."""
-    at = grid.positions[items.group, items.fact]
-    keys, edges = (np.isin(items.site, names_of(at=kind)) for kind in ("key", "edge"))
-    at[keys] = np.logical_or.accumulate(at[keys], 1)
-    sources = grid.sources[items.source[edges], items.fact[edges]]
-    at[edges] &= np.logical_or.accumulate(sources, 1)
-    return at
+    return WorkItems(*map(np.concatenate, zip(*(vars(table).values() for table in tables))))
 
 
 def prune(
@@ -122,10 +121,20 @@ def prune(
         n_prompt: tokens of each fact's prompt; the last of them predicts the value.
         n_total: positions of each fact up to the last that is read.
     """
-    at = reached(items, grid) if len(items) else np.zeros((0, 1), bool)
+    at = _reached(items, grid)
     pos = np.arange(at.shape[1])
     at &= pos < n_total[items.fact, None]
     if entry == n_layers:
         at &= pos >= n_prompt[items.fact, None] - 1
     keep = np.flatnonzero(at.any(1))
     return items[keep], at[keep]
+
+
+def _reached(items: WorkItems, grid: PatchGrid) -> Bool[np.ndarray, "item pos"]:
+    """Positions at which each item first changes the residual stream."""
+    at = grid.positions[items.group, items.fact]
+    keys, edges = (np.isin(items.site, names_of(at=kind)) for kind in ("key", "edge"))
+    at[keys] = np.logical_or.accumulate(at[keys], 1)
+    sources = grid.sources[items.source[edges], items.fact[edges]]
+    at[edges] &= np.logical_or.accumulate(sources, 1)
+    return at

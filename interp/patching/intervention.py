@@ -1,26 +1,18 @@
-"""What is patched: an ``Intervention``, and the patch grid that it defines on given facts."""
+"""The options of patching: an ``Intervention``, and the patch grid it makes from given facts."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from interp.config import (
-    MOST_DRAWS,
-    MOST_LAYERS,
-    MOST_NOISE,
-    By,
-    Direction,
-    Frozen,
-    Replacement,
-)
-from interp.data.facts import NO_TOKEN, FactSet, role_masks
+from interp.config import MOST_DRAWS, MOST_LAYERS, MOST_NOISE, By, Direction, Frozen, Replacement
+from interp.data.facts import NO_TOKEN, FactSet, check_tokens, role_masks
 from interp.fields import LARGEST_SEED, argument, check_fields, number
 from interp.patching.activations import name_roles
 from interp.patching.grid import PatchGrid, Shape
-from interp.patching.path_patching import count_ways, is_path, parse_path
+from interp.patching.path_patching import Stop, count_ways, is_path, parse_path
 from interp.patching.sites import SITES, default_sites, names_of
 
 _PASTED = {
@@ -37,42 +29,43 @@ class Intervention:
     """How activations are changed; together with sites and facts it defines a sweep."""
 
     by: By = "role"
-    """A cell is all tokens of a role, or one position."""
+    """A cell of the patch grid is all tokens of a role, or one position."""
     groups: tuple[str, ...] = ()
     """Roles or positions changed together, such as ``name_first+name_last`` or ``all``; by default
     each by itself.
     """
     sources: tuple[str, ...] = ()
-    """Sources of an edge or a knockout, said as ``groups`` are; by default the same as those."""
+    """Sources of an edge or a knockout, written as ``groups`` are; by default the same as those."""
     direction: Direction = "denoising"
     replacement: Replacement = "run"
-    """What is pasted. run: the other prompt's run. noise: the other run is the clean prompt with
-    Gaussian noise on the embeddings of its name tokens. mean, zero, resample (noising only): the
-    mean over all facts' tokens of the role, or of the position with ``by="pos"``; 0; another fact's
-    token of the role or position.
+    """What is pasted. run: the activation of the other prompt's run. noise: the other run is the
+    clean prompt with Gaussian noise on the embeddings of its name tokens. For noising only are
+    mean: the mean over all facts' tokens of the same role, or the same position with ``by="pos"``;
+    zero: 0; and resample: the activation at another fact's token of the role or position.
     """
     layers: tuple[int, ...] = number((), least=0)
-    """Which are changed, one at a time; by default all."""
+    """Layers that are changed, one at a time; by default all."""
     window: int = number(1, least=1, most=MOST_LAYERS)
     """Layers changed together: from layer − window // 2 on, as far as there are."""
     frozen: Frozen | None = None
-    """What all blocks go on writing, as in the base run, at the changed positions: with
+    """Output that all later blocks keep from the base run at the changed positions: with
     ``mlp_out`` a restored residual stream acts through attention alone (the severed graph of Meng
     et al. 2022, section 2.2). For ``embed`` and ``resid_pre``.
     """
     n_neurons: int = number(16, least=1)
-    """Neurons a group of ``mlp_post``."""
+    """Neurons per group of ``mlp_post``."""
     noise_std: float = number(3.0, above=0, most=MOST_NOISE)
     """In standard deviations of the name tokens' embeddings (Meng et al. 2022)."""
     noise_draws: int = number(5, least=1, most=MOST_DRAWS)
-    """Results are averages over so many draws of noise."""
+    """Draws of noise that results are averaged over."""
     seed: int = number(0, least=0, most=LARGEST_SEED)
-    """Of noise and resampling."""
+    """Seed of noise, resampling and control."""
     whole_value: bool = True
-    """Score the whole value too; without, only its first token, and the sweep is shorter."""
+    """Score the whole value too; if False, only its first token, which takes less time."""
     control: bool = False
     """Score another fact's pair of answers too, of the same attribute and with no token in common:
-    ``control_logit_diff``. What moves it as far as ``logit_diff`` is not particular to the fact.
+    ``control_logit_diff``. A patch that moves it as far as ``logit_diff`` is not specific to the
+    fact.
     """
 
     def __post_init__(self) -> None:
@@ -99,14 +92,14 @@ class Intervention:
 
 
 def intervention(options: dict) -> Intervention:
-    """An ``Intervention`` from keyword arguments, checked.
+    """An ``Intervention`` from keyword arguments.
 
     Raises:
-        ValueError: one is unknown, or has a value that it can't have.
+        ValueError: an option is unknown, or its value is not allowed.
     """
     known = [field.name for field in fields(Intervention)]
     for name in options.keys() - known:
-        more = "; whose name is swapped is said to suite.facts" if name == "corruption" else ""
+        more = "; give it to suite.facts" if name == "corruption" else ""
         raise ValueError(f"no option {name!r} of patching; there are {', '.join(known)}{more}")
     return Intervention(**options)
 
@@ -114,10 +107,10 @@ def intervention(options: dict) -> Intervention:
 def check_sites(
     sites: Sequence[str], *, parallel: bool = False, direction: Direction = "denoising"
 ) -> list[str]:
-    """``sites`` as a list; if there are none, the default sites of the model.
+    """``sites`` as a list; if none are given, the default sites of the model.
 
     Raises:
-        ValueError: one is unknown, or a model with parallel blocks lacks it, or it takes the other
+        ValueError: a site is unknown, a model with parallel blocks lacks it, or it needs the other
             direction.
     """
     if isinstance(sites, str):
@@ -139,8 +132,25 @@ def check_sites(
     return list(dict.fromkeys(sites or default_sites(parallel=parallel)))
 
 
-def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
-    """Raises a ValueError where ``sites`` and ``how`` cannot be combined on this model."""
+def prepared(
+    cfg: Shape, sites: Sequence[str], facts: FactSet, how: Intervention
+) -> tuple[FactSet, PatchGrid, tuple[list, list]]:
+    """The facts as they are scored, their patch grid, and the labels of its positions and of its
+    sources.
+
+    Raises:
+        ValueError: model, sites, facts and options do not go together.
+    """
+    _check_fit(cfg, sites, how)
+    if not how.whole_value:
+        facts = replace(facts, answers=facts.answers[:, :1])
+    grid, labels = grid_of(facts, how)
+    check_tokens(facts, cfg.d_vocab, cfg.n_ctx)
+    return facts, grid, labels
+
+
+def _check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
+    """Raises a ValueError where ``sites`` and ``how`` don't go together on this model."""
     parts = {SITES[site].part for site in starts_of(sites)}
     if "neuron" in parts and cfg.d_mlp % how.n_neurons:
         raise ValueError(
@@ -151,77 +161,66 @@ def check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
         if not 0 <= layer < cfg.n_layers:
             raise ValueError(f"no layer {layer} in a model of {cfg.n_layers} layers; count from 0")
     for site in sites:
-        if how.layers and is_path(site):
-            raise ValueError(f"path {site!r} says its layers itself, as in L0.mlp_out-logits")
         if how.frozen and site not in (before := names_of(before_block=True)):
             raise ValueError(f"frozen goes with {' and '.join(before)}, not with {site!r}")
         if how.sources and site not in (edges := names_of(at="edge")):
             raise ValueError(f"sources go with {', '.join(edges)}, not with {site!r}; use groups")
-        refused = () if is_path(site) else SITES[site].not_replaced_by
-        if how.replacement == "zero" and "zero" in refused:
+        if is_path(site):
+            _check_path(cfg, site, how)
+        elif how.replacement in SITES[site].not_replaced_by:
             raise ValueError(
                 f"site {site!r} can't be 0, which would let attention go to later tokens; paste "
                 "from the corrupted run, or patch pattern"
-            )
-        if how.replacement in refused:
-            raise ValueError(
-                f"site {site!r} of different prompts can't be compared; paste from the "
+                if how.replacement == "zero"
+                else f"site {site!r} of different prompts can't be compared; paste from the "
                 "corrupted run, with another name or noise, or paste zero"
             )
-        if not is_path(site):
-            continue
-        if how.window > 1:
-            raise ValueError(f"path {site!r} goes through single layers; use window 1")
-        for stop in parse_path(site):
-            if (stop.layer or 0) >= cfg.n_layers or (stop.head or 0) >= cfg.n_heads:
-                raise ValueError(
-                    f"path {site!r} has a stop outside the model's {cfg.n_layers} layers of "
-                    f"{cfg.n_heads} heads; count from 0"
-                )
-        *before, last = parse_path(site)
-        if not any(count_ways(before, last, at, cfg, how.n_neurons) for at in last.layers(cfg)):
-            raise ValueError(f"no stop of path {site!r} can reach the next; order their layers")
+
+
+def _check_path(cfg: Shape, path: str, how: Intervention) -> None:
+    if how.layers:
+        raise ValueError(f"path {path!r} names its layers itself, as in L0.mlp_out-logits")
+    if how.window > 1:
+        raise ValueError(f"path {path!r} goes through single layers; use window 1")
+    *before, last = parse_path(path)
+    for stop in (*before, last):
+        if (stop.layer or 0) >= cfg.n_layers or (stop.head or 0) >= cfg.n_heads:
+            raise ValueError(
+                f"path {path!r} has a stop outside the model's {cfg.n_layers} layers of "
+                f"{cfg.n_heads} heads; count from 0"
+            )
+    if not any(count_ways(before, last, at, cfg, how.n_neurons) for at in last.layers(cfg)):
+        raise ValueError(f"no stop of path {path!r} can reach the next; order their layers")
 
 
 def axes_of(site: str, cfg: Shape, how: Intervention) -> dict[str, Int[np.ndarray, " label"]]:
-    """Labels of a site's layers, and of its heads or neurons; of a path's stops layer, head,
-    layer_1, head_1, ...
+    """Labels of a site's layers, and of its heads or neurons, in the 32 bits of a result file; of a
+    path's stops layer, head, layer_1, head_1, ...
     """
-    if not is_path(site):
-        of, layers = SITES[site], how.layers or range(cfg.n_layers)
-        axes = {"layer": _labels(layers if of.has_layers else [0])}
-        n = of.n_parts(cfg, how.n_neurons)
-        if of.part == "neuron":
-            axes["neuron"] = _labels(range(n)) * np.int32(how.n_neurons)
-        elif of.part:
-            axes["head"] = _labels(range(n))
-        return axes
     axes = {}
-    for i, stop in enumerate(parse_path(site)):
-        suffix, parts = f"_{i}" if i else "", _labels(stop.parts(cfg, how.n_neurons))
-        if stop.has_layers:
-            axes[f"layer{suffix}"] = _labels(stop.layers(cfg))
+    for i, stop in enumerate(parse_path(site) if is_path(site) else [Stop(site)]):
+        suffix, parts = f"_{i}" if i else "", stop.parts(cfg, how.n_neurons)
+        if not is_path(site):
+            axes["layer"] = (how.layers or range(cfg.n_layers)) if stop.has_layers else [0]
+        elif stop.has_layers:
+            axes[f"layer{suffix}"] = stop.layers(cfg)
         if stop.part == "neuron":
-            axes[f"neuron{suffix}"] = parts * np.int32(how.n_neurons)
+            axes[f"neuron{suffix}"] = [part * how.n_neurons for part in parts]
         elif stop.part:
             axes[f"head{suffix}"] = parts
-    return axes
-
-
-def _labels(numbers: Sequence[int]) -> Int[np.ndarray, " label"]:
-    """Labels in the 32 bits of a result file."""
-    return np.array(numbers, dtype=np.int32)
+    return {name: np.array(labels, dtype=np.int32) for name, labels in axes.items()}
 
 
 def starts_of(sites: Sequence[str]) -> set[str]:
-    """Sites that are replaced; for a path, its first stop."""
+    """Sites whose activations are replaced; of a path, that of its first stop."""
     return {parse_path(site)[0].site if is_path(site) else site for site in sites}
 
 
 def piece_bytes(max_memory: float) -> float:
-    """``max_memory`` (gigabytes) split into two equal budgets in bytes, one for activation caches
-    and one for work items. 0.25 GB are left to the libraries, half of the rest to results and
-    allocator overhead.
+    """The budget of activation caches, and also that of items computed together, in bytes.
+
+    Of ``max_memory`` (gigabytes), 0.25 GB are left to the libraries, and half of the rest to
+    results and to what the allocator loses.
     """
     return 0.25e9 * max(max_memory - 0.25, 0.4 * max_memory)
 
@@ -229,31 +228,23 @@ def piece_bytes(max_memory: float) -> float:
 def memory_chunks(
     cfg: Shape, facts: FactSet, kept: Collection[str], how: Intervention, n_numbers: float
 ) -> list[Int[np.ndarray, " fact"]]:
-    """Facts in batches whose activation caches, all that are held at once, have at most so many
-    numbers.
-    """
+    """Facts in batches whose runs, all that are held at once, fit into ``n_numbers`` numbers."""
     n_pos = facts.clean.shape[1] + facts.answers.shape[1] - 1
-    one = n_pos * cfg.n_layers * run_size(cfg, kept, n_pos)
-    size = max(1, int(n_numbers // (runs_held(how) * one)))
+    size = max(1, int(n_numbers // held_by_fact(cfg, kept, how, n_pos)))
     return np.split(np.arange(len(facts)), range(size, len(facts), size))
 
 
-def runs_held(how: Intervention) -> int:
-    """The number of runs of a batch that are held at once."""
-    return {"run": 2, "noise": 2, "zero": 2, "mean": 3, "resample": 4}[how.replacement]
-
-
-def run_size(cfg: Shape, kept: Collection[str], n_pos: int) -> int:
-    """Numbers per token and layer that a run keeps, with attention tables as they are computed."""
+def held_by_fact(cfg: Shape, kept: Collection[str], how: Intervention, n_pos: int) -> int:
+    """Numbers that the runs of a fact keep at once, with attention's tables while they are made."""
+    n_runs = {"run": 2, "noise": 2, "zero": 2, "mean": 3, "resample": 4}[how.replacement]
     widths = {"mlp_pre": cfg.d_mlp, "mlp_post": cfg.d_mlp, "q": cfg.d_model, "k": cfg.d_model}
-    return 9 * cfg.d_model + sum(widths.get(name, 0) for name in kept) + 2 * cfg.n_heads * n_pos
+    token = 9 * cfg.d_model + sum(widths.get(name, 0) for name in kept) + 2 * cfg.n_heads * n_pos
+    return n_runs * n_pos * cfg.n_layers * token
 
 
-def grid_of(
-    facts: FactSet, how: Intervention
-) -> tuple[PatchGrid, tuple[list, list], Bool[np.ndarray, "fact pos"]]:
-    """The patch grid of an intervention, the labels of its positions and of its sources, and where
-    the two runs may differ: from the first token in which their inputs differ.
+def grid_of(facts: FactSet, how: Intervention) -> tuple[PatchGrid, tuple[list, list]]:
+    """The patch grid of an intervention, and the labels of its positions and of its sources. The
+    two runs may differ from the first token on in which their inputs do.
     """
     if not len(facts):
         raise ValueError("there are no facts to patch; give one or more")
@@ -275,8 +266,8 @@ def grid_of(
     may_differ = np.zeros((len(facts), n_pos), bool)
     may_differ[:, :n] = differs.numpy()[:, :n]
     may_differ = np.logical_or.accumulate(may_differ, 1)
-    grid = PatchGrid(*positions, how.window, how.n_neurons, how.frozen, how.layers)
-    return grid, tuple(labels), may_differ
+    grid = PatchGrid(*positions, may_differ, how.window, how.n_neurons, how.frozen, how.layers)
+    return grid, tuple(labels)
 
 
 def _check_facts(facts: FactSet, how: Intervention) -> None:

@@ -2,17 +2,64 @@
 recomputed layers.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.patching.grid import PatchGrid, Shape
-from interp.patching.sites import Site
+from interp.patching.activations import ActivationCache
+from interp.patching.grid import PatchGrid, Shape, WorkItems, items_of
+from interp.patching.sites import SITES, Site
 
 
-def differing(
+@dataclass(frozen=True)
+class Changes:
+    """Positions that work items change, one after the other."""
+
+    items: WorkItems
+    row: Int[Tensor, " change"]
+    """Which item each change belongs to."""
+    fact: Int[Tensor, " change"]
+    pos: Int[Tensor, " change"]
+    part: Int[Tensor, " change"]
+
+    def __getitem__(self, index: Tensor) -> "Changes":
+        columns = (x[index] for x in (self.row, self.fact, self.pos, self.part))
+        return Changes(self.items, *columns)
+
+    def sources(self, grid: PatchGrid) -> Bool[Tensor, "change src"]:
+        """Sources of the edges that are changed."""
+        of_items = grid.sources[self.items.source, self.items.fact]
+        return torch.from_numpy(of_items).to(self.row.device)[self.row]
+
+
+def changes_of(items: WorkItems, at: Bool[np.ndarray, "item pos"], device: torch.device) -> Changes:
+    """The changes of ``items`` at the positions ``at``."""
+    row, pos = at.nonzero()
+    columns = (row, items.fact[row], pos, items.part[row])
+    return Changes(items, *(torch.from_numpy(x).to(device) for x in columns))
+
+
+def differing_items(
+    site: str,
+    layer: int,
+    base: ActivationCache,
+    source: ActivationCache,
+    grid: PatchGrid,
+    cfg: Shape,
+) -> WorkItems:
+    """The items of one site and layer whose activations differ in any layer of the window."""
+    window = grid.layers(site, layer, cfg.n_layers)
+    differs = np.logical_or.reduce(
+        [_differing(base[at], source[at], SITES[site], grid, cfg) for at in window]
+    )
+    return items_of(site, layer, differs, grid)
+
+
+def _differing(
     base: dict[str, Tensor], source: dict[str, Tensor], site: Site, grid: PatchGrid, cfg: Shape
 ) -> Bool[np.ndarray, "part source fact pos"]:
     """Where two layers of activation caches differ at a site; for edges, at their destination."""
@@ -20,73 +67,59 @@ def differing(
         seen = grid.reaching()
         return np.broadcast_to(seen, (site.n_parts(cfg, grid.n_neurons), *seen.shape))
     if base is source:
-        n_facts, n_pos = grid.positions.shape[1:]
-        return np.zeros((1, 1, n_facts, n_pos), bool)
+        return np.zeros((1, 1, *grid.may_differ.shape), bool)
     differs = base[site.activation] != source[site.activation]
     if site.is_edge:
         of = torch.from_numpy(grid.sources).to(differs.device)[:, :, None, None]
-        by_source = [(differs & sources).any(-1) for sources in of]
-        differs = rearrange(torch.stack(by_source), "source fact head pos -> head source fact pos")
-        return differs.cpu().numpy()
-    if site.part == "neuron":
-        differs = differs.unflatten(-1, (-1, grid.n_neurons))
-    differs = differs.any(-1)
-    if site.is_table:
-        differs = rearrange(differs, "fact head pos -> head fact pos")
-    elif site.part:
-        differs = rearrange(differs, "fact pos part -> part fact pos")
+        differs = torch.stack([(differs & sources).any(-1) for sources in of])
+        differs = rearrange(differs, "source fact head pos -> head source fact pos")
     else:
-        differs = differs[None]
-    return differs[:, None].cpu().numpy()
-
-
-def pasted_values(
-    layer: dict[str, Tensor],
-    site: Site,
-    fact: Int[Tensor, " change"],
-    pos: Int[Tensor, " change"],
-    part: Int[Tensor, " change"],
-    n_neurons: int,
-) -> Float[Tensor, "change *rest"]:
-    """The activations that a layer of an activation cache has at each change."""
-    x = layer[site.activation]
-    if site.is_table:
-        return x[fact, part, pos]
-    if site.part == "neuron":
-        return x[fact[:, None], pos[:, None], _units(part, n_neurons)]
-    return x[fact, pos, part] if site.part else x[fact, pos]
+        if site.part == "neuron":
+            differs = differs.unflatten(-1, (-1, grid.n_neurons))
+        axes = "fact pos -> 1 1 fact pos"
+        if site.part:
+            axes = "fact pos part -> part 1 fact pos"
+        if site.is_table:
+            axes = "fact part pos -> part 1 fact pos"
+        differs = rearrange(differs.any(-1), axes)
+    return differs.cpu().numpy() & grid.may_differ
 
 
 def paste(
-    x: Tensor,
+    x: Float[Tensor, "row *rest"],
     site: Site,
-    row: Int[Tensor, " change"],
+    at: Changes,
     slot: Int[Tensor, " change"],
-    part: Int[Tensor, " change"],
-    n_neurons: int,
-    new: Float[Tensor, "change *rest"] | None,
-    sources: Tensor | None,
+    grid: PatchGrid,
+    source: dict[str, Tensor],
 ) -> None:
-    """Writes the patch into ``x`` in place.
+    """Makes changes in ``x``, in place.
 
     Args:
         x: (row, slot, ...), or (row, head, slot, src) of attention scores and patterns.
         slot: the place of each change among the positions that ``x`` has.
-        new: ``pasted_values``; None for cuts.
-        sources: (change, src) of edges, else None.
+        source: the layer of an activation cache whose values are pasted; cuts need none.
     """
+    to = _index(site, at.row, slot, at.part, grid.n_neurons)
     if site.cut:
-        heads, cut = (part, sources) if site.part else (slice(None), sources[:, None])
-        x[row, heads, slot] = x[row, heads, slot].masked_fill(cut, -torch.inf)
-    elif site.is_table:
-        x[row, part, slot] = torch.where(sources, new, x[row, part, slot]) if site.is_edge else new
-    elif site.part == "neuron":
-        x[row[:, None], slot[:, None], _units(part, n_neurons)] = new
-    elif site.part:
-        x[row, slot, part] = new
-    else:
-        x[row, slot] = new
+        sources = at.sources(grid)
+        x[to] = x[to].masked_fill(sources if site.part else sources[:, None], -torch.inf)
+        return
+    new = source[site.activation][_index(site, at.fact, at.pos, at.part, grid.n_neurons)]
+    x[to] = torch.where(at.sources(grid), new, x[to]) if site.is_edge else new
 
 
-def _units(group: Int[Tensor, " change"], size: int) -> Int[Tensor, "change unit"]:
-    return group[:, None] * size + torch.arange(size, device=group.device)
+def _index(
+    site: Site,
+    row: Int[Tensor, " change"],
+    pos: Int[Tensor, " change"],
+    part: Int[Tensor, " change"],
+    n_neurons: int,
+) -> tuple:
+    """Where each change is in an activation."""
+    if site.is_table:
+        return row, part if site.part else slice(None), pos
+    if site.part == "neuron":
+        units = part[:, None] * n_neurons + torch.arange(n_neurons, device=part.device)
+        return row[:, None], pos[:, None], units
+    return (row, pos, part) if site.part else (row, pos)

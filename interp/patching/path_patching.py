@@ -1,11 +1,12 @@
 """Path patching (Wang et al. 2022, https://arxiv.org/abs/2211.00593; Goldowsky-Dill et al. 2023,
-https://arxiv.org/abs/2304.05969): a change that reaches a later component along chosen edges only.
+https://arxiv.org/abs/2304.05969): a change reaches a later component along chosen edges only.
 
 A path is written as its stops, ``z-q`` or ``embed-v-logits``: a component is changed; the next stop
 reads the base run's residual stream plus what that change wrote into it, LayerNorm included, all
 else frozen; and so on. What the last stop then computes is pasted into the base run, which goes on
-from there with nothing frozen; ``logits`` as the last stop ends it. A stop may be a single one:
-``L0H2.z-L2H1.q``. An effect along a path is not evidence that nothing else carries the change.
+from there with nothing frozen; ``logits`` as the last stop ends the path. A stop may name one layer
+and head: ``L0H2.z-L2H1.q``. An effect along a path is not evidence that nothing else carries the
+change.
 """
 
 import re
@@ -26,7 +27,7 @@ from interp.patching.sites import SITES, names_of
 LOGITS = "logits"
 """The stop that ends a path."""
 _COMPUTED = {"q": "rot_q", "k": "rot_k"}
-"""What attention reads of a stop, where it is not the site itself."""
+"""Sites at which a change of these stops is pasted: after the rotation."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Stop:
 
     @property
     def part(self) -> str:
-        """The kind of part that the stop has: ``Site.part``."""
+        """Which part of it is changed at a time: ``Site.part``."""
         return "" if self.site == LOGITS else SITES[self.site].part
 
     @property
@@ -52,9 +53,7 @@ class Stop:
 
     @property
     def in_attention(self) -> bool:
-        """Whether the MLP of the same layer reads what the stop changes; it does if blocks are
-        sequential.
-        """
+        """Whether the MLP of its own layer reads what it writes, if blocks are sequential."""
         return self.site == "attn_out" or self.has_heads
 
     @property
@@ -63,44 +62,33 @@ class Stop:
         return "resid_post" if self.site == LOGITS else _COMPUTED.get(self.site, self.site)
 
     def layers(self, cfg: Shape) -> list[int]:
-        """Layers that the stop may be at; only 0 for sites without layers."""
+        """Layers it may be in; only 0 for sites without layers."""
         if not self.has_layers:
             return [0]
         return list(range(cfg.n_layers)) if self.layer is None else [self.layer]
 
     def parts(self, cfg: Shape, n_neurons: int) -> list[int]:
-        """Heads or groups of neurons that the stop may be; only 0 for sites without parts."""
+        """Heads or groups of neurons it may be; only 0 for sites without parts."""
         if self.head is not None:
             return [self.head]
         return list(range(SITES[self.site].n_parts(cfg, n_neurons) if self.part else 1))
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A route to a path's last stop, and the activation that the last stop is patched with."""
+class Delta:
+    """What the stops so far wrote into the residual stream, along one way."""
 
     place: tuple[int, ...]
-    """dict[str, Tensor] and part of each stop before."""
-    source: ActivationCache
-    layers: list[int]
-    """At which the last stop can be."""
-    grid: PatchGrid
-    """Where to change it."""
-    group: int | None
-    """Of which set of positions; None: of each its own."""
-
-
-@dataclass(frozen=True)
-class _Change:
-    """The change that the stops so far made to the residual stream."""
-
-    place: tuple[int, ...]
+    """Layer and part of each of these stops."""
     written: Float[Tensor, "fact pos d_model"]
     attention_from: int
     """First layer whose attention reads it."""
     mlp_from: int
+    """First layer whose MLP reads it."""
     grid: PatchGrid
+    """Where the next stop changes."""
     group: int | None
+    """Which set of positions it comes from; None: ``grid`` has all of them."""
 
 
 def is_path(site: str) -> bool:
@@ -138,14 +126,14 @@ def arrivals(
     base: ActivationCache,
     source: ActivationCache,
     grid: PatchGrid,
-) -> Iterator[Arrival]:
-    """Every route to the last stop, once each. At the logits, the last residual stream changes."""
-    for change in _changes(weights, stops[:-1], base, source, grid):
-        layers = _layers(weights, stops[-1], change)
-        if layers:
-            received = {at: _received(weights, stops[-1], base, change, at) for at in layers}
-            run = [received.get(at, layer) for at, layer in enumerate(base)]
-            yield Arrival(change.place, run, layers, change.grid, change.group)
+) -> Iterator[tuple[Delta, ActivationCache, list[int]]]:
+    """Every way up to the last stop, once, with the activations that the last stop is changed to,
+    and the layers it can be in. At the logits the last residual stream is changed.
+    """
+    for delta in _deltas(weights, stops[:-1], base, source, grid):
+        if layers := _layers(weights, stops[-1], delta):
+            received = {at: _received(weights, stops[-1], base, delta, at) for at in layers}
+            yield delta, [received.get(at, layer) for at, layer in enumerate(base)], layers
 
 
 def count_ways(
@@ -153,7 +141,7 @@ def count_ways(
 ) -> int:
     """The number of routes along the stops ``before`` that lead to ``last`` at ``layer``."""
     ways = {(0, 0): 1}
-    """Number by the first layer whose attention, and whose MLP, read the change."""
+    """How many, by the first layer whose attention and the first whose MLP read the change."""
     for i, stop in enumerate(before):
         onward: dict[tuple[int, int], int] = {}
         for starts, n in ways.items():
@@ -170,19 +158,19 @@ def count_ways(
     return sum(n for starts, n in ways.items() if layer >= starts[last.site == "mlp_out"])
 
 
-def _changes(
+def _deltas(
     weights: PackedModel,
     stops: list[Stop],
     base: ActivationCache,
     source: ActivationCache,
     grid: PatchGrid,
-) -> Iterator[_Change]:
+) -> Iterator[Delta]:
     if len(stops) == 1:
         yield from _starts(weights, stops[0], base, source, grid)
         return
-    for change in _changes(weights, stops[:-1], base, source, grid):
-        for layer in _layers(weights, stops[-1], change):
-            yield from _onward(weights, stops[-1], base, change, layer)
+    for delta in _deltas(weights, stops[:-1], base, source, grid):
+        for layer in _layers(weights, stops[-1], delta):
+            yield from _onward(weights, stops[-1], base, delta, layer)
 
 
 def _starts(
@@ -191,9 +179,9 @@ def _starts(
     base: ActivationCache,
     source: ActivationCache,
     grid: PatchGrid,
-) -> Iterator[_Change]:
+) -> Iterator[Delta]:
     if stop.site == "embed":
-        yield _Change((0, 0), source[0]["embed"] - base[0]["embed"], 0, 0, grid, None)
+        yield Delta((0, 0), source[0]["embed"] - base[0]["embed"], 0, 0, grid, None)
         return
     for layer in stop.layers(weights.cfg):
         block = weights.blocks[layer]
@@ -206,42 +194,44 @@ def _starts(
             if stop.part == "neuron":
                 units = slice(part * grid.n_neurons, (part + 1) * grid.n_neurons)
                 written = change[..., units] @ block.down.weight[:, units].mT
-            yield _Change((layer, part), written, layer + 1, mlp_from, grid, None)
+            yield Delta((layer, part), written, layer + 1, mlp_from, grid, None)
 
 
 def _onward(
-    weights: PackedModel, stop: Stop, base: ActivationCache, change: _Change, layer: int
-) -> Iterator[_Change]:
-    """The change that one intermediate stop writes, for each of its heads, and for each set of
-    positions where keys or values carry it to other positions.
+    weights: PackedModel, stop: Stop, base: ActivationCache, delta: Delta, layer: int
+) -> Iterator[Delta]:
+    """What an intermediate stop writes: one delta per head, and per set of positions where keys or
+    values carry the change to other positions.
     """
-    received, own = _received(weights, stop, base, change, layer), base[layer]
+    received, own = _received(weights, stop, base, delta, layer), base[layer]
     if stop.site == "mlp_out":
-        place = (*change.place, layer, 0)
+        place = (*delta.place, layer, 0)
         written = received["mlp_out"] - own["mlp_out"]
         yield replace(
-            change, place=place, written=written, attention_from=layer + 1, mlp_from=layer + 1
+            delta, place=place, written=written, attention_from=layer + 1, mlp_from=layer + 1
         )
         return
     mlp_from = layer + 1 if weights.blocks[layer].parallel else layer
-    for group, grid, keys, values, reached in _keys_of_groups(stop, change, own, received):
+    for group, grid, keys, values, reached in _keys_of_groups(stop, delta, own, received):
         z = weigh(softmax(all_scores(received["rot_q"], keys)), values)
         z = (z - own["z"]) * reached[..., None, None]
         for head in stop.parts(weights.cfg, 1):
             written = _written_by_head(weights, layer, head, z[:, :, head])
-            place = (*change.place, layer, head)
-            yield _Change(place, written, layer + 1, mlp_from, grid, group)
+            place = (*delta.place, layer, head)
+            yield Delta(place, written, layer + 1, mlp_from, grid, group)
 
 
 def _keys_of_groups(
-    stop: Stop, change: _Change, own: dict[str, Tensor], received: dict[str, Tensor]
+    stop: Stop, delta: Delta, own: dict[str, Tensor], received: dict[str, Tensor]
 ) -> Iterator[tuple[int | None, PatchGrid, Tensor, Tensor, Bool[Tensor, "fact pos"]]]:
-    """A set of positions, the positions it reaches, and the keys and values that are read there."""
-    changed = change.written.any(-1)
+    """Each set of positions with the grid, keys and values that an intermediate stop goes on with,
+    and the positions it reaches.
+    """
+    changed = delta.written.any(-1)
     if SITES[stop.site].at != "key":
-        yield change.group, change.grid, own["rot_k"], own["v"], changed
+        yield delta.group, delta.grid, own["rot_k"], own["v"], changed
         return
-    for i, positions in enumerate(change.grid.positions):
+    for i, positions in enumerate(delta.grid.positions):
         at = torch.from_numpy(positions).to(changed.device) & changed
         keys, values = (
             torch.where(at[..., None, None], new, old)
@@ -249,39 +239,39 @@ def _keys_of_groups(
         )
         reached = at.long().cumsum(1) > 0
         there = reached.cpu().numpy()[None]
-        grid = replace(change.grid, positions=there, sources=there)
-        yield i if change.group is None else change.group, grid, keys, values, reached
+        grid = replace(delta.grid, positions=there, sources=there)
+        yield i if delta.group is None else delta.group, grid, keys, values, reached
 
 
 def _received(
-    weights: PackedModel, stop: Stop, base: ActivationCache, change: _Change, layer: int
+    weights: PackedModel, stop: Stop, base: ActivationCache, delta: Delta, layer: int
 ) -> dict[str, Tensor]:
-    """What ``stop`` computes in ``layer`` from the base run's residual stream plus the change; the
+    """What ``stop`` computes in ``layer`` from the base run's residual stream plus the delta; the
     base run's own values where nothing changed.
     """
     own, block = base[layer], weights.blocks[layer]
-    changed = change.written.any(-1)[..., None]
+    changed = delta.written.any(-1)[..., None]
     if stop.site == LOGITS:
-        return own | {"resid_post": own["resid_post"] + change.written}
+        return own | {"resid_post": own["resid_post"] + delta.written}
     if stop.site == "mlp_out":
         mid = own["resid_pre" if block.parallel else "resid_mid"]
-        new = block.mlp(mid + change.written)
+        new = block.mlp(mid + delta.written)
         return own | {"mlp_out": torch.where(changed, new, own["mlp_out"])}
     name, kinds = stop.patched, "q" if stop.site == "q" else "kv"
     pos = torch.arange(changed.shape[1], device=changed.device)[None]
     turn = weights.turn_at(pos)
-    heads = dict(zip(kinds, block.heads(own["resid_pre"] + change.written, turn, kinds=kinds)))
+    heads = dict(zip(kinds, block.heads(own["resid_pre"] + delta.written, turn, kinds=kinds)))
     chosen = torch.zeros(own[name].shape[2], dtype=torch.bool, device=changed.device)
     chosen[stop.parts(weights.cfg, 1)] = True
     new = torch.where(changed[..., None] & chosen[:, None], heads[stop.site], own[name])
     return own | {name: new}
 
 
-def _layers(weights: PackedModel, stop: Stop, change: _Change) -> list[int]:
-    """Layers at which ``stop`` comes after the change."""
+def _layers(weights: PackedModel, stop: Stop, delta: Delta) -> list[int]:
+    """Layers at which ``stop`` comes after the delta."""
     if stop.site == LOGITS:
         return [weights.cfg.n_layers - 1]
-    first = change.mlp_from if stop.site == "mlp_out" else change.attention_from
+    first = delta.mlp_from if stop.site == "mlp_out" else delta.attention_from
     return [layer for layer in stop.layers(weights.cfg) if layer >= first]
 
 

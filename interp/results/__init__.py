@@ -1,1 +1,1 @@
-"""Results of a sweep: the key they are stored under, their files, and their metrics."""
+"""Results of a sweep: their key, their files, and the metrics computed from them."""

@@ -1,14 +1,15 @@
 """Which questions a folder of results answers, in the order in which they were asked.
 
-``manifest.json`` says it, so that no file time does: a copied folder is read alike. Each entry
-names a question, its sites, and the checkpoint that the run had at each step when it was last
-asked. It is written before the first result, under the folder's lock: a result without an entry,
-or an entry without results, is what a killed process leaves, and neither hinders the next.
+``manifest.json`` records them, so that nothing depends on file times and a copied folder reads the
+same. Each entry names a question, its sites, and the checkpoint that the run had at each step when
+the question was last asked. An entry is written before its first result, under the folder's lock. A
+killed process may leave a result without an entry, or an entry without results; both are harmless.
 """
 
 import json
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from interp.files import read_json, write_json
@@ -24,24 +25,19 @@ class Entry:
     question: dict
     """As ``Request.question`` gives it."""
     sites: tuple[str, ...]
-    """Those asked last come first."""
+    """Those asked for last come first."""
     checkpoints: dict[int, str]
     """Digest of the weights, by step."""
 
     def files(self, folder: Path) -> dict[str, dict[int, Path]]:
         """Result files of this entry that are in ``folder``, by site and step."""
-        of = {
-            site: {
-                step: path
-                for step, checkpoint in self.checkpoints.items()
-                if (path := folder / self._file_name(step, site, checkpoint)).is_file()
-            }
-            for site in self.sites
-        }
-        return {site: paths for site, paths in of.items() if paths}
-
-    def _file_name(self, step: int, site: str, checkpoint: str) -> str:
-        return file_name({**self.question, "step": step, "site": site, "checkpoint": checkpoint})
+        found: dict[str, dict[int, Path]] = {}
+        for site, (step, checkpoint) in product(self.sites, self.checkpoints.items()):
+            of_one = {"step": step, "site": site, "checkpoint": checkpoint}
+            path = folder / file_name(self.question | of_one)
+            if path.is_file():
+                found.setdefault(site, {})[step] = path
+        return found
 
     def asks_as(self, other: "Entry") -> bool:
         """Whether both ask the same question, possibly of two trainings of the run."""
@@ -70,7 +66,7 @@ def read_manifest(folder: Path) -> list[Entry] | None:
 def _entry(values: dict) -> Entry:
     question, sites, checkpoints = (values[k] for k in ("question", "sites", "checkpoints"))
     if not isinstance(question, dict) or not all(isinstance(site, str) for site in sites):
-        raise ValueError("an entry is no question with its sites")
+        raise ValueError("an entry is not a question with its sites")
     return Entry(question, tuple(sites), {int(step): x for step, x in checkpoints.items()})
 
 
@@ -80,8 +76,8 @@ def record_requests(
     """Makes the question of ``requests`` the newest in ``folder``; the caller holds its lock.
 
     Args:
-        is_replaced: whether the run now has another checkpoint at a step than one recorded before.
-            Such a one stays in an entry of its own.
+        is_replaced: whether the run now has another checkpoint at a step than the one recorded,
+            which then stays in an entry of its own.
     """
     first = next(iter(requests))
     sites = tuple(dict.fromkeys(request.site for request in requests))
@@ -104,6 +100,6 @@ def record_requests(
 
 
 def _without(entry: Entry, new: Entry) -> Entry:
-    """``entry`` with only those checkpoints that ``new`` does not have."""
+    """``entry`` without the checkpoints that ``new`` has."""
     kept = entry.checkpoints.items() - new.checkpoints.items()
     return replace(entry, checkpoints=dict(sorted(kept)))

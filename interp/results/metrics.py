@@ -13,7 +13,7 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """``patched``, ``clean`` and ``corrupted`` in one metric.
 
     Raises:
-        ValueError: no such metric, or not the result of one site.
+        ValueError: there is no such metric, or ``result`` is not the result of one site.
     """
     if not isinstance(result, (xr.Dataset, xr.DataTree)) or "patched" not in result:
         raise ValueError("this is not the result of one site; give one, such as tree['z']")
@@ -32,19 +32,19 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
 
 
 def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
-    """``of_metric`` for facts with twins; raises a ValueError for others."""
+    """``of_metric``; raises a ValueError for facts without corrupted prompts."""
     values = of_metric(result, "first_logprob")
     if values.corrupted.isnull().all():
         raise ValueError(
-            "these facts have no corrupted prompts, so no gap of which there could be a share; use "
-            "interp.effect(result, metric='first_logprob')"
+            "these facts have no corrupted prompts, so there is no clean − corrupted gap to take a "
+            "share of; use interp.effect(result, metric='first_logprob')"
         )
     return of_metric(result, metric)
 
 
 def effect(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
-    """Patched − base per fact, nats: towards clean when denoising, away from it (negative) when
-    noising.
+    """Patched − base per fact, in nats: positive towards the clean answer, so mostly positive when
+    denoising and mostly negative when noising.
     """
     values = of_metric(result, metric)
     base = values.corrupted if result.attrs["direction"] == "denoising" else values.clean
@@ -56,8 +56,8 @@ def effect(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.D
 
 
 def recovered(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
-    """Mean (patched − corrupted) ÷ mean (clean − corrupted) over the facts that have the cell: 0 =
-    corrupted, 1 = clean, unclipped.
+    """Mean (patched − corrupted) ÷ mean (clean − corrupted) over the facts that have the cell; 0 is
+    as corrupted, 1 as clean, and values are not clipped.
     """
     values = _with_gap(result, metric)
     gap = (values.clean - values.corrupted).where(values.patched.notnull())
@@ -75,11 +75,10 @@ def interval(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """``recovered`` with a percentile bootstrap interval over facts: ``estimate``, ``low``,
-    ``high``, which are NaN for a single fact.
+    """``recovered`` as ``estimate``, with its percentile bootstrap confidence interval over facts,
+    ``low`` and ``high``, which are NaN for a single fact.
 
-    The same resampled facts serve every cell and step, so that differences between them can be
-    compared.
+    Every cell and step uses the same resampled facts, so that they can be compared.
     """
     confidence = argument("confidence", confidence, float, above=0, below=1)
     n_resamples = argument("n_resamples", n_resamples, int, least=1)
@@ -106,9 +105,8 @@ def distinguishable(result: xr.Dataset, metric: str = "logit_diff") -> xr.DataAr
 
 
 def moved(result: xr.Dataset, metric: str = "logit_diff") -> xr.Dataset:
-    """How far patching moved the run, with ``interval``'s bounds: 0 = like the unpatched run, 1 =
-    like the run patched from. When denoising it is the share recovered, when noising the share
-    lost.
+    """How far patching moved the run, with the bounds of ``interval``: 0 is as unpatched, 1 is as
+    the run patched from. It is the share recovered when denoising, the share lost when noising.
     """
     shares = interval(result, metric)
     if result.attrs["direction"] == "denoising":

@@ -1,5 +1,5 @@
-"""Checkpoints that share weights which should differ: a fault of public suites, in which a step's
-files are sometimes those of another step.
+"""Checkpoints that share weights which should differ: a fault of public suites, where the files of
+one step are sometimes those of another.
 """
 
 import json
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Repeat:
-    """Checkpoints that share weights which should differ; ``str`` gives it in one line."""
+    """Checkpoints that share weights which should differ; ``str`` describes them in one line."""
 
     steps: tuple[int, ...]
     tensors: tuple[str, ...]
-    """The tensors that are the same; none are all."""
+    """The tensors that are the same; empty means all of them."""
 
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.steps[:6])) + (", ..." if len(self.steps) > 6 else "")
@@ -23,12 +23,12 @@ class Repeat:
 
 
 def repeated_weights(tensors: dict[int, dict[str, str]]) -> list[Repeat]:
-    """Steps whose weights are all identical, and steps that share tensors which changed at another
-    step: in between or, for matrices, at any (a vector in bf16 can stay the same for a while).
-    Tensors that never change are taken to be frozen.
+    """Steps whose weights are all identical, and steps that share some tensors which changed at
+    another step. A vector must have changed in between, since one in bf16 can stay the same for a
+    while; a matrix may have changed at any step. Tensors that never change count as frozen.
 
     Args:
-        tensors: by step, then by name, as ``interp.model.checkpoint_io.tensor_digests`` gives them.
+        tensors: digests by step and name, from ``interp.model.checkpoint_io.tensor_digests``.
     """
     wholes = _alike({step: json.dumps(of, sort_keys=True) for step, of in tensors.items()})
     shared: dict[tuple[int, ...], list[str]] = {}

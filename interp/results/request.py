@@ -1,7 +1,7 @@
 """What a result depends on, as the key under which it is stored.
 
-A result is reused where its request is the same to the last field, and computed where it is not: a
-changed weight, fact, option, version, setting or line of source makes another request.
+A result is reused if its request is the same in every field, and computed otherwise: a changed
+weight, fact, option, version, setting or line of source makes another request.
 """
 
 import json
@@ -17,19 +17,19 @@ class Request:
 
     step: int
     site: str
-    """A site of patching, or the name of an analysis's question."""
+    """A site of patching, or the name of a question of an analysis."""
     checkpoint: str
     """Digest of the weights."""
     run: str
-    """Digest of run.json, the training configuration included: which training it was."""
+    """Digest of run.json, which holds the training configuration: which training it was."""
     facts: str
     """Digest of the facts' tensors, texts and names of roles."""
     options: dict
-    """All fields of an ``Intervention``, or what an analysis asks."""
+    """All fields of an ``Intervention``, or an analysis's options."""
     made_from: dict
-    """Where the facts come from, as the caller says."""
+    """Where the facts come from, as given by the caller."""
     device: str
-    """Its type, such as cpu."""
+    """Type of device, such as cpu."""
     precision: str
     matmul_precision: str
     default_dtype: str
@@ -57,11 +57,11 @@ def question_of(recorded: dict) -> dict:
 
 
 def file_name(recorded: dict) -> str:
-    """File name of a recorded request's result: step, site, and a digest of the request."""
+    """Name of the file of a recorded request's result: step, site, and a digest of the request."""
     digest = sha256(canonical(recorded).encode()).hexdigest()[:10]
     return f"step-{recorded['step']:06d}.{recorded['site']}.{digest}.nc"
 
 
 def canonical(recorded: dict) -> str:
-    """The one JSON text of a request or a question."""
+    """The unique JSON text of a request or a question."""
     return json.dumps(recorded, sort_keys=True, allow_nan=False)

@@ -1,9 +1,9 @@
 """Results on disk: one netCDF file per request, reused when the request is the same.
 
-A file's name tells step and site, and a digest of the request, which its attribute ``request``
-holds in full. Its attribute ``checksum`` is of all that the file holds, so that a changed byte is
-noticed. The format is netCDF 3, which any netCDF reader opens, and which is read and written about
-20 times faster than netCDF 4.
+A file's name holds step, site and a digest of the request, which its attribute ``request`` holds in
+full. Its attribute ``checksum`` covers everything in the file, so that a changed byte is noticed.
+The format is netCDF 3, which any netCDF reader opens, and which is read and written about 20 times
+faster than netCDF 4.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from interp.files import write_bytes
-from interp.results.manifest import Entry, read_manifest
+from interp.results.manifest import read_manifest
 from interp.results.repeated_weights import Repeat, repeated_weights
 from interp.results.request import Request, file_name, question_of
 
@@ -45,8 +45,8 @@ def write_result(folder: Path, request: Request, result: xr.Dataset, made_by: di
 
 
 def checksum(result: xr.Dataset) -> str:
-    """Digest of a result's variables, coordinates and attributes except the digest itself; the same
-    in memory and read from a file, which holds integers in 32 bits and booleans in 8.
+    """Digest of a result's variables, coordinates and attributes except ``checksum``. It is the
+    same in memory and read back from a file, which stores integers in 32 bits and booleans in 8.
     """
     attrs = {name: value for name, value in result.attrs.items() if name != "checksum"}
     digest = hashlib.sha256(_plain(attrs).encode())
@@ -86,12 +86,12 @@ def open_result(path: Path) -> xr.Dataset:
 
 
 def read_folder(folder: Path) -> dict[str, xr.Dataset]:
-    """Results of the newest question in ``folder``, joined along ``step``, by site. Results of
-    another training of the run are left out, with a warning.
+    """Results of the newest question in ``folder``, joined along ``step``, by site. A warning says
+    if results of another training of the run are left out.
 
     Raises:
         FileNotFoundError: no such folder, or no results in it.
-        ValueError: they are not of patching, or it is unknown which question is the newest.
+        ValueError: the results are not of patching, or it is unknown which question is the newest.
     """
     files = _result_files(folder)
     entries = read_manifest(folder)
@@ -100,11 +100,11 @@ def read_folder(folder: Path) -> dict[str, xr.Dataset]:
     answered = [entry for entry in entries if entry.files(folder)]
     if not answered:
         raise FileNotFoundError(
-            f"no results in {folder} of the questions in its manifest.json; run the same again"
+            f"no results in {folder} for the questions in its manifest.json; run the same again"
         )
     *older, newest = answered
-    apart = {step for entry in older if entry.asks_as(newest) for step in _steps(entry, folder)}
-    if apart:
+    alike = [entry.files(folder) for entry in older if entry.asks_as(newest)]
+    if apart := {step for files in alike for paths in files.values() for step in paths}:
         warnings.warn(
             f"{folder} also holds results of another training of the run, or of checkpoints since "
             f"replaced, at steps {', '.join(map(str, sorted(apart)))}; they are left out",
@@ -153,10 +153,6 @@ def _patching_result(path: Path) -> xr.Dataset:
     return result
 
 
-def _steps(entry: Entry, folder: Path) -> set[int]:
-    return {step for paths in entry.files(folder).values() for step in paths}
-
-
 def _joined(results: dict[str, dict[int, xr.Dataset]]) -> dict[str, xr.Dataset]:
     return {site: join_steps(of_site) for site, of_site in results.items()}
 
@@ -164,8 +160,8 @@ def _joined(results: dict[str, dict[int, xr.Dataset]]) -> dict[str, xr.Dataset]:
 def read_other_direction(
     folder: Path, results: dict[str, xr.Dataset] | xr.DataTree
 ) -> dict[str, xr.Dataset] | None:
-    """Results of the same question in the other direction on the same checkpoints; None unless all
-    of them are in ``folder``.
+    """Results of the other direction, for the same question and checkpoints; None unless all of
+    them are in ``folder``.
     """
     other: dict[str, dict[int, xr.Dataset]] = {}
     for site in results:
@@ -185,28 +181,23 @@ def read_other_direction(
 
 
 def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
-    """Results of one site at several steps as one, with a leading ``step``."""
+    """Results of one site at several steps, joined along a leading ``step``."""
     steps = sorted(results)
     made = {step: json.loads(results[step].attrs.get("request", "{}")) for step in steps}
     checkpoints = {step: request["checkpoint"] for step, request in made.items() if request}
     tensors = {step: json.loads(results[step].attrs.get("tensors", "{}")) for step in steps}
-    joined = xr.concat(
-        [results[step] for step in steps],
-        dim="step",
-        data_vars="all",
-        coords="minimal",
-        compat="override",
-    )
-    return (
-        joined.assign_coords(step=np.array(steps, np.int32))
-        .transpose("step", ...)
-        .assign_attrs(results[steps[0]].attrs)
-        .assign_attrs({"checkpoints": json.dumps(checkpoints)} if checkpoints else {})
-        .assign_attrs({"tensors": json.dumps(tensors)} if any(tensors.values()) else {})
-    )
+    attrs = dict(results[steps[0]].attrs)
+    if checkpoints:
+        attrs["checkpoints"] = json.dumps(checkpoints)
+    if any(tensors.values()):
+        attrs["tensors"] = json.dumps(tensors)
+    how = {"data_vars": "all", "coords": "minimal", "compat": "override"}
+    joined = xr.concat([results[step] for step in steps], dim="step", **how)
+    joined = joined.assign_coords(step=np.array(steps, np.int32)).transpose("step", ...)
+    return joined.assign_attrs(attrs)
 
 
 def repeats_in(result: xr.Dataset) -> list[Repeat]:
     """``repeated_weights`` of the checkpoints in a result with ``step``."""
     tensors = json.loads(result.attrs.get("tensors", "{}"))
-    return repeated_weights({int(step): of for step, of in tensors.items()} if tensors else {})
+    return repeated_weights({int(step): of for step, of in tensors.items()})
