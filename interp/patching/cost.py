@@ -10,7 +10,7 @@ from interp.config import METRICS
 from interp.data.facts import NO_TOKEN, FactSet
 from interp.fields import argument
 from interp.model.decoder import DecoderConfig
-from interp.patching.grid import PatchGrid, items_of, live
+from interp.patching.grid import PatchGrid, items_of, prune
 from interp.patching.intervention import (
     Intervention,
     axes_of,
@@ -46,7 +46,7 @@ class Plan:
     n_facts: int
     n_draws: int
     """Draws of noise."""
-    n_live: int
+    n_items: int
     """(cell, fact) pairs that can differ from the base run: the ones to compute, at most."""
     flops: float
     """Operations of the matrix products, at most; padding of batches comes on top."""
@@ -114,7 +114,7 @@ def plan(
         axes |= {name: list(of) for name, of in zip(groups, labels)}
         n_results = len(METRICS) * len(facts) * np.prod([len(x) for x in axes.values()])
         held = costs.bytes_at_once(site, how, max_memory)
-        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_live) / 1e6
+        megabytes = float(held + 4 * n_results + _ROW_BYTES * n_items) / 1e6
         forward = float(costs.whole_forward.mean())
         of_all = (int(n_items) * n_draws, float(flops) * n_draws)
         plans.append(Plan(site, axes, len(facts), n_draws, *of_all, forward, megabytes))
@@ -158,7 +158,7 @@ class _Costs:
             differs = np.logical_or.accumulate(grid.sources, 2) & (grid.may_differ | of.cut)
         items = items_of(site, layer, np.broadcast_to(differs, (parts, *differs.shape)), grid)
         entry = grid.layers(site, layer, cfg.n_layers).start + (not of.before_block)
-        items, at = live(items, grid, entry, cfg.n_layers, self.n_prompt, self.n_total)
+        items, at = prune(items, grid, entry, cfg.n_layers, self.n_prompt, self.n_total)
         tokens, read = self.n_total[items.fact] - at.argmax(1), self.n_value[items.fact]
         in_block = self.block + self.attention
         flops = tokens * max(0, cfg.n_layers - 1 - entry) * in_block + read * self.unembed

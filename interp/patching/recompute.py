@@ -29,7 +29,7 @@ from interp.patching.activations import (
     value_tokens,
 )
 from interp.patching.changed_block import Sweep, changed_stream
-from interp.patching.grid import PatchGrid, WorkItems, concatenate, live
+from interp.patching.grid import PatchGrid, WorkItems, concatenate, prune
 from interp.patching.packed_weights import PackedModel
 from interp.patching.paste import Changes, changes_of, differing_items, paste
 from interp.patching.sites import SITES
@@ -98,7 +98,7 @@ class Recompute:
         for together in [[site] for site in sites] if one_by_one else [sites]:
             for entry, tables in sorted(_items_by_entry(sweep, together).items()):
                 items = concatenate(tables)
-                items, at = live(items, grid, entry, n_layers, n_prompt, n_total)
+                items, at = prune(items, grid, entry, n_layers, n_prompt, n_total)
                 n_window = n_total[items.fact] - at.argmax(1)
                 for part in self._portions(n_window, n_value[items.fact], base.given):
                     yield items[part], _patched(sweep, base.given, entry, items[part], at[part])
@@ -106,17 +106,18 @@ class Recompute:
     def _portions(
         self, n_window: Int[np.ndarray, " item"], n_read: Int[np.ndarray, " item"], given: Prompts
     ) -> Iterator[Int[np.ndarray, " part"]]:
-        """Items in portions of similar size that hold at most ``TOKENS_AT_ONCE`` tokens, or what
+        """Items in portions of similar size that hold at most ``tokens_at_once`` tokens, or what
         fits into memory.
         """
         n_pos, n_value = given.tokens.shape[1], int(given.n_value.max())
+        most = tokens_at_once(self.weights.embedding.device)
         token, row = item_size(self.weights.cfg, n_pos, n_value)
         size = self.weights.embedding.element_size()
         order, start = np.lexsort((n_window, n_read)), 0
         while start < len(order):
             widest = np.maximum.accumulate(n_window[order[start : start + most]])
             count = np.arange(1, len(widest) + 1)
-            fits = widest * count <= TOKENS_AT_ONCE
+            fits = widest * count <= most
             fits &= size * count * (widest * token + row) <= self.max_bytes
             end = start + max(1, int(fits.sum()))
             yield order[start:end]
