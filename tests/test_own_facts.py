@@ -115,7 +115,9 @@ def test_ablations_need_neither_twins_nor_roles(small, own, replacement):
     assert one.corrupted_first_logprob.isnull().all() and one.patched.isnull().all()
     assert effect(one, "first_logprob").notnull().all()
     for shares in (recovered, interval):
-        with pytest.raises(ValueError, match="no corrupted prompts, so no gap"):
+        with pytest.raises(
+            ValueError, match="no corrupted prompts, so there is no clean − corrupted gap"
+        ):
             shares(one, "first_logprob")
     with pytest.raises(ValueError, match="no corrupted answers, so no logit_diff; use metric='fir"):
         effect(one)

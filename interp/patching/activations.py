@@ -148,37 +148,6 @@ def metrics_of(
     return torch.stack(scores).cpu().numpy()
 
 
-class PlaceSums:
-    """Sums of each activation over all tokens of each place (role or position), batch by batch."""
-
-    def __init__(self, n_places: int) -> None:
-        self.sums: ActivationCache = []
-        self.counts = torch.zeros(n_places)
-        self.dtype = torch.float32
-
-    def add(self, cache: ActivationCache, places: Int[Tensor, "fact pos"]) -> None:
-        of, n_places = places[places >= 0], len(self.counts)
-        self.counts = self.counts.to(of.device) + torch.bincount(of, minlength=n_places)
-        self.sums = self.sums or [{} for _ in cache]
-        for sums, layer in zip(self.sums, cache):
-            for name, x in layer.items():
-                self.dtype = x.dtype
-                table = x.new_zeros(n_places, *x.shape[2:], dtype=torch.float64)
-                table.index_add_(0, of, x[places >= 0].double())
-                sums[name] = table + sums.get(name, 0)
-
-    def means(self) -> ActivationCache:
-        """Means with axes (1, place, ...); 0 for a place that no fact has."""
-        n = self.counts.clamp(min=1)
-        return [
-            {
-                name: (table / n.reshape(-1, *[1] * (table.ndim - 1)))[None].to(self.dtype)
-                for name, table in sums.items()
-            }
-            for sums in self.sums
-        ]
-
-
 def same_place(
     places: Int[Tensor, "fact pos"], giver_places: Int[Tensor, "fact giver_pos"]
 ) -> Int[Tensor, "fact pos"]:

@@ -13,7 +13,6 @@ from interp.data.facts import FactSet
 from interp.model.model_check import check_finite
 from interp.patching.activations import (
     ActivationCache,
-    PlaceSums,
     Prompts,
     ScoredCache,
     name_roles,
@@ -21,6 +20,7 @@ from interp.patching.activations import (
     same_place,
     taken_from,
 )
+from interp.patching.changed_block import Sweep
 from interp.patching.grid import PatchGrid, WorkItems
 from interp.patching.hooks import HookedRuns, embedding_of
 from interp.patching.intervention import Intervention, starts_of
@@ -142,7 +142,8 @@ def _along_path(
     batch: Batch, path: str, base: ScoredCache, source: ActivationCache
 ) -> Float[np.ndarray, "metric layer part group source fact"]:
     """Metrics of every cell of a path; NaN where its stops are not in order."""
-    stops, cfg, grid, weights = parse_path(path), batch.runs.cfg, batch.grid, batch.runs.weights
+    stops, cfg, grid = parse_path(path), batch.runs.cfg, batch.grid
+    sweep = Sweep(batch.runs.weights, grid, base, source)
     choices = [(stop.layers(cfg), stop.parts(cfg, grid.n_neurons)) for stop in stops]
     *before, layers, parts = chain.from_iterable(choices)
     sizes = [len(choice) for choice in before]
@@ -154,7 +155,7 @@ def _along_path(
     layer_at = np.zeros(cfg.n_layers, int)
     if stops[-1].has_layers:
         layer_at[layers] = np.arange(len(layers))
-    for delta, received, reached in arrivals(weights, stops, base, source, grid):
+    for delta, received, reached in arrivals(sweep, stops):
         place = [choice.index(at) for choice, at in zip(before, delta.place)]
         way = int(np.ravel_multi_index(place, sizes))
         groups = slice(None) if delta.group is None else delta.group
@@ -205,9 +206,25 @@ def mean_cache(
     names: set[str],
     n_places: int,
 ) -> ActivationCache:
-    """Every role's or position's mean over all facts, with axes (1, place, ...)."""
-    sums = PlaceSums(n_places)
+    """Each activation's mean over all tokens of a role or position, with axes (1, place, ...); 0
+    for a place that no fact has.
+    """
+    sums, counts = [{} for _ in range(runs.cfg.n_layers)], torch.zeros(n_places)
     for chunk in chunks:
         some = given[chunk]
-        sums.add(only(runs.run(some, names), names), some.places)
-    return sums.means()
+        there = some.places >= 0
+        places = some.places[there]
+        counts = counts.to(places.device) + torch.bincount(places, minlength=n_places)
+        for of_layer, layer in zip(sums, only(runs.run(some, names), names)):
+            for name, x in layer.items():
+                table = x.new_zeros(n_places, *x.shape[2:], dtype=torch.float64)
+                table.index_add_(0, places, x[there].double())
+                of_layer[name] = table + of_layer.get(name, 0)
+    counts = counts.clamp(min=1)
+    return [
+        {
+            name: (table / counts.reshape(-1, *[1] * (table.ndim - 1)))[None].to(x.dtype)
+            for name, table in of_layer.items()
+        }
+        for of_layer in sums
+    ]

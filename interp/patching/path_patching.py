@@ -20,6 +20,7 @@ from torch import Tensor
 from interp.model.attention import softmax, weigh
 from interp.model.decoder import DecoderConfig
 from interp.patching.activations import ActivationCache
+from interp.patching.changed_block import Sweep
 from interp.patching.grid import PatchGrid, Shape
 from interp.patching.packed_weights import PackedModel, all_scores
 from interp.patching.sites import SITES, names_of
@@ -120,20 +121,14 @@ def parse_path(path: str) -> list[Stop]:
     return stops
 
 
-def arrivals(
-    weights: PackedModel,
-    stops: list[Stop],
-    base: ActivationCache,
-    source: ActivationCache,
-    grid: PatchGrid,
-) -> Iterator[tuple[Delta, ActivationCache, list[int]]]:
+def arrivals(sweep: Sweep, stops: list[Stop]) -> Iterator[tuple[Delta, ActivationCache, list[int]]]:
     """Every way up to the last stop, once, with the activations that the last stop is changed to,
     and the layers it can be in. At the logits the last residual stream is changed.
     """
-    for delta in _deltas(weights, stops[:-1], base, source, grid):
-        if layers := _layers(weights, stops[-1], delta):
-            received = {at: _received(weights, stops[-1], base, delta, at) for at in layers}
-            yield delta, [received.get(at, layer) for at, layer in enumerate(base)], layers
+    for delta in _deltas(sweep, stops[:-1]):
+        if layers := _layers(sweep, stops[-1], delta):
+            received = {at: _received(sweep, stops[-1], delta, at) for at in layers}
+            yield delta, [received.get(at, layer) for at, layer in enumerate(sweep.base)], layers
 
 
 def count_ways(
@@ -158,28 +153,17 @@ def count_ways(
     return sum(n for starts, n in ways.items() if layer >= starts[last.site == "mlp_out"])
 
 
-def _deltas(
-    weights: PackedModel,
-    stops: list[Stop],
-    base: ActivationCache,
-    source: ActivationCache,
-    grid: PatchGrid,
-) -> Iterator[Delta]:
+def _deltas(sweep: Sweep, stops: list[Stop]) -> Iterator[Delta]:
     if len(stops) == 1:
-        yield from _starts(weights, stops[0], base, source, grid)
+        yield from _starts(sweep, stops[0])
         return
-    for delta in _deltas(weights, stops[:-1], base, source, grid):
-        for layer in _layers(weights, stops[-1], delta):
-            yield from _onward(weights, stops[-1], base, delta, layer)
+    for delta in _deltas(sweep, stops[:-1]):
+        for layer in _layers(sweep, stops[-1], delta):
+            yield from _onward(sweep, stops[-1], delta, layer)
 
 
-def _starts(
-    weights: PackedModel,
-    stop: Stop,
-    base: ActivationCache,
-    source: ActivationCache,
-    grid: PatchGrid,
-) -> Iterator[Delta]:
+def _starts(sweep: Sweep, stop: Stop) -> Iterator[Delta]:
+    weights, base, source, grid = sweep.weights, sweep.base, sweep.source, sweep.grid
     if stop.site == "embed":
         yield Delta((0, 0), source[0]["embed"] - base[0]["embed"], 0, 0, grid, None)
         return
@@ -197,13 +181,11 @@ def _starts(
             yield Delta((layer, part), written, layer + 1, mlp_from, grid, None)
 
 
-def _onward(
-    weights: PackedModel, stop: Stop, base: ActivationCache, delta: Delta, layer: int
-) -> Iterator[Delta]:
+def _onward(sweep: Sweep, stop: Stop, delta: Delta, layer: int) -> Iterator[Delta]:
     """What an intermediate stop writes: one delta per head, and per set of positions where keys or
     values carry the change to other positions.
     """
-    received, own = _received(weights, stop, base, delta, layer), base[layer]
+    received, own = _received(sweep, stop, delta, layer), sweep.base[layer]
     if stop.site == "mlp_out":
         place = (*delta.place, layer, 0)
         written = received["mlp_out"] - own["mlp_out"]
@@ -211,12 +193,12 @@ def _onward(
             delta, place=place, written=written, attention_from=layer + 1, mlp_from=layer + 1
         )
         return
-    mlp_from = layer + 1 if weights.blocks[layer].parallel else layer
+    mlp_from = layer + 1 if sweep.weights.blocks[layer].parallel else layer
     for group, grid, keys, values, reached in _keys_of_groups(stop, delta, own, received):
         z = weigh(softmax(all_scores(received["rot_q"], keys)), values)
         z = (z - own["z"]) * reached[..., None, None]
-        for head in stop.parts(weights.cfg, 1):
-            written = _written_by_head(weights, layer, head, z[:, :, head])
+        for head in stop.parts(sweep.weights.cfg, 1):
+            written = _written_by_head(sweep.weights, layer, head, z[:, :, head])
             place = (*delta.place, layer, head)
             yield Delta(place, written, layer + 1, mlp_from, grid, group)
 
@@ -243,13 +225,12 @@ def _keys_of_groups(
         yield i if delta.group is None else delta.group, grid, keys, values, reached
 
 
-def _received(
-    weights: PackedModel, stop: Stop, base: ActivationCache, delta: Delta, layer: int
-) -> dict[str, Tensor]:
+def _received(sweep: Sweep, stop: Stop, delta: Delta, layer: int) -> dict[str, Tensor]:
     """What ``stop`` computes in ``layer`` from the base run's residual stream plus the delta; the
     base run's own values where nothing changed.
     """
-    own, block = base[layer], weights.blocks[layer]
+    own, weights = sweep.base[layer], sweep.weights
+    block = weights.blocks[layer]
     changed = delta.written.any(-1)[..., None]
     if stop.site == LOGITS:
         return own | {"resid_post": own["resid_post"] + delta.written}
@@ -267,12 +248,12 @@ def _received(
     return own | {name: new}
 
 
-def _layers(weights: PackedModel, stop: Stop, delta: Delta) -> list[int]:
+def _layers(sweep: Sweep, stop: Stop, delta: Delta) -> list[int]:
     """Layers at which ``stop`` comes after the delta."""
     if stop.site == LOGITS:
-        return [weights.cfg.n_layers - 1]
+        return [sweep.weights.cfg.n_layers - 1]
     first = delta.mlp_from if stop.site == "mlp_out" else delta.attention_from
-    return [layer for layer in stop.layers(weights.cfg) if layer >= first]
+    return [layer for layer in stop.layers(sweep.weights.cfg) if layer >= first]
 
 
 def _written_by_head(

@@ -15,29 +15,32 @@ class Site:
     """One site."""
 
     name: str
-    activation: str
-    """What is changed: a name of the block's tap, or the embeddings."""
     hook: str
     """TransformerLens's name of the activation; {} is the layer."""
     label: str
-    """For figures."""
+    """Name in figures."""
     part: Literal["", "head", "key_value_head", "neuron"] = ""
-    """What is changed one at a time within a layer; empty: all of it together."""
+    """What is changed one at a time within a layer; empty if all of it is changed together."""
     at: Literal["token", "key", "edge"] = "token"
-    """Where the change reaches the block's output: at the changed tokens; at every later token,
-    which reads their keys or values; at the destinations of changed edges.
+    """Where the change reaches the block's output: at the changed tokens (token); at every later
+    token, which reads their keys or values (key); at the destinations of changed edges (edge).
     """
+    activation: str = ""
+    """What is changed: a name of the block's tap, or embed. By default the site's own name."""
     cut: bool = False
     """Attention scores are set to −inf instead of being replaced."""
     before_block: bool = False
     """The change enters the residual stream before the block; all others after it."""
     not_replaced_by: tuple[str, ...] = ()
-    """Replacements that make no sense here."""
+    """Replacements that are refused at this site."""
     by_default: bool = False
     writes: bool = False
     """A path can start here: it is written into the residual stream."""
     reads: bool = False
     """A path can go on here: it is computed from the residual stream."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "activation", self.activation or self.name)
 
     @property
     def is_edge(self) -> bool:
@@ -45,7 +48,7 @@ class Site:
 
     @property
     def is_table(self) -> bool:
-        """Whether the activation has a value per destination and source, not one per token."""
+        """The activation has one value per destination and source, not one per token."""
         return self.activation in ("attn_scores", "pattern")
 
     @property
@@ -59,106 +62,60 @@ class Site:
         return {"": 1, "head": cfg.n_heads, "neuron": cfg.d_mlp // n_neurons}[self.part]
 
 
-_BLOCK, _ATTENTION = "blocks.{}.", "blocks.{}.attn."
+_BLOCK, _ATTENTION = "blocks.{}.hook_", "blocks.{}.attn.hook_"
 _OF_ONE_PROMPT = ("mean", "resample")
+_NEURONS = "groups of neurons"
 SITES = {
     site.name: site
     for site in (
+        Site("embed", "hook_embed", "embeddings", before_block=True, writes=True),
         Site(
-            *("embed", "embed", "hook_embed", "embeddings"),
-            before_block=True,
-            writes=True,
-        ),
-        Site(
-            *("resid_pre", "resid_pre", _BLOCK + "hook_resid_pre"),
-            "residual stream before the block",
+            *("resid_pre", _BLOCK + "resid_pre", "residual stream before the block"),
             before_block=True,
             by_default=True,
         ),
         Site(
-            *("resid_mid", "resid_mid", _BLOCK + "hook_resid_mid"),
-            "residual stream between attention and MLP",
+            *("resid_mid", _BLOCK + "resid_mid", "residual stream between attention and MLP"),
             by_default=True,
         ),
+        Site("resid_post", _BLOCK + "resid_post", "residual stream after the block"),
+        Site("attn_out", _BLOCK + "attn_out", "attention output", by_default=True, writes=True),
         Site(
-            *("resid_post", "resid_post", _BLOCK + "hook_resid_post"),
-            "residual stream after the block",
+            *("mlp_out", _BLOCK + "mlp_out", "MLP output"), by_default=True, writes=True, reads=True
         ),
         Site(
-            *("attn_out", "attn_out", _BLOCK + "hook_attn_out", "attention output"),
-            by_default=True,
-            writes=True,
-        ),
-        Site(
-            *("mlp_out", "mlp_out", _BLOCK + "hook_mlp_out", "MLP output"),
-            by_default=True,
-            writes=True,
-            reads=True,
-        ),
-        Site(
-            *("mlp_pre", "mlp_pre", _BLOCK + "mlp.hook_pre"),
-            "groups of neurons before the non-linearity",
+            *("mlp_pre", "blocks.{}.mlp.hook_pre", f"{_NEURONS} before the non-linearity"),
             part="neuron",
         ),
+        Site("mlp_post", "blocks.{}.mlp.hook_post", _NEURONS, part="neuron", writes=True),
+        Site("z", _ATTENTION + "z", "attention heads (z)", "head", by_default=True, writes=True),
+        Site("q", _ATTENTION + "q", "queries (q)", "head", reads=True),
+        Site("k", _ATTENTION + "k", "keys (k)", "key_value_head", "key", reads=True),
+        Site("v", _ATTENTION + "v", "values (v)", "key_value_head", "key", reads=True),
+        Site("rot_q", _ATTENTION + "rot_q", "rotated queries (rot_q)", "head"),
+        Site("rot_k", _ATTENTION + "rot_k", "rotated keys (rot_k)", "key_value_head", "key"),
         Site(
-            *("mlp_post", "mlp_post", _BLOCK + "mlp.hook_post", "groups of neurons"),
-            part="neuron",
-            writes=True,
-        ),
-        Site(
-            *("z", "z", _ATTENTION + "hook_z", "attention heads (z)"),
-            part="head",
-            by_default=True,
-            writes=True,
-        ),
-        Site(*("q", "q", _ATTENTION + "hook_q", "queries (q)"), part="head", reads=True),
-        Site(
-            *("k", "k", _ATTENTION + "hook_k", "keys (k)"),
-            part="key_value_head",
-            at="key",
-            reads=True,
-        ),
-        Site(
-            *("v", "v", _ATTENTION + "hook_v", "values (v)"),
-            part="key_value_head",
-            at="key",
-            reads=True,
-        ),
-        Site(
-            *("rot_q", "rot_q", _ATTENTION + "hook_rot_q", "rotated queries (rot_q)"),
-            part="head",
-        ),
-        Site(
-            *("rot_k", "rot_k", _ATTENTION + "hook_rot_k", "rotated keys (rot_k)"),
-            part="key_value_head",
-            at="key",
-        ),
-        Site(
-            *("attn_scores", "attn_scores", _ATTENTION + "hook_attn_scores", "attention scores"),
-            part="head",
+            *("attn_scores", _ATTENTION + "attn_scores", "attention scores", "head"),
             not_replaced_by=(*_OF_ONE_PROMPT, "zero"),  # 0 would let softmax see later tokens
         ),
         Site(
-            *("pattern", "pattern", _ATTENTION + "hook_pattern", "attention patterns"),
-            part="head",
+            *("pattern", _ATTENTION + "pattern", "attention patterns", "head"),
             not_replaced_by=_OF_ONE_PROMPT,
         ),
         Site(
-            *("edge", "pattern", _ATTENTION + "hook_pattern", "attention edges"),
-            part="head",
-            at="edge",
+            *("edge", _ATTENTION + "pattern", "attention edges", "head", "edge"),
+            activation="pattern",
             not_replaced_by=_OF_ONE_PROMPT,
         ),
         Site(
-            *("knockout", "attn_scores", _ATTENTION + "hook_attn_scores", "attention cut"),
-            at="edge",
+            *("knockout", _ATTENTION + "attn_scores", "attention cut", "", "edge"),
+            activation="attn_scores",
             cut=True,
         ),
         Site(
-            *("head_knockout", "attn_scores", _ATTENTION + "hook_attn_scores"),
-            "attention of one head cut",
-            part="head",
-            at="edge",
+            *("head_knockout", _ATTENTION + "attn_scores", "attention of one head cut"),
+            *("head", "edge"),
+            activation="attn_scores",
             cut=True,
         ),
     )
@@ -180,5 +137,5 @@ def activations_of(sites: Collection[str]) -> set[str]:
 
 
 def default_sites(*, parallel: bool) -> Sequence[str]:
-    """The sites patched if none are named; parallel blocks have no resid_mid."""
+    """Sites that are patched if none are named; parallel blocks have no resid_mid."""
     return [name for name in names_of(by_default=True) if not (parallel and name == "resid_mid")]
