@@ -98,49 +98,57 @@ def summary(scores: xr.Dataset) -> xr.Dataset:
 
 
 def agreement(scores: xr.Dataset) -> xr.Dataset:
-    """How well ``estimated`` changes of a contrast agree with ``patched`` ones, over all heads and
-    parts (measure, side, contrast): correlations of their means over facts, and the share of the
-    same sign, −1 to 1 and 0 to 1; with 95 % percentile bootstrap intervals over facts.
+    """How well ``estimated`` changes of a contrast agree with ``patched`` ones, over all heads,
+    parts and facts (measure, side, contrast): correlations, −1 to 1, and the share of the same
+    sign; with 95 % percentile bootstrap intervals over facts.
     """
     dims = ("side", "contrast", "layer", "head", "part", "fact")
-    estimated, patched = (
-        scores[name].transpose(*dims).stack(cell=("layer", "head", "part"), create_index=False)
+    pair = [
+        scores[name].transpose(*dims).stack(cell=dims[2:5], create_index=False).astype(float)
         for name in ("estimated", "patched")
-    )
-    of_side = {side: [] for side in scores.side.values}
-    for side, found in of_side.items():
-        for contrast in scores.contrast.values:
-            pair = [x.sel(side=side, contrast=contrast).transpose("cell", "fact").values
-                    for x in (estimated, patched)]  # fmt: skip
-            there = np.isfinite(pair[0]).any(1) & (np.abs(pair[1]) > 1e-9).any(1)
-            found.append(_of_cells(*(x[there].astype(float) for x in pair)))
-    values = np.moveaxis(np.array(list(of_side.values())), (2, 3), (0, 1))
-    dims = ("measure", "side", "contrast")
-    coords = {"measure": list(MEASURES), "side": scores.side, "contrast": scores.contrast}
+    ]
+    found = np.array([
+        [_of_cells(*(x.sel(at).transpose("cell", "fact").values for x in pair)) for at in of_side]
+        for of_side in (
+            [{"side": side, "contrast": contrast} for contrast in scores.contrast.values]
+            for side in scores.side.values
+        )
+    ])  # fmt: skip
     names = ("agreement", "agreement_low", "agreement_high")
-    return xr.Dataset({name: (dims, x) for name, x in zip(names, values)}, coords)
+    coords = {"measure": list(MEASURES), "side": scores.side, "contrast": scores.contrast}
+    values = {
+        name: (("side", "contrast", "measure"), found[:, :, i]) for i, name in enumerate(names)
+    }
+    return xr.Dataset(values, coords).transpose("measure", "side", "contrast")
 
 
 def _of_cells(estimated: np.ndarray, patched: np.ndarray) -> np.ndarray:
-    """Estimate, low and high of each of ``MEASURES``."""
-    if len(estimated) < 3:
+    """Estimate, low and high of each of ``MEASURES``, from changes (cell, fact); cells in which
+    nothing can change are left out.
+    """
+    there = np.isfinite(patched).any(1) & (np.abs(np.nan_to_num(patched)) > 1e-9).any(1)
+    x, y = estimated[there], patched[there]
+    known = np.isfinite(y).all(0)
+    if len(x) < 3 or known.sum() < 2:
         return np.full((3, len(MEASURES)), np.nan)
-    means = [np.nanmean(x, 1)[:, None] for x in (estimated, patched)]
-    resampled = [resampled_means(x, n_resamples=N_RESAMPLES, seed=0) for x in (estimated, patched)]
-    low, high = percentiles(_measures(*resampled), 0.95)
-    return np.stack([_measures(*means)[:, 0], low, high])
+    x, y = x[:, known], y[:, known]
+    ranks = [rankdata(values).reshape(values.shape) for values in (x, y)]
+    moments = [np.stack([a, b, a * a, b * b, a * b]).mean(1) for a, b in ((x, y), ranks)]
+    of_fact = np.concatenate([*moments, (np.sign(x) == np.sign(y)).mean(0)[None]])
+    resampled = resampled_means(of_fact, n_resamples=N_RESAMPLES, seed=0)
+    return np.stack([_measures(of_fact.mean(1)), *percentiles(_measures(resampled), 0.95)])
 
 
-def _measures(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """``MEASURES`` of cells, in the first axis, for every resample: (measure, resample)."""
-    ranks = [rankdata(values, axis=0) for values in (x, y)]
-    return np.stack([_pearson(x, y), _pearson(*ranks), (np.sign(x) == np.sign(y)).mean(0)])
+def _measures(means: np.ndarray) -> np.ndarray:
+    """``MEASURES``, from means over cells and facts of moments of values, of ranks, and of equal
+    signs.
+    """
+    return np.stack([_correlation(means[:5]), _correlation(means[5:10]), means[10]])
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = x - x.mean(0), y - y.mean(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (x * y).sum(0) / np.sqrt((x**2).sum(0) * (y**2).sum(0))
+def _correlation(moments: np.ndarray) -> np.ndarray:
+    x, y, xx, yy, xy = moments
+    return (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
 
 
 def leading(found: xr.Dataset) -> list[Leading]:
