@@ -59,14 +59,19 @@ class PoolSizes:
     """
 
     n_first_names: int = number(900, least=2)
-    """Size of the pool; the same for the other names and values."""
+    """Number of first names to draw from."""
     n_middle_names: int = number(900, least=2)
+    """Number of middle names."""
     n_last_names: int = number(1000, least=2)
+    """Number of last names."""
     n_cities: int = number(800, least=2)
-    """Shared by birth place and location."""
+    """Number of cities, for birth place and location."""
     n_universities: int = number(200, least=2)
+    """Number of universities."""
     n_majors: int = number(100, least=2)
+    """Number of majors."""
     n_companies: int = number(500, least=2)
+    """Number of companies."""
     n_birth_years: int = number(200, least=1, most=8100)
     """A birth date is one of 31 days, 12 months and this many years, from 1900 to at most 9999."""
 
@@ -324,10 +329,11 @@ class PatchConfig:
     sites: tuple[str, ...] = ()
     """What to change, at every layer and token role. The residual stream: embed, resid_pre,
     resid_mid, resid_post. What attention and MLP write: attn_out, mlp_out. Per head: z, q, k, v,
-    pattern (a destination's row), edge (a destination and a source of it). Groups of neurons:
-    mlp_post. Attention from destination to source cut: knockout (all heads), head_knockout (one).
-    A path is written stop by stop, such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default
-    resid_pre, resid_mid, attn_out, mlp_out and z."""
+    rot_q, rot_k (after rotation), attn_scores and pattern (a destination's row), edge (a
+    destination and a source of it). Groups of neurons: mlp_pre, mlp_post. Attention from
+    destination to source cut: knockout (all heads), head_knockout (one). A path is written stop by
+    stop, such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default resid_pre, resid_mid,
+    attn_out, mlp_out and z."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
     facts: int = 128
@@ -339,7 +345,7 @@ class PatchConfig:
     mean, 0, or another fact's token of that role (resample)."""
     direction: Direction | Literal["both"] = "denoising"
     """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation;
-    both: one beside the other."""
+    both: one after the other, in one report."""
     by: By = "role"
     """Patch all tokens of a role together, or single positions of prompts of the most common
     length."""

@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from inspect import cleandoc
+from textwrap import fill
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -94,10 +95,18 @@ def parse(kind: type[T], name: str, description: str, arguments: list[str]) -> T
         # tyro can leave out a default only where a field is annotated with tyro.conf.arg, and
         # configurations don't import tyro.
         text = re.sub(r"\s*\(default:\s+(None)?\)", "", said.getvalue())
+        text = re.sub(r"(?m)^( {10,})\S.*(?:\n\1\S.*)+", _refilled, text)
         print("\n".join(line.rstrip() for line in text.splitlines()))
         raise
     _refuse_unknown(kind, unknown)
     return config
+
+
+def _refilled(lines: re.Match) -> str:
+    """An option's help as one paragraph; tyro keeps the line breaks of the source."""
+    indent = lines[1]
+    text = " ".join(lines[0].split())
+    return fill(text, 80, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def parse_known(kind: type[T], name: str, arguments: list[str]) -> T:
