@@ -43,7 +43,7 @@ def garbage(path: str) -> None:
 
 
 def fifo(path: str) -> None:
-    """A pipe that nobody writes to, in the file's place."""
+    """A pipe without a writer, in the file's place."""
     remove(path)
     os.mkfifo(path)
 

@@ -189,7 +189,7 @@ TENSORS = [
         "write('run/step-000030/model.safetensors.index.json', '{\"weight_map\": {}}')"),
     Row("a header longer than the file", PATCH, "model.safetensors", None,
         f"write('{WEIGHTS}', b'\\xff' * 8 + b'{{}}')"),
-    Row("weights that end in bytes of nobody", PATCH, "model.safetensors", None,
+    Row("weights that end in bytes of no tensor", PATCH, "model.safetensors", None,
         f"write('{WEIGHTS}', Path('{WEIGHTS}').read_bytes() + bytes(64))"),
     Row("the last weights are truncated when resuming", RESUME, "model.safetensors|damaged", "",
         f"cut('{WEIGHTS}', 0.7)"),

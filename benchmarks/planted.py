@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _late_heads(seed: int) -> tuple:
-    """Two layers, heads in the second only: nobody can bring names together, they alone can bring
+    """Two layers, heads in the second only: no head can combine names, these alone can bring
     them to the answer position, and only the MLP after them sees a whole name.
     """
     removed = {f"L0H{head}" for head in range(HEADS)}

@@ -6,7 +6,7 @@ Standard library only, so that ``--help`` answers before torch is imported.
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from interp.fields import LARGEST_SEED, LARGEST_STEP, check_fields, checked, number, path, shortened
 
@@ -45,12 +45,6 @@ Frozen = Literal["mlp_out", "attn_out"]
 By = Literal["role", "pos"]
 
 
-def check_choice(name: str, got: str, choices: object) -> None:
-    """Raises a ValueError unless ``got`` is one of a Literal's values."""
-    if got not in get_args(choices):
-        raise ValueError(f"no {name} {got!r}; there are {', '.join(get_args(choices))}")
-
-
 @dataclass(frozen=True)
 class PoolSizes:
     """How many names and values there are to draw from; the defaults are the paper's.
@@ -87,7 +81,9 @@ class TrainConfig(PoolSizes):
     """People in the training set."""
     n_held_out: int = number(16_000, least=1)
     """People from the same pools, never trained on."""
-    n_train_templates: int = number(20, least=1)
+    n_train_templates: int = number(
+        N_TEMPLATES - N_EVALUATION_TEMPLATES, least=1, most=N_TEMPLATES - N_EVALUATION_TEMPLATES
+    )
     """Templates per attribute that a person is trained on, of 25; 5 others are for evaluation."""
     power_law: float = number(0.0, least=-10, most=10)
     """Person i of n is sampled with weight (i + 1)^-power_law; 0 is uniform. At 10 the first person
@@ -126,8 +122,8 @@ class TrainConfig(PoolSizes):
     init_std: float = number(0.02, above=0, most=LARGEST_RATE)
     """Standard deviation of the initial weights."""
     removed: tuple[str, ...] = ()
-    """Heads and MLPs set to 0 before training, which stay 0, such as L0H2 and L1-MLP; shows which
-    components take over."""
+    """Heads and MLPs without which to train, such as L0H2 and L1-MLP: their weights are 0 and stay
+    0, which shows what takes over."""
 
     n_steps: int = number(16_000, least=1, most=LARGEST_STEP)
     """Optimizer steps."""
@@ -172,13 +168,6 @@ class TrainConfig(PoolSizes):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.n_train_templates > N_TEMPLATES - N_EVALUATION_TEMPLATES:
-            raise ValueError(
-                f"n_train_templates is {self.n_train_templates}; at most "
-                f"{N_TEMPLATES - N_EVALUATION_TEMPLATES} of the "
-                f"{N_TEMPLATES} templates can be trained on, {N_EVALUATION_TEMPLATES} are for "
-                "evaluation"
-            )
         if self.d_model % self.n_heads or self.d_model // self.n_heads % 2:
             raise ValueError(
                 f"d_model {self.d_model} and n_heads {self.n_heads} don't fit; a head needs an "
@@ -209,10 +198,11 @@ class TrainConfig(PoolSizes):
                 raise ValueError(
                     f"schedule has {len(weights)} groups for {self.n_people} people; name fewer"
                 )
-        if self._n_checkpoints > MOST_CHECKPOINTS:
+        n_checkpoints = sum(map(len, self._regular_steps))
+        if n_checkpoints > MOST_CHECKPOINTS:
             raise ValueError(
                 f"checkpoint_every {self.checkpoint_every} and dense_every {self.dense_every} make "
-                f"{self._n_checkpoints} checkpoints in {self.n_steps} steps; at most "
+                f"{n_checkpoints} checkpoints in {self.n_steps} steps; at most "
                 f"{MOST_CHECKPOINTS} can be kept, make them larger"
             )
 
@@ -248,21 +238,16 @@ class TrainConfig(PoolSizes):
         """Steps at which a checkpoint is written: 0, the dense part, the sparse part, the last
         step.
         """
-        return sorted({0, *self._dense, *self._sparse, self.n_steps})
+        return sorted({self.n_steps}.union(*self._regular_steps))
 
     @property
-    def _dense(self) -> range:
-        return range(0, min(self.dense_until, self.n_steps) + 1, self.dense_every)
-
-    @property
-    def _sparse(self) -> range:
-        first = (self.dense_until // self.checkpoint_every + 1) * self.checkpoint_every
-        return range(first, self.n_steps + 1, self.checkpoint_every)
-
-    @property
-    def _n_checkpoints(self) -> int:
-        ends_between = self.n_steps not in self._dense and self.n_steps not in self._sparse
-        return len(self._dense) + len(self._sparse) + ends_between
+    def _regular_steps(self) -> tuple[range, range]:
+        """Of the dense and of the sparse part."""
+        first_sparse = (self.dense_until // self.checkpoint_every + 1) * self.checkpoint_every
+        return (
+            range(0, min(self.dense_until, self.n_steps) + 1, self.dense_every),
+            range(first_sparse, self.n_steps + 1, self.checkpoint_every),
+        )
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -325,7 +310,7 @@ class PatchConfig:
     ckpt: str = path()
     """A run folder, or one of its step folders."""
     steps: str = "all"
-    """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
+    """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
     sites: tuple[str, ...] = ()
     """What to change, at every layer and token role. The residual stream: embed, resid_pre,
     resid_mid, resid_post. What attention and MLP write: attn_out, mlp_out. Per head: z, q, k, v,

@@ -49,7 +49,9 @@ def gap_is_precise(gap: Float[np.ndarray, "*cell fact"]) -> Bool[np.ndarray, "*c
     Stricter than ``runs_differ``, which is enough for a share and its interval to exist: a ratio of
     means is nearly unbiased only where its denominator varies by less than a tenth.
 
-    Source: Cochran 1977, Sampling Techniques, chapter 6.
+    Source: Hartley and Ross 1954, Nature 174; Cochran 1977, Sampling Techniques, chapter 6: the
+        bias of a ratio of means is at most its standard error times the coefficient of variation
+        of the mean in its denominator.
     """
     if gap.shape[-1] < 2:
         return np.zeros(gap.shape[:-1], bool)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
 from interp.data.biographies import Texts, lay_out
 from interp.data.facts import FactSet, check_tokens, read_facts
-from interp.data.sample_facts import draw_facts
+from interp.data.sample_facts import sample_facts
 from interp.data.tokenizer import read_tokenizer, vocabulary_digest
 from interp.fields import LARGEST_SEED, argument
 from interp.model.checkpoint_folder import step_folders, step_of
@@ -168,11 +168,11 @@ class Suite:
         length: int | None = None,
         fewer: bool = False,
     ) -> FactSet:
-        """``n`` facts about this run's training people; see ``sample_facts.draw_facts``."""
+        """``n`` facts about this run's training people; see ``sample_facts.sample_facts``."""
         named = (attribute,) if isinstance(attribute, str) else attribute
         if not (named := argument("attribute", named, tuple[str, ...])):
             raise ValueError(f"attribute is empty; name some of {', '.join(ATTRIBUTES)}")
-        facts = draw_facts(
+        facts = sample_facts(
             self.population,
             self.texts,
             n=argument("n", n, int),

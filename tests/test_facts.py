@@ -6,7 +6,7 @@ import torch
 from interp.config import ATTRIBUTES
 from interp.data.facts import PROMPT_ROLES, TEXT_COLUMNS, role_masks
 from interp.data.population import NAME_PARTS, templates
-from interp.data.sample_facts import draw_facts
+from interp.data.sample_facts import sample_facts
 
 
 def full_name(person):
@@ -95,7 +95,7 @@ def test_facts_without_a_twin_are_passed_over(suite):
 def test_fewer_facts_may_be_none(suite, length):
     alone = suite.population.assign(first=range(len(suite.population)))  # nobody shares a name
     asked = {"n": 6, "attributes": ATTRIBUTES, "seed": 0, "length": length}
-    drawn = draw_facts(alone, suite.texts, **asked, corruption="swap-last", fewer=True)
+    drawn = sample_facts(alone, suite.texts, **asked, corruption="swap-last", fewer=True)
     assert len(drawn) == 0 and list(drawn.texts) == list(TEXT_COLUMNS)
 
 

@@ -9,7 +9,8 @@ from transformer_lens import patching as tl_patching
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM
 
-from interp.config import Direction, check_choice
+from interp.config import Direction
+from interp.fields import argument
 from interp.model.checkpoint_io import write_checkpoint
 from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch, patch_sites, recompute
@@ -273,8 +274,8 @@ def test_unknown_sites_groups_and_lengths_are_refused_with_what_there_is(model, 
 
 
 def test_an_unknown_direction_is_refused_where_types_are_not_checked():
-    with pytest.raises(ValueError, match="no direction 'up'; there are denoising, noising"):
-        check_choice("direction", "up", Direction)
+    with pytest.raises(ValueError, match="direction is 'up'; it must be one of denoising"):
+        argument("direction", "up", Direction)
 
 
 def test_hooks_left_on_the_model_are_refused(model, facts):

@@ -15,17 +15,17 @@ def main() -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    """Make the HTML report of a folder of results again.
+    """Make the HTML report again from a folder of results.
 
-    The training curves are those of the run folder that the results were made from, if it still has
-    their checkpoints.
+    Training curves are included if the run folder still has the checkpoints that the results are
+    of.
 
     Example:
 
     interp-report --results checkpoints/demo/results/patching --out report.html
 
-    Of several questions in the folder (other facts, other options), the one asked last is shown,
-    beside the other direction of it where that is there, too.
+    If the folder has results for several questions (other facts or options), the report shows the
+    most recent one, in both directions if it was asked in both.
     """
     config = parse(ReportConfig, "interp-report", _report.__doc__, arguments)
     from interp.files import check_page

@@ -313,7 +313,7 @@ def check_vocabulary(facts: FactSet, vocabulary: str, reader: str) -> None:
     """Raises a ValueError where ``facts`` are known to use another vocabulary."""
     if facts.vocabulary and vocabulary and facts.vocabulary != vocabulary:
         raise ValueError(
-            f"the facts are of another vocabulary than {reader}; draw them with the suite.facts of "
+            f"the facts are of another vocabulary than {reader}; sample them with suite.facts() of "
             "its own run"
         )
 

@@ -9,13 +9,21 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 
-from interp.config import ATTRIBUTES, Corruption, check_choice
-from interp.data.biographies import ROLES, Texts, evaluation_templates, write_biographies
+from interp.config import ATTRIBUTES, Corruption
+from interp.data.biographies import (
+    NO_ATTRIBUTE,
+    ROLES,
+    Texts,
+    evaluation_templates,
+    write_biographies,
+)
 from interp.data.facts import NO_TOKEN, PROMPT_ROLES, TEXT_COLUMNS, FactSet, padded
 from interp.data.population import NAME_PARTS, templates
+from interp.data.sentences import PROMPT_ROLE_OF
+from interp.fields import argument
 
 
-def draw_facts(
+def sample_facts(
     people: pd.DataFrame,
     texts: Texts,
     *,
@@ -37,7 +45,7 @@ def draw_facts(
         n_context: sentences on other attributes of the same person before the one that asks; the
             twin keeps their values.
         length: keep to prompts of exactly so many tokens, so that positions can be compared.
-        fewer: take as many as there are, be it none, where there are not ``n``.
+        fewer: return as many as there are, possibly none, where there are fewer than ``n``.
 
     Raises:
         ValueError: unknown attribute or corruption; too few people fit, or have a twin.
@@ -45,7 +53,7 @@ def draw_facts(
     for attribute in attributes:
         if attribute not in ATTRIBUTES:
             raise ValueError(f"no attribute {attribute!r}; there are {', '.join(ATTRIBUTES)}")
-    check_choice("corruption", corruption, Corruption)
+    argument("corruption", corruption, Corruption)
     if not 0 <= n_context < len(ATTRIBUTES):
         raise ValueError(
             f"n_context is {n_context}; there are at most {len(ATTRIBUTES) - 1} other sentences"
@@ -181,7 +189,11 @@ def _build(people: pd.DataFrame, texts: Texts, chosen: pd.DataFrame, twins: np.n
         other[named] = np.tile(twin, named.sum() // len(twin))
         clean.append(whole.tokens[prompt])
         corrupted.append(other)
-        roles.append(_prompt_roles(whole.roles[prompt], whole.attributes[prompt] == attribute[i]))
+        of, prompt_roles = whole.attributes[prompt], PROMPT_ROLE_OF[whole.roles[prompt]]
+        other_sentence = (of != attribute[i]) & (of != NO_ATTRIBUTE)
+        prompt_roles[other_sentence] = PROMPT_ROLES.index("context")
+        prompt_roles[-1] = PROMPT_ROLES.index("final")
+        roles.append(prompt_roles)
     return FactSet(
         clean=padded(clean, 0),
         corrupted=padded(corrupted, 0),
@@ -199,16 +211,6 @@ def _none() -> FactSet:
         *(table, table, table.sum(1), table, table, table),
         texts=pd.DataFrame(columns=TEXT_COLUMNS),
     )
-
-
-def _prompt_roles(roles: np.ndarray, asks: np.ndarray) -> np.ndarray:
-    """Roles in ``PROMPT_ROLES`` of a prompt whose last sentence is where ``asks`` is true."""
-    prompt_roles = np.full(len(roles), PROMPT_ROLES.index("cue"))
-    for part in NAME_PARTS:
-        prompt_roles[roles == ROLES.index(f"name_{part}")] = PROMPT_ROLES.index(f"name_{part}")
-    prompt_roles[~asks] = PROMPT_ROLES.index("context")
-    prompt_roles[0], prompt_roles[-1] = PROMPT_ROLES.index("bos"), PROMPT_ROLES.index("final")
-    return prompt_roles
 
 
 def _table(people: pd.DataFrame, chosen: pd.DataFrame, twins: np.ndarray) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES
 from interp.data.biographies import ROLES, Texts, write_biographies
 from interp.data.facts import NO_TOKEN, PROMPT_ROLES, padded
 
-_PROMPT_ROLES = np.array([PROMPT_ROLES.index(x if x in PROMPT_ROLES else "cue") for x in ROLES])
+PROMPT_ROLE_OF = np.array([PROMPT_ROLES.index(x if x in PROMPT_ROLES else "cue") for x in ROLES])
+"""Index into ``PROMPT_ROLES`` of each of ``ROLES``."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def write_sentences(
     lengths = whole.lengths - texts.length[value] - texts.length[after]
     starts = np.cumsum(whole.lengths) - whole.lengths
     rows = [slice(start, start + n) for start, n in zip(starts, lengths)]
-    roles = padded([_PROMPT_ROLES[whole.roles[row]] for row in rows], NO_TOKEN)
+    roles = padded([PROMPT_ROLE_OF[whole.roles[row]] for row in rows], NO_TOKEN)
     roles[torch.arange(len(rows)), torch.from_numpy(lengths) - 1] = PROMPT_ROLES.index("final")
     return Sentences(
         tokens=padded([whole.tokens[row] for row in rows], 0),
@@ -77,7 +78,7 @@ def rows_of(population: pd.DataFrame, ids: pd.Series) -> Int[np.ndarray, " fact"
     """The population row of each person's id.
 
     Raises:
-        ValueError: nobody has that id, as in facts from a CSV.
+        ValueError: no person has that id, as in facts from a CSV.
     """
     rows = pd.Index(population.id).get_indexer(ids)
     if (rows < 0).any():

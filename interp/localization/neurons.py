@@ -175,7 +175,7 @@ def _relations(effect: xr.DataArray) -> Bool[np.ndarray, "relation fact fact"]:
     person, attribute, value = (
         effect[name].values[:, None] == effect[name].values for name in labels
     )
-    person = person & (effect.person.values >= 0)  # −1: of nobody in particular
+    person = person & (effect.person.values >= 0)  # −1: no person
     attribute, person = attribute & ~value, person & ~value & ~attribute
     none = ~(value | attribute | person)
     any_ = np.ones_like(none)

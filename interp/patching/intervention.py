@@ -311,7 +311,7 @@ def _groups(
         if len(lengths) > 1:
             raise ValueError(
                 f"by='pos' needs prompts of one length, got {min(lengths)} to {max(lengths)} "
-                f"tokens; draw them with suite.facts(..., length={facts.lengths.mode().values}), "
+                f"tokens; sample them with suite.facts(..., length={facts.lengths.mode().values}), "
                 "or patch by='role'"
             )
         singles, n = list(range(lengths[0])), lengths[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import xarray as xr
 
-from interp.config import MOST_WORKERS, Precision, check_choice
+from interp.config import MOST_WORKERS, Precision
 from interp.data.facts import FactSet, check_vocabulary
 from interp.fields import argument
 from interp.files import check_writable, only_process
@@ -71,7 +71,7 @@ def patch_suite(
     """
     how = intervention(options)
     argument("suite", suite, Suite), argument("facts", facts, FactSet)
-    check_choice("precision", precision, Precision)
+    argument("precision", precision, Precision)
     device = device_of(device)
     given = argument("steps", steps, tuple[int, ...] | None)
     steps = suite.steps if given is None else sorted(set(given))
