@@ -5,8 +5,10 @@ from interp.process import tune_process
 tune_process()
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from zlib import crc32
 
 import jaxtyping
@@ -58,13 +60,19 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture(autouse=True)
-def type_checks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tests with parameters every fourth is type-checked: the checks take as long as the rest of
-    a test, and its other parameters go through the same functions.
+def type_checks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Types are checked in the first second of a test, and of tests with parameters in every
+    fourth: loops, and other parameters, call the same functions again, and checking them can take
+    twenty times as long as running them.
     """
     name = request.node.nodeid
     skipped = "[" in name and crc32(name.encode()) % 4 > 0
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", skipped)
+    enough = Timer(1.0, setattr, (jaxtyping.config, "jaxtyping_disable", True))
+    enough.start()
+    yield
+    enough.cancel()
+    enough.join()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
 import json
 import pickle
+import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import finish
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -105,7 +105,8 @@ def test_the_command_that_converts_a_pickle_does(model, tmp_path):
     with pytest.raises(ValueError) as refused:
         read_checkpoint(tmp_path / "step")
     command = str(refused.value).partition("convert it with python ")[2]
-    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, capture_output=True)
+    _, code, *arguments = shlex.split(command)
+    assert finish(code, *arguments)[0] == 0
     again = read_checkpoint(tmp_path / "converted-step")
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
@@ -126,7 +127,8 @@ def test_the_command_that_renames_a_variant_does(model, tmp_path):
     with pytest.raises(ValueError, match=r"holds model.fp16.safetensors but no model") as refused:
         read_checkpoint(tmp_path / "fp16")
     command = str(refused.value).partition("one file with python ")[2]
-    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, capture_output=True)
+    _, code, *arguments = shlex.split(command)
+    assert finish(code, *arguments)[0] == 0
     again = read_checkpoint(tmp_path / "converted-fp16")
     assert torch.equal(again.unembed.weight, model.unembed.weight)
 

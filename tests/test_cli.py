@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import finish
 from safetensors.torch import load_file, save_file
 
 from analyses import interp_analyse
@@ -31,17 +31,17 @@ QUICK = ["--n-steps", "20", "--n-people", "40", "--dense-until", "10", "--dense-
 
 
 def run_typed(*arguments, limit=None):
-    """A command as a user types it: (exit code, what it printed, what it said on stderr)."""
-    before = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    done = subprocess.run(
-        [str(BIN / arguments[0]), *map(str, arguments[1:])],
-        capture_output=True, text=True, preexec_fn=before,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    """A command in a process of its own: (exit code, what it printed, what it said on stderr)."""
+    return finish(_as_typed, list(map(str, arguments)), limit=limit)
+
+
+def _as_typed(arguments):
+    sys.argv, shell.tune_process = arguments, lambda: None  # done, and can't be done twice
+    COMMANDS[arguments[0]]()
 
 
 def run(*arguments):
-    """The same in this process, five seconds sooner; what is warned of is pytest's."""
+    """The same in this process, a second sooner; what is warned of is pytest's."""
     name, *words = map(str, arguments)
     code, out, err = 0, StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
@@ -70,7 +70,9 @@ def copy(suite, tmp_path):
 
 @pytest.mark.parametrize("name", [*ENTRY_POINTS, *(f"interp-analyse {x}" for x in registered())])
 def test_help_has_an_example_and_no_words_of_pythons(name):
-    code, said, _ = run_typed(*name.split(), "--help")
+    done = subprocess.run([BIN / name.split()[0], *name.split()[1:], "--help"],
+                          capture_output=True, text=True)  # fmt: skip
+    code, said = done.returncode, done.stdout
     assert code == 0 and f"\n{name}" in said.split("options")[0]
     assert "--out" in said
     assert "{None" not in said and "default: None" not in " ".join(said.split())

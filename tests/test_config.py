@@ -1,12 +1,11 @@
 """What configurations refuse, from Python, from the shell and from a run.json."""
 
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pytest
+from processes import finish
 
 from analyses.emergence import EmergenceConfig
 from analyses.localization import LocalizationConfig
@@ -191,8 +190,8 @@ for make in (
 
 def test_wrong_types_are_refused_from_python_too():
     """In a process of its own, without the type checker of the tests."""
-    done = subprocess.run([sys.executable, "-c", TYPES], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
+    _, said, _ = finish(TYPES)
+    assert said.splitlines() == [
         "keep is 'x'; it must be one of all, last",
         "precision is 'x'; it must be one of fp32, bf16, auto",
         "n_people is 64.0; it must be a whole number",

@@ -141,7 +141,7 @@ def test_every_site_is_what_hooks_on_a_whole_forward_pass_give(wide, few, site, 
     assert compare(wide, few, site, results, chosen, direction, window) > 1e-3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     site=st.sampled_from(SITES),
     shape=st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans()),

@@ -1,16 +1,14 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from math import cos, pi
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from processes import finish, start
 
 from interp.data.batches import evaluation_set, training_batch
 from interp.model.checkpoint_io import checkpoint_sha256
@@ -99,13 +97,12 @@ def test_a_run_killed_without_warning_is_resumed_to_the_same_weights(run, config
         "slow = lambda step, loss: time.sleep(0.1 * (step > 10))\n"
         "train(SHORT, sys.argv[1], on_step=slow)"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "run"], cwd=Path(__file__).parent
-    )
-    while not (tmp_path / "run" / "step-000010").exists() and child.poll() is None:
+    child = start(code, tmp_path / "run")
+    while not (tmp_path / "run" / "step-000010").exists() and child.is_alive():
         time.sleep(0.01)
     child.kill()
-    assert child.wait() == -signal.SIGKILL  # before its end
+    child.join()
+    assert child.exitcode == -signal.SIGKILL  # before its end
     assert not (tmp_path / "run" / "step-000030").exists()
     train(config, tmp_path / "run", resume=True)
     assert digests(tmp_path / "run", config) == digests(run, config)
@@ -161,10 +158,9 @@ for compiled in (False, True):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 def test_compiled_steps_are_those_of_the_plain_ones(run):
     """In a process of its own, without the type checker, which can't be compiled."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, run], capture_output=True, text=True, check=True
-    )
-    plain, compiled = ([float(x) for x in line.split()] for line in done.stdout.splitlines())
+    code, said, _ = finish(COMPILE, run)
+    plain, compiled = ([float(x) for x in line.split()] for line in said.splitlines())
+    assert code == 0
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 

@@ -4,13 +4,12 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import finish
 
 from interp.results.store import open_result, read_folder
 from interp.results.sweep import patch_suite
@@ -190,8 +189,8 @@ def test_a_question_is_recorded_before_its_first_result_is_written(run, tmp_path
         "suite = load_suite(sys.argv[1]); facts = suite.facts(6, seed=3)\n"
         "patch_suite(suite, facts, sites=['z'], out=sys.argv[2])"
     )
-    child = subprocess.run([sys.executable, "-c", code, run, tmp_path])
-    assert child.returncode == -9 and not list(tmp_path.glob("*.nc"))
+    killed, *_ = finish(code, run, tmp_path)
+    assert killed == -9 and not list(tmp_path.glob("*.nc"))
     (entry,) = json.loads((tmp_path / "manifest.json").read_text())["questions"]
     assert entry["sites"] == ["z"] and list(entry["checkpoints"]) == ["0", "10", "20", "30"]
     suite = load_suite(run)

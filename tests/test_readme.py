@@ -55,9 +55,11 @@ def folder(tmp_path_factory):
 
 
 def shorter(command):
-    """The command with fewer facts, people or steps."""
+    """The command with fewer facts, people, steps or checkpoints."""
     if command.startswith("interp-patch"):
-        return re.sub(r" --facts \d+", "", command) + " --facts 12"
+        return re.sub(r" --facts \d+", "", command) + " --facts 6"
+    if "--schedule" in command:
+        return f"{command} --dense-until 0 --checkpoint-every 40"
     return f"{command} {SHORTER.get(command, '')}"
 
 

@@ -1,8 +1,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import wraps
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from processes import start
 
 from interp import provenance
 from interp.patching import patch
@@ -109,11 +108,12 @@ def test_a_killed_sweep_keeps_what_it_had_and_goes_on(run, tmp_path, monkeypatch
         "slow = lambda n_done: time.sleep(n_done)\n"
         "patch_suite(suite, facts, sites=['z'], out=sys.argv[2], on_step=slow)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, run, tmp_path])
-    while not list(tmp_path.glob("step-*.nc")) and child.poll() is None:
+    child = start(code, run, tmp_path)
+    while not list(tmp_path.glob("step-*.nc")) and child.is_alive():
         time.sleep(0.005)
     child.kill()
-    assert child.wait() == -signal.SIGKILL  # before its end
+    child.join()
+    assert child.exitcode == -signal.SIGKILL  # before its end
     had = len(list(tmp_path.glob("step-*.nc")))
     patched = count_patched(monkeypatch)
     suite = load_suite(run)
@@ -193,7 +193,9 @@ def test_the_source_is_what_computes_and_not_what_shows(tmp_path, monkeypatch):
 
 
 def test_facts_of_another_vocabulary_are_refused(suite, facts):
-    with pytest.raises(ValueError, match=r"the facts are of another vocabulary than .*short; draw"):
+    with pytest.raises(
+        ValueError, match=r"the facts are of another vocabulary than .*short; sample"
+    ):
         patch_suite(suite, replace(facts, vocabulary="another"), sites=["z"])
     own = replace(facts, vocabulary="")
     assert "z" in patch_suite(suite, own, sites=["z"], steps=[30])
