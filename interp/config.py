@@ -43,6 +43,7 @@ Direction = Literal["denoising", "noising"]
 Replacement = Literal["run", "noise", "mean", "zero", "resample"]
 Frozen = Literal["mlp_out", "attn_out"]
 By = Literal["role", "pos"]
+Method = Literal["exact", "atp", "atp-star", "relp", "eap-ig"]
 
 
 @dataclass(frozen=True)
@@ -328,6 +329,9 @@ class PatchConfig:
     person (swap), of one who differs in one name part (swap-first, swap-middle, swap-last), of a
     held-out person, or with noise on the name's embeddings. Ablations, noising only: the role's
     mean, 0, or another fact's token of that role (resample)."""
+    method: Method = "exact"
+    """exact: a forward pass per patch. The others estimate all patches from a few gradients:
+    attribution patching (atp), AtP* (atp-star), RelP (relp), integrated gradients (eap-ig)."""
     direction: Direction | Literal["both"] = "denoising"
     """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation;
     both: one after the other, in one report."""

@@ -149,7 +149,7 @@ def _options(config: PatchConfig) -> dict:
     """The fields of an ``Intervention`` except its direction."""
     ablations = ("noise", "mean", "zero", "resample")
     same = (
-        *("by", "groups", "sources", "layers", "window", "frozen", "n_neurons"),
+        *("by", "method", "groups", "sources", "layers", "window", "frozen", "n_neurons"),
         *("noise_std", "noise_draws", "seed"),
     )
     return {name: getattr(config, name) for name in same} | {

@@ -1,9 +1,7 @@
-"""Causal softmax attention with rotary positions, and where heads lie in GPT-NeoX's weights.
+"""Causal softmax attention with rotary positions, and where heads lie in a ``HookedDecoder``'s
+weights: a fused row holds (head, q k v, d_head), and z (head, d_head).
 
     pattern = softmax(rot(q) · rot(k) / √d_head),  z = pattern · v
-
-No other file knows that a fused row holds (head, q k v, d_head) and z (head, d_head), or how a
-position turns a query.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable

@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 Tap = Callable[[str, Tensor], Tensor]
-"""Gets an activation's name and value, returns what the block goes on with."""
+"""Gets an activation's name and value, returns what the block goes on with. One with ``names``
+(such as a recorder's) may be spared activations that it does not name.
+"""
 
 
 @runtime_checkable
@@ -31,7 +33,7 @@ class BlockWeights(Protocol):
 
     def neurons(self, normed: Tensor, tap: Tap) -> Tensor:
         """Activations after the non-linearity; those before it pass through the tap as ``mlp_pre``.
-        Both may be computed in one operation if the tap does not use ``mlp_pre``.
+        Both may be computed in one operation if the tap is ``silent`` or does not name it.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A small decoder with TransformerLens hooks, readable by Hugging Face as GPT-NeoX.
+"""A small decoder with TransformerLens hooks; with rotary positions, saved as GPT-NeoX.
 
 Its blocks hold weights and hook points; what is computed with them is written in ``block``. One
 implementation, three uses: training runs it silently on the real tokens of a batch (``hidden``),
@@ -40,7 +40,7 @@ HOOKS = (
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a ``HookedDecoder``, under TransformerLens's names."""
+    """Shape of a ``HookedDecoder``; sizes have TransformerLens's names."""
 
     n_layers: int
     n_heads: int
@@ -117,7 +117,8 @@ class HookedDecoder(HookedRootModule):
             )
         resid = self.hook_embed(self.embed(tokens))
         if self.cfg.learned_positions:
-            resid = resid + self.hook_pos_embed(self.pos_embed.weight[: tokens.shape[1]])
+            positions = self.pos_embed.weight[: tokens.shape[1]].expand_as(resid)
+            resid = resid + self.hook_pos_embed(positions)
         return self.unembed(self.ln_final(self.from_layer(resid, 0)))
 
     def from_layer(
@@ -293,6 +294,6 @@ def device_of(device: str) -> str:
 
 def has_bf16(device: str) -> bool:
     """Whether ``device`` has bfloat16 instructions; without them, products are emulated."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

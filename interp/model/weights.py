@@ -1,8 +1,7 @@
-"""A model's weights by layer, head and neuron: the adapter for GPT-NeoX.
+"""A ``HookedDecoder``'s weights by layer, head and neuron.
 
-Read-outs ask it and know no layout, so that another family needs nothing but another adapter. A
-model of fewer digits than fp32 is read in fp32: its activations as they are, the products after
-them without more rounding.
+A model in bf16 or fp16 is read in fp32: its activations as they are, the products after them
+without more rounding.
 """
 
 from dataclasses import dataclass

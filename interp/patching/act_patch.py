@@ -10,7 +10,9 @@ answer) − logit(first token of the corrupted answer), in nats, at ``final``; `
 before.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -27,6 +29,7 @@ from interp.model.flop_count import count_flops
 from interp.model.model_check import check_model, check_plain
 from interp.patching.activations import prompts
 from interp.patching.batch import Batch, mean_cache, patch_batch, spread_of_names
+from interp.patching.estimates import Estimates
 from interp.patching.grid import Shape
 from interp.patching.hooks import HookedRuns, check_hooks, reach
 from interp.patching.intervention import (
@@ -66,8 +69,8 @@ def patch(
         ``logit_diff`` of facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of
         each group, for ``head``; ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or
         pos; the second stop of a path has ``layer_1`` and ``head_1``, the third ``layer_2``, ...
-        Attribute ``flops``, for a ``HookedDecoder`` only: floating-point operations of the matrix
-        products of all sites together.
+        Attributes: ``intervention``, all options as JSON; and for a ``HookedDecoder`` ``flops``,
+        floating-point operations of the matrix products of all sites together.
 
     Raises:
         ValueError: unknown site or option, a site this model lacks, prompts of several lengths with
@@ -103,6 +106,8 @@ def patch_sites(
     chunks = memory_chunks(model.cfg, facts, names, how, max_bytes / weight.element_size())
     weights = pack(model, grid.positions.shape[2]) if own else None
     runs = HookedRuns(model, max_bytes) if weights is None else Recompute(weights, max_bytes)
+    if how.method != "exact":
+        runs = Estimates(model, runs, how.method, sites, max_bytes)
     control = _control_pairs(facts, how.seed) if how.control else None
     clean, corrupted = prompts(facts, weight.device, how.by, control)
     means, givers, spread = None, None, 0.0
@@ -125,7 +130,7 @@ def patch_sites(
             patched[site].append(values)
         for end, of_end in zip(ends.values(), scores):
             end.append(of_end)
-        flops += counted.total if own else 0
+        flops += counted.total if own and how.method == "exact" else 0
     joined = {end: np.concatenate(scores, -1) for end, scores in ends.items()}
     attrs = {"flops": float(flops)} if flops else {}
     return {
@@ -157,6 +162,10 @@ def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[
     if own:
         check_plain(model)
         return sites
+    if how.method in ("atp-star", "relp"):
+        raise ValueError(
+            f"{how.method} needs a HookedDecoder, got a {type(model).__name__}; use atp or eap-ig"
+        )
     for site in filter(is_path, sites):
         raise ValueError(
             f"path {site!r} needs a HookedDecoder, got a {type(model).__name__}; load the "
@@ -222,10 +231,9 @@ def _dataset(
             variables[f"{end}{suffix}"] = ("fact", scores[i], attrs)
     coords |= {name: ("fact", _plain(facts.texts[name])) for name in TEXT_COLUMNS}
     attrs = {"site": site, "by": how.by, "direction": how.direction}
-    if how != Intervention(by=how.by, direction=how.direction):
-        attrs |= {"replacement": how.replacement, "window": how.window}
-    if how.frozen:
-        attrs["frozen"] = how.frozen
+    attrs |= {"replacement": how.replacement, "method": how.method, "frozen": how.frozen or ""}
+    attrs["window"] = how.window if is_path(site) or SITES[site].has_layers else 1
+    attrs["intervention"] = json.dumps(asdict(how))
     return xr.Dataset(variables, coords, attrs)
 
 

@@ -130,13 +130,24 @@ def metrics_of(
     """Metrics of ``METRICS``, and ``CONTROL`` where pairs are given, from the logits that predict
     the ``value_tokens``, ``row`` and ``slot``, of the facts.
     """
-    logits, answers = logits.float(), given.answers[fact]
+    return torch.stack(scores_of(logits.float(), row, slot, fact, given)).cpu().numpy()
+
+
+def scores_of(
+    logits: Float[Tensor, "predicted d_vocab"],
+    row: Int[Tensor, " predicted"],
+    slot: Int[Tensor, " predicted"],
+    fact: Int[Tensor, " row"],
+    given: Prompts,
+) -> list[Float[Tensor, " row"]]:
+    """The same as tensors that have gradients."""
+    answers = given.answers[fact]
     at_answer = answers[row, slot][:, None]
     log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
-    whole = log_p.new_zeros(len(fact)).index_add_(0, row, log_p)
+    whole = log_p.new_zeros(len(fact)).index_add(0, row, log_p)
     first = slot == 0
     if given.other is None:
-        difference = torch.full_like(whole, torch.nan)
+        difference = torch.full_like(whole, torch.nan, requires_grad=False)
     else:
         pair = torch.stack((answers[:, 0], given.other[fact]), 1)
         correct, other = logits[first].gather(1, pair).unbind(1)
@@ -145,7 +156,7 @@ def metrics_of(
     if given.control is not None:
         right, wrong = logits[first].gather(1, given.control[fact]).unbind(1)
         scores.append(right - wrong)
-    return torch.stack(scores).cpu().numpy()
+    return scores
 
 
 def same_place(

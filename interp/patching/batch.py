@@ -21,6 +21,7 @@ from interp.patching.activations import (
     taken_from,
 )
 from interp.patching.changed_block import Sweep
+from interp.patching.estimates import Estimates
 from interp.patching.grid import PatchGrid, WorkItems
 from interp.patching.hooks import HookedRuns, embedding_of
 from interp.patching.intervention import Intervention, starts_of
@@ -39,7 +40,7 @@ Scores = Float[np.ndarray, "metric fact"]
 class Batch:
     """Facts whose activation caches fit into memory together, and how they are patched."""
 
-    runs: Recompute | HookedRuns
+    runs: Recompute | HookedRuns | Estimates
     how: Intervention
     sites: list[str]
     grid: PatchGrid
@@ -73,13 +74,13 @@ def patch_batch(model: torch.nn.Module, batch: Batch) -> tuple[Results, Scores, 
         check_finite(corrupted[1:], numbers, "corrupted")
         results = {site: np.mean([draw[site] for draw in draws], 0) for site in batch.sites}
         return results, clean.scores, corrupted
-    corrupted, other = np.full_like(clean.scores, np.nan), None
+    corrupted, other = np.full_like(clean.scores, np.nan), clean
     if batch.corrupted is not None:
         other = runs.run(batch.corrupted, kept)
         corrupted = other.scores
         check_finite(corrupted[1:], numbers, "corrupted")
     if batch.how.replacement != "run":
-        del other
+        other = None  # its memory is free
         other = _ablated(batch, clean)
     return _between(batch, clean, other), clean.scores, corrupted
 
@@ -200,7 +201,7 @@ def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:
 
 
 def mean_cache(
-    runs: Recompute | HookedRuns,
+    runs: Recompute | HookedRuns | Estimates,
     given: Prompts,
     chunks: list[np.ndarray],
     names: set[str],

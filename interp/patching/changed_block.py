@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.model.attention import softmax, split_output_weight, weigh
+from interp.model.flop_count import add_flops
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid
 from interp.patching.packed_weights import PackedModel, all_scores
@@ -21,7 +22,7 @@ from interp.patching.sites import SITES, Site
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all patches of a sweep have in common."""
+    """The weights, the patch grid and the two runs of one batch of facts."""
 
     weights: PackedModel
     grid: PatchGrid
@@ -78,6 +79,7 @@ def _mlp_out(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor,
         new, old = (x[name][fact, pos, units] for x in (source, base))
         if name == "mlp_pre":
             new, old = (sweep.weights.blocks[layer].activated(x) for x in (new, old))
+        add_flops(2 * new.numel() * len(weight))
         out[here] += (new - old) @ weight[:, units].mT
     return out
 
@@ -93,6 +95,7 @@ def _attn_out_change(
         change = (z[at.fact, at.pos, at.part] - base["z"][at.fact, at.pos, at.part])[:, None]
     else:
         change = _z_change_by_source(sweep, site, layer, at)
+    add_flops(2 * change.numel() * len(block.out.weight))
     if not site.part:
         return change.flatten(1) @ block.out.weight.mT
     by_head = split_output_weight(block.out.weight, block.n_heads)
@@ -154,5 +157,6 @@ def _z_change_by_source(
     values = base["v"][fact, :, head]
     if name == "v":
         values = torch.where(chosen.mT, source["v"][fact, :, head], values)
+    add_flops(2 * pattern.numel() * values.shape[-1])
     change = pattern @ values - base["z"][fact[..., None], dest[:, None], head[..., None]]
     return change[local, :, slot]

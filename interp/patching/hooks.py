@@ -81,6 +81,7 @@ class HookedRuns:
         self.model, self.cfg, self.max_bytes = model, model.cfg, max_bytes
         self.embedding = embedding_of(model)
         self.device = self.embedding.device
+        self._listens: set[tuple[str, int]] = set()
 
     @torch.no_grad()
     def run(self, prompts: Prompts, names: Collection[str] = ()) -> ScoredCache:
@@ -134,7 +135,9 @@ class HookedRuns:
         for name in sites:
             site, swept = SITES[name], grid.swept(name, self.cfg.n_layers)
             windows = {layer: grid.layers(name, layer, self.cfg.n_layers) for layer in swept}
-            self._check_listens(site, base.given, sorted(set().union(*windows.values())))
+            layers = {(name, at) for window in windows.values() for at in window} - self._listens
+            self._check_listens(site, base.given, sorted(at for _, at in layers))
+            self._listens |= layers
             for layer, window in windows.items():
                 items = differing_items(name, layer, base, source, grid, self.cfg)
                 for start in range(0, len(items), size):

@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from interp.config import MOST_DRAWS, MOST_LAYERS, MOST_NOISE, By, Direction, Frozen, Replacement
+from interp.config import (
+    MOST_DRAWS,
+    MOST_LAYERS,
+    MOST_NOISE,
+    By,
+    Direction,
+    Frozen,
+    Method,
+    Replacement,
+)
 from interp.data.facts import NO_TOKEN, FactSet, check_tokens, role_masks
 from interp.fields import LARGEST_SEED, argument, check_fields, number
 from interp.patching.activations import name_roles
@@ -37,6 +46,8 @@ class Intervention:
     sources: tuple[str, ...] = ()
     """Sources of an edge or a knockout, written as ``groups`` are; by default the same as those."""
     direction: Direction = "denoising"
+    method: Method = "exact"
+    """How effects are found: exactly, or estimated (see ``estimates``)."""
     replacement: Replacement = "run"
     """What is pasted. run: the activation of the other prompt's run. noise: the other run is the
     clean prompt with Gaussian noise on the embeddings of its name tokens. For noising only are
@@ -78,6 +89,19 @@ class Intervention:
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         if self.replacement in ("mean", "zero", "resample") and self.direction != "noising":
             raise ValueError(f"{self.replacement!r} changes the clean run; use direction noising")
+        for name, default in (("noise_std", 3.0), ("noise_draws", 5)):
+            if self.replacement != "noise" and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which does nothing without noise; corrupt "
+                    "with noise, or leave it out"
+                )
+        if self.method != "exact" and self.frozen:
+            raise ValueError(f"{self.method} holds nothing frozen; use method exact")
+        if self.method == "eap-ig" and self.replacement not in ("run", "noise"):
+            raise ValueError(
+                f"eap-ig goes from one run to the other, and with {self.replacement!r} there is "
+                "one; use another method"
+            )
 
     def __str__(self) -> str:
         denoising = self.direction == "denoising"
@@ -88,7 +112,8 @@ class Intervention:
             pasted = f"{source} {pasted}"
         together = f", {self.window} layers together" if self.window > 1 else ""
         frozen = f", {self.frozen} frozen there" if self.frozen else ""
-        return f"{self.direction} by {self.by}: {base} run ← {pasted}{together}{frozen}"
+        method = "" if self.method == "exact" else f", estimated by {self.method}"
+        return f"{self.direction} by {self.by}: {base} run ← {pasted}{together}{frozen}{method}"
 
 
 def intervention(options: dict) -> Intervention:
@@ -142,6 +167,8 @@ def prepared(
         ValueError: model, sites, facts and options do not go together.
     """
     _check_fit(cfg, sites, how)
+    if facts.corrupted is None and all(SITES[site].cut for site in starts_of(sites)):
+        how = replace(how, replacement="zero")  # a cut needs no corrupted run either
     if not how.whole_value:
         facts = replace(facts, answers=facts.answers[:, :1])
     grid, labels = grid_of(facts, how)
@@ -165,6 +192,8 @@ def _check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
             raise ValueError(f"frozen goes with {' and '.join(before)}, not with {site!r}")
         if how.sources and site not in (edges := names_of(at="edge")):
             raise ValueError(f"sources go with {', '.join(edges)}, not with {site!r}; use groups")
+        if is_path(site) and how.method != "exact":
+            raise ValueError(f"{how.method} estimates no paths; use method exact for {site!r}")
         if is_path(site):
             _check_path(cfg, site, how)
         elif how.replacement in SITES[site].not_replaced_by:

@@ -46,18 +46,22 @@ class PackedBlock:
         """
         product: Linear = getattr(self, kinds)
         heads = product(self.ln1(resid)).unflatten(-1, (len(kinds), self.n_heads, -1))
-        parts = {kind: tap(kind, x) for kind, x in zip(kinds, heads.unbind(-3))}
+        computed = dict(zip(kinds, heads.unbind(-3)))
+        parts = {kind: tap(kind, x) for kind, x in computed.items()}
         turned = kinds.replace("v", "")
         angles = Rotation(*(table.unsqueeze(-3) for table in turn))
-        x = rotate(heads[..., : len(turned), :, :], angles)
+        if any(parts[kind] is not computed[kind] for kind in turned):
+            x = rotate(torch.stack([parts[kind] for kind in turned], -3), angles)
+        else:
+            x = rotate(heads[..., : len(turned), :, :], angles)
         parts |= {kind: tap(f"rot_{kind}", x) for kind, x in zip(turned, x.unbind(-3))}
         return tuple(parts[kind] for kind in kinds)
 
     def neurons(self, normed: Float[Tensor, "*cell d_model"], tap: Tap) -> Tensor:
         """Activations of the MLP's neurons."""
-        if "mlp_pre" in getattr(tap, "names", ()):
-            return self.activated(tap("mlp_pre", self.up(normed)))
-        return self.up(normed, gelu=self.gelu)  # in one operation
+        if tap is silent or "mlp_pre" not in getattr(tap, "names", ("mlp_pre",)):
+            return self.up(normed, gelu=self.gelu)  # in one operation
+        return self.activated(tap("mlp_pre", self.up(normed)))
 
     def activated(self, pre: Float[Tensor, "*cell neuron"]) -> Float[Tensor, "*cell neuron"]:
         """Neurons after the non-linearity."""

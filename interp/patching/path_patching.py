@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.model.attention import softmax, weigh
+from interp.model.attention import softmax, split_output_weight, weigh
 from interp.model.decoder import DecoderConfig
 from interp.patching.activations import ActivationCache
 from interp.patching.changed_block import Sweep
@@ -259,5 +259,5 @@ def _layers(sweep: Sweep, stop: Stop, delta: Delta) -> list[int]:
 def _written_by_head(
     weights: PackedModel, layer: int, head: int, change: Float[Tensor, "fact pos d_head"]
 ) -> Float[Tensor, "fact pos d_model"]:
-    units = slice(head * change.shape[-1], (head + 1) * change.shape[-1])
-    return change @ weights.blocks[layer].out.weight[:, units].mT
+    block = weights.blocks[layer]
+    return change @ split_output_weight(block.out.weight, block.n_heads)[head].mT

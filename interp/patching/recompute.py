@@ -328,7 +328,9 @@ def _put_all(
     changes: Changes,
     stream: Float[Tensor, "change d_model"],
 ) -> None:
-    """Raises a RuntimeError unless every change at a position that ``dest`` holds was made."""
+    """Writes the patched residual stream into ``resid``; raises a RuntimeError unless every change
+    at a position that ``dest`` holds was made.
+    """
     row, pos = changes.row, changes.pos
     n_done, n_due = put(resid, dest, row, pos, stream), (dest[row] == pos[:, None]).any(1).sum()
     if n_done != n_due:

@@ -53,8 +53,8 @@ def put(
     pos: Int[Tensor, " change"],
     new: Float[Tensor, "change *rest"],
 ) -> int:
-    """Writes ``new`` into ``x`` at the rows and positions that ``dest`` holds; returns how many it
-    wrote.
+    """Writes ``new`` into ``x`` at the rows and positions that ``dest`` holds, which are
+    consecutive; returns how many it wrote.
     """
     if dest.shape[1] == 0 or len(row) == 0:
         return 0

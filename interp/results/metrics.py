@@ -17,10 +17,11 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """
     if not isinstance(result, (xr.Dataset, xr.DataTree)) or "patched" not in result:
         raise ValueError("this is not the result of one site; give one, such as tree['z']")
-    known = METRICS if f"clean_{CONTROL}" not in result else (*METRICS, CONTROL)
+    suffixes = {name: "" if name == METRICS[0] else f"_{name}" for name in (*METRICS, CONTROL)}
+    known = [name for name, suffix in suffixes.items() if f"clean{suffix}" in result]
     if metric not in known:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(known)}")
-    suffix = "" if metric == "logit_diff" else f"_{metric}"
+    suffix = suffixes[metric]
     if result["clean" + suffix].isnull().all():
         raise ValueError(
             f"these facts have no corrupted answers, so no {metric}; use metric='first_logprob'"

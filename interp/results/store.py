@@ -187,6 +187,8 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
     checkpoints = {step: request["checkpoint"] for step, request in made.items() if request}
     tensors = {step: json.loads(results[step].attrs.get("tensors", "{}")) for step in steps}
     attrs = dict(results[steps[0]].attrs)
+    if "flops" in attrs:
+        attrs["flops"] = sum(result.attrs["flops"] for result in results.values())
     if checkpoints:
         attrs["checkpoints"] = json.dumps(checkpoints)
     if any(tensors.values()):

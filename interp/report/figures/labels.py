@@ -133,7 +133,9 @@ def _done(result: xr.Dataset) -> str:
         done += " (corrupted: noise on the names)"
     window = int(result.attrs.get("window", 1))
     done += f", {window} layers together" if window > 1 else ""
-    return done + (f", {result.attrs['frozen']} frozen there" if "frozen" in result.attrs else "")
+    done += f", {frozen} frozen there" if (frozen := result.attrs.get("frozen")) else ""
+    method = result.attrs.get("method", "exact")
+    return done if method == "exact" else f"{done}, estimated ({method})"
 
 
 def dataset_of(result: xr.Dataset | xr.DataTree) -> xr.Dataset:

@@ -1,0 +1,265 @@
+"""Estimates of patching beside derivatives, TransformerLens's tool and brute force."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from oracle import HOOKS, inputs, metrics, random_model
+from test_hooks import bridge_around
+from test_interventions import EDGES, N_NEURONS, change
+from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+from transformers import AutoModelForCausalLM
+
+from interp.config import METRICS
+from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
+from interp.patching import estimates, patch
+from interp.patching.gradients import gradients
+from interp.patching.sites import SITES
+
+NAMES = ["patched", *(f"patched_{metric}" for metric in METRICS[1:])]
+METHODS = ("atp", "atp-star", "relp", "eap-ig")
+
+
+@pytest.fixture(scope="module")
+def wide(suite):
+    return random_model(suite)
+
+
+@pytest.fixture(scope="module")
+def few(suite):
+    return suite.facts(6, seed=3)
+
+
+def effect(model, facts, name="patched", **options):
+    result = patch(model, facts, **options)
+    base = "corrupted" if options.get("direction", "denoising") == "denoising" else "clean"
+    return result[name] - result[name.replace("patched", base)]
+
+
+def towards(x, hook, *, share, base, source, positions, part):
+    """This share of the way from the base run's activation to the other's."""
+    x, step = x.clone(), share * (source[hook.name] - base[hook.name])
+    at = (slice(None), positions) if part is None else (slice(None), positions, part)
+    x[at] += step[at]
+    return x
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize(
+    "site", ["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k"]
+)
+def test_attribution_patching_is_the_derivative_of_patching(wide, few, site, direction):
+    # Central differences of exact patching in float64, one 10⁻⁵th of the way: error about 10⁻⁸.
+    result = {name: effect(wide, few, name, site=site, direction=direction, method="atp")
+              for name in NAMES}  # fmt: skip
+    layer, part, role, i = 0 if site == "embed" else 1, 2, "name_last", 4
+    fact, place = few[i], {"layer": layer, "role": role, "fact": i}
+    place |= {"head": part} if SITES[site].part else {}
+    base, source = inputs(fact, direction)
+    (_, of_base), (_, of_source) = (wide.run_with_cache(tokens) for tokens in (base, source))
+    positions = [p for p, x in enumerate(fact.roles) if x == role]
+    scores = []
+    for share in (1e-5, -1e-5):
+        move = partial(
+            towards, share=share, base=of_base, source=of_source, positions=positions,
+            part=part if SITES[site].part else None,
+        )  # fmt: skip
+        logits = wide.run_with_hooks(base, fwd_hooks=[(HOOKS[site].format(layer), move)])
+        scores.append(metrics(logits, fact))
+    slopes = np.subtract(*scores) / 2e-5
+    assert abs(slopes).max() > 3e-4
+    mine = [float(of.sel({k: v for k, v in place.items() if k != "fact"})[i])
+            for of in result.values()]  # fmt: skip
+    np.testing.assert_allclose(mine, slopes, rtol=1e-4, atol=2e-6)
+
+
+def test_nodes_are_those_of_transformer_lens(wide, few, tmp_path):
+    """Its convention is that of denoising: the gradient is the corrupted run's."""
+    write_checkpoint(wide, tmp_path / "step", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "step", dtype=torch.float32)
+    bridge = bridge_around(theirs.double())
+    model = read_checkpoint(tmp_path / "step").double()
+    ours = {site: effect(model, few, site=site, method="atp") for site in ("embed", "z", "mlp_out")}
+    for i in (0, 3):
+        fact = few[i]
+
+        def metric(logits, fact=fact):
+            return logits[0, -1, fact.answer[0]] - logits[0, -1, fact.corrupted_answer[0]]
+
+        scores = attribution_patch(bridge, fact.clean[None], fact.corrupted[None], metric)
+        sums = {}
+        for node, score in scores.node_scores.items():
+            place = (node.kind, node.layer or 0, node.head, fact.roles[node.position])
+            sums[place] = sums.get(place, 0.0) + score
+        assert len(sums) > 50 and max(map(abs, sums.values())) > 0.1
+        for (kind, layer, head, role), score in sums.items():
+            site = {"embed": "embed", "attn_head_out": "z", "mlp_out": "mlp_out"}[kind]
+            at = {"layer": layer, "role": role} | ({} if head is None else {"head": head})
+            assert float(ours[site].sel(at)[i]) == pytest.approx(score, abs=1e-5)
+
+
+BY_SOFTMAX = ["q", "k", "rot_q", "rot_k", "attn_scores"]
+PLAIN = ["v", "pattern", "edge", "knockout", "head_knockout", "mlp_pre", "mlp_post", "attn_scores"]
+
+
+@pytest.mark.parametrize(
+    ("site", "method"), [(s, "atp-star") for s in BY_SOFTMAX] + [(s, "atp") for s in PLAIN]
+)
+def test_estimates_are_products_of_change_and_gradient(suite, few, site, method, monkeypatch):
+    """The change is seen in a run that is patched by a hook, at the pattern if it goes through the
+    softmax; layers are not dropped.
+    """
+    model = random_model(suite, n_layers=2)
+    monkeypatch.setattr(estimates, "gradients", lambda *a, **_: gradients(*a))
+    options = {"site": site, "direction": "noising", "n_neurons": N_NEURONS}
+    ours = effect(model, few, method=method, **options)
+    if method == "atp-star":
+        assert abs(ours - effect(model, few, method="atp", **options)).max() > 1e-3
+    seen = "pattern" if method == "atp-star" or "knockout" in site else site
+    for place in largest(ours, 4):
+        fact, layer = few[place["fact"]], place["layer"]
+        base, source = inputs(fact, "noising")
+        _, other = model.run_with_cache(source)
+        own, new, hook = {}, {}, HOOKS[seen].format(layer)
+        logits = model.run_with_hooks(base, fwd_hooks=[(hook, partial(keep, kept=own))])
+        (slope,) = torch.autograd.grad(difference(logits, fact), own[hook])
+        at = [
+            [p for p, x in enumerate(fact.roles) if x == place.get(name)]
+            for name in (("dest", "src") if site in EDGES else ("role", "role"))
+        ]
+        part = place.get("head", place.get("neuron", 0) // N_NEURONS)
+        change_at = partial(
+            change, site=site, source=other, part=part, positions=at[0], sources=at[1]
+        )
+        hooks = [(HOOKS[site].format(layer), change_at), (hook, partial(keep, kept=new))]
+        with torch.no_grad():
+            model.run_with_hooks(base, fwd_hooks=hooks)
+            theirs = float(((new[hook] - own[hook]).nan_to_num() * slope).sum())
+        assert float(
+            ours.sel({k: v for k, v in place.items() if k != "fact"})[{"fact": place["fact"]}]
+        ) == pytest.approx(theirs, abs=2e-6)
+        assert abs(theirs) > 1e-4
+
+
+def largest(effects, n):
+    """The places of the ``n`` largest effects."""
+    values = effects.fillna(0.0).assign_coords(fact=range(effects.sizes["fact"]))
+    flat = abs(values.reset_coords(drop=True)).stack(cell=values.dims)
+    return [
+        dict(zip(values.dims, cell)) for cell in flat.sortby(flat, ascending=False).cell.values[:n]
+    ]
+
+
+def keep(x, hook, kept):
+    kept[hook.name] = x
+
+
+def difference(logits, fact):
+    final = len(fact.clean) - 1
+    return logits[0, final, fact.answer[0]] - logits[0, final, fact.corrupted_answer[0]]
+
+
+def test_sizes_are_means_over_passes_that_drop_a_layer(wide, few):
+    ours = effect(wide, few, site="z", method="atp-star", direction="noising")
+    signs = effect(wide, few, site="z", method="atp", direction="noising")
+    i, layer, head, role = 2, 0, 3, "name_middle"
+    fact, total = few[i], 0.0
+    base, source = inputs(fact, "noising")
+    _, own = wide.run_with_cache(base)
+    _, other = wide.run_with_cache(source)
+    name = HOOKS["z"].format(layer)
+    positions = [p for p, x in enumerate(fact.roles) if x == role]
+    for dropped in range(3):
+        kept = {}
+        outputs = [HOOKS[x].format(dropped) for x in ("attn_out", "mlp_out")]
+        hooks = [(hook, lambda x, hook: x.detach()) for hook in outputs]
+
+        def leaf(x, hook, kept=kept):
+            kept["z"] = x.detach().requires_grad_()
+            return kept["z"]
+
+        logits = wide.run_with_hooks(base, fwd_hooks=[(name, leaf), *hooks])
+        (slope,) = torch.autograd.grad(difference(logits, fact), kept["z"], allow_unused=True)
+        moved = (other[name] - own[name])[0, positions, head]
+        if slope is not None:
+            total += abs(float((moved * slope[0, positions, head]).sum()))
+    mine = float(ours.sel(layer=layer, head=head, role=role)[i])
+    assert abs(mine) == pytest.approx(total / 2, abs=2e-6) and total > 1e-3
+    assert np.sign(mine) == np.sign(float(signs.sel(layer=layer, head=head, role=role)[i]))
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out"])
+def test_relp_is_the_derivative_with_scales_and_slopes_held(wide, few, site):
+    ours = effect(wide, few, site=site, method="relp")
+    i, layer, role = 1, 1, "name_first"
+    fact = few[i]
+    base, source = inputs(fact)
+    _, own = wide.run_with_cache(base)
+    _, other = wide.run_with_cache(source)
+    pre = {}
+
+    def hold(x, hook):
+        return own[hook.name]
+
+    def remember(x, hook):
+        pre[hook.name.replace("pre", "post")] = x
+
+    def held_slope(x, hook):
+        return pre[hook.name] * own[hook.name] / own[hook.name.replace("post", "pre")]
+
+    held = [("ln_final.hook_scale", hold)]
+    for at in range(3):
+        held += [(f"blocks.{at}.ln{n}.hook_scale", hold) for n in (1, 2)]
+        held += [
+            (HOOKS["mlp_pre"].format(at), remember),
+            (HOOKS["mlp_post"].format(at), held_slope),
+        ]
+    positions = [p for p, x in enumerate(fact.roles) if x == role]
+    scores = []
+    for share in (1e-5, -1e-5):
+        move = partial(towards, share=share, base=own, source=other, positions=positions,
+                       part=2 if site == "z" else None)  # fmt: skip
+        hooks = [(HOOKS[site].format(layer), move), *held]
+        scores.append(metrics(wide.run_with_hooks(base, fwd_hooks=hooks), fact)[0])
+    place = {"layer": layer, "role": role} | ({"head": 2} if site == "z" else {})
+    slope = (scores[0] - scores[1]) / 2e-5
+    assert float(ours.sel(place)[i]) == pytest.approx(slope, abs=2e-6) and abs(slope) > 3e-4
+
+
+def test_integrated_gradients_of_all_embeddings_add_up_to_the_whole_difference(
+    wide, few, monkeypatch
+):
+    monkeypatch.setattr(estimates, "N_POINTS", 300)
+    for name, end in (("patched", "clean"), ("patched_value_logprob", "clean_value_logprob")):
+        result = patch(wide, few, site="embed", groups=("all",), method="eap-ig")
+        start = result[end.replace("clean", "corrupted")]
+        np.testing.assert_allclose(result[name][0, 0], result[end], atol=2e-3)
+        assert abs(result[end] - start).max() > 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_the_runs_are_alike_there_are_no_effects(wide, few, method):
+    same = replace(few, corrupted=few.clean)
+    for site in ("resid_pre", "z", "q", "pattern"):
+        assert float(abs(effect(wide, same, site=site, method=method)).max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "atp", "site": "z-q"}, "atp estimates no paths; use method exact for 'z-q'"),
+        (
+            {"method": "relp", "site": "resid_pre", "frozen": "mlp_out"},
+            "relp holds nothing frozen; use method exact",
+        ),
+        (
+            {"method": "eap-ig", "site": "z", "direction": "noising", "replacement": "mean"},
+            "eap-ig goes from one run to the other, and with 'mean' there is one",
+        ),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(wide, few, options, message):
+    with pytest.raises(ValueError, match=message):
+        patch(wide, few, **options)
