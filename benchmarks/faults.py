@@ -59,7 +59,7 @@ def main(
         flips: Bit flips a file in part B.
         seed: Of places and moments.
         only: Rows of part A whose sentence or command has this text.
-        sample: So many rows of part A, evenly spread, and six places of part B; 0 is all.
+        sample: So many rows of part A, evenly spread, and two places of part B; 0 is all.
     """
     load()
     found = Findings()
@@ -70,7 +70,7 @@ def main(
         places = damages(template, flips, seed)
         if sample:
             rows = rows[:: max(1, len(rows) // sample)]
-            places = random.Random(seed).sample(places, 6)
+            places = random.Random(seed).sample(places, 2)
         todo: dict[str, tuple[int, Iterable[None]]] = {
             "A": (len(rows), bad_inputs(rows, template, place, found)),
             "B": (len(places), damaged_files(places, template, place, found)),

@@ -231,7 +231,7 @@ def test_relp_is_the_derivative_with_scales_and_slopes_held(wide, few, site):
 def test_integrated_gradients_of_all_embeddings_add_up_to_the_whole_difference(
     wide, few, monkeypatch
 ):
-    monkeypatch.setattr(estimates, "N_POINTS", 300)
+    monkeypatch.setattr(estimates, "N_POINTS", 60)
     for name, end in (("patched", "clean"), ("patched_value_logprob", "clean_value_logprob")):
         result = patch(wide, few, site="embed", groups=("all",), method="eap-ig")
         start = result[end.replace("clean", "corrupted")]

@@ -66,7 +66,8 @@ def shorter(command):
 def test_every_command_runs_in_the_order_of_the_page(folder):
     """One process runs them all, without the type checker, as users have it."""
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    commands = [line for line in lines if line.startswith("interp-") and line not in ELSEWHERE]
+    commands = dict.fromkeys(line for line in lines if line.startswith("interp-"))
+    commands = [command for command in commands if command not in ELSEWHERE]
     assert len(commands) >= 5
     typed = "\n".join(shorter(command) for command in commands)
     done = subprocess.run(

@@ -22,10 +22,11 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.attribution.written import written
 from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
-from interp.model.weights import Weights, widened
+from interp.model.weights import Weights
 
 NAMES = ("name_first", "name_middle", "name_last")
 CONTRASTS = {
@@ -99,7 +100,7 @@ def _has_role(roles: Int[Tensor, "fact pos"], names: Sequence[str]) -> Bool[Tens
 def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     weights, cfg, device = Weights(model), model.cfg, model.embed.weight.device
     dest, sources = (x.to(device) for x in contrasts_of(facts))
-    clean, corrupted = (_written(weights, x.to(device)) for x in (facts.clean, facts.corrupted))
+    clean, corrupted = (written(weights, x.to(device))[1] for x in (facts.clean, facts.corrupted))
     names = part_names(cfg.n_layers, cfg.n_heads)
     shape, n_facts = (cfg.n_layers, cfg.n_heads, len(CONTRASTS)), len(facts)
     score = clean[0].new_empty((*shape, n_facts))
@@ -134,20 +135,6 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     coords |= {"query_part": names, "key_part": names}
     coords["attribute"] = ("fact", facts.texts.attribute.to_numpy(object))
     return xr.Dataset({name: (dims, x.cpu().numpy()) for name, (dims, x) in values.items()}, coords)
-
-
-def _written(weights: Weights, tokens: Int[Tensor, "fact pos"]) -> list[Tensor]:
-    """What each part but the biases writes in a run, (fact, pos, d_model)."""
-    layers, names = range(weights.model.cfg.n_layers - 1), ["blocks.0.hook_resid_pre"]
-    names += [f"blocks.{i}.{x}" for i in layers for x in ("attn.hook_z", "hook_mlp_out")]
-    _, cache = weights.model.run_with_cache(tokens, names_filter=names)
-    parts = [widened(cache[names[0]])]
-    for layer in layers:
-        z = widened(cache[f"blocks.{layer}.attn.hook_z"])
-        outputs = weights.head_outputs(layer)
-        parts += einsum(z, outputs, "fact pos h d, h m d -> h fact pos m").unbind()
-        parts.append(widened(cache[f"blocks.{layer}.hook_mlp_out"]))
-    return parts
 
 
 def _parts(

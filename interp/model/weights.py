@@ -61,6 +61,17 @@ class Weights:
         """The output vector of each neuron of an MLP."""
         return widened(self.model.blocks[layer].mlp.down.weight).mT
 
+    def neuron_inputs(self, layer: int) -> Float[Tensor, "neuron d_model"]:
+        """The input weights of each neuron of an MLP."""
+        return widened(self.model.blocks[layer].mlp.up.weight)
+
+    def mlp_norm_weights(
+        self, layer: int
+    ) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+        """Factors and bias of the LayerNorm before a layer's MLP."""
+        norm = self.model.blocks[layer].ln2
+        return widened(norm.weight), widened(norm.bias)
+
     def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
         return widened(self.model.embed.weight)
 

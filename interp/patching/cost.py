@@ -10,6 +10,7 @@ from interp.config import METRICS
 from interp.data.facts import NO_TOKEN, FactSet
 from interp.fields import argument
 from interp.model.decoder import DecoderConfig
+from interp.patching.estimates import n_forwards
 from interp.patching.grid import PatchGrid, items_of, prune
 from interp.patching.intervention import (
     Intervention,
@@ -108,6 +109,8 @@ def plan(
             parts = SITES[site].n_parts(cfg, how.n_neurons)
             layers = grid.swept(site, cfg.n_layers)
             n_items, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
+        if how.method != "exact":  # shared by all sites
+            flops = n_forwards(how, cfg.n_layers) * costs.whole_forward.sum()
         axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
         edges = not is_path(site) and SITES[site].is_edge
         groups = ("dest", "src") if edges else (how.by,)

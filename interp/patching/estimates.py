@@ -33,6 +33,7 @@ from interp.patching.activations import ActivationCache, Prompts, ScoredCache
 from interp.patching.gradients import gradients
 from interp.patching.grid import PatchGrid, WorkItems
 from interp.patching.hooks import HookedRuns
+from interp.patching.intervention import Intervention
 from interp.patching.paste import differing_items
 from interp.patching.recompute import Recompute
 from interp.patching.sites import SITES, Site
@@ -42,6 +43,13 @@ _QUERIES, _KEYS = ("q", "rot_q"), ("k", "rot_k")
 _BEFORE_SOFTMAX = (*_QUERIES, *_KEYS, "attn_scores")
 Table = Float[Tensor, "part group source fact"]
 Tables = Float[Tensor, "metric part group source fact"]
+
+
+def n_forwards(how: Intervention, n_layers: int) -> int:
+    """Forward passes that take as long as an estimate, a backward pass counted as two."""
+    n_metrics = 2 + how.whole_value + how.control
+    n_backward = n_metrics * (1 + (n_layers if how.method == "atp-star" else 0))
+    return 2 + (N_POINTS if how.method == "eap-ig" else 1) * (1 + 2 * n_backward)
 
 
 class Estimates:
@@ -129,10 +137,10 @@ class _Part:
         run = partial(gradients, of.model, self.base.given, self.fact, names)
         if method != "eap-ig":
             drop = method == "atp-star" and of.cfg.n_layers > 1
-            return run(relp=method == "relp", drop_layers=drop)
+            return run(relp=method == "relp", drop_layers=drop).of
         first, last = (run[0]["embed"][self.fact].clone() for run in (self.base, self.source))
         shares = [(i + 0.5) / N_POINTS for i in range(N_POINTS)]
-        return [_mean([run(embed=first + share * (last - first))[0] for share in shares])]
+        return [_mean([run(embed=first + share * (last - first)).of[0] for share in shares])]
 
     @torch.no_grad()
     def effects(self, site: Site, layer: int) -> Tables:

@@ -15,29 +15,41 @@ _STABLE = 1e-6
 """RelP divides by pre-activations that are at least so far from 0."""
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """A forward pass, and backward passes from it."""
+
+    cache: ActivationCache
+    """The activations whose gradients are taken, and others that were asked for."""
+    of: list[list[ActivationCache | None]]
+    """By backward pass and metric; None for a metric that can't be computed. The plain gradients
+    come first, then those with the outputs of one layer detached, for each layer.
+    """
+
+
 def gradients(
     model: nn.Module,
     given: Prompts,
     fact: Int[Tensor, " row"],
     names: Collection[str],
     *,
+    also: Collection[str] = (),
     embed: Float[Tensor, "row pos d_model"] | None = None,
     relp: bool = False,
     drop_layers: bool = False,
-) -> list[list[ActivationCache | None]]:
-    """Gradients of each fact's metrics by the activations ``names``: by backward pass and metric,
-    None for a metric that can't be computed.
+) -> Gradients:
+    """Gradients of each fact's metrics by the activations ``names``.
 
     Args:
+        also: further activations to keep.
         embed: embeddings to run on, in place of those of the prompts.
         relp: LayerNorm's scale and gelu(x) ÷ x are held (see ``estimates``).
-        drop_layers: after the plain gradients come those with the outputs of one layer detached,
-            for each layer.
+        drop_layers: take gradients with the outputs of one layer detached, too.
 
     Raises:
         ValueError: a metric does not depend on an activation, as where a hook is never called.
     """
-    kept = _Kept(names, [{} for _ in range(model.cfg.n_layers)])
+    kept = _Kept(names, {*names, *also}, [{} for _ in range(model.cfg.n_layers)])
     noise = None if given.noise is None or embed is not None else given.noise[fact]
     start = partial(_start, added=noise, embed=embed)
     held = _held(model.cfg.n_layers) if relp else []
@@ -47,10 +59,11 @@ def gradients(
         row, slot = value_tokens(given, fact)
         read = logits[row, given.n_prompt[fact][row] - 1 + slot]
         scores = scores_of(read, row, slot, fact, given)
-    passes = []
-    for kept.dropped in (None, *range(model.cfg.n_layers)) if drop_layers else (None,):
-        passes.append([kept.backward(score) for score in scores])
-    return passes
+        passes = []
+        for kept.dropped in (None, *range(model.cfg.n_layers)) if drop_layers else (None,):
+            passes.append([kept.backward(score) for score in scores])
+    cache = [{name: x.detach() for name, x in layer.items()} for layer in kept.layers]
+    return Gradients(cache, passes)
 
 
 def _start(x: Tensor, hook: object, *, added: Tensor | None, embed: Tensor | None) -> Tensor:
@@ -62,6 +75,8 @@ def _start(x: Tensor, hook: object, *, added: Tensor | None, embed: Tensor | Non
 @dataclass
 class _Kept:
     names: Collection[str]
+    """Activations whose gradients are taken."""
+    all_names: Collection[str]
     layers: list[dict[str, Tensor]]
     dropped: int | None = None
     """The layer whose outputs have no gradient."""
@@ -71,7 +86,7 @@ class _Kept:
         hook_of = {site.activation: site.hook for site in SITES.values()}
         hooks = [
             (hook_of[name].format(layer), partial(self._keep, name=name, layer=layer))
-            for name in sorted(self.names)
+            for name in sorted(self.all_names)
             for layer in range(len(self.layers) if "{}" in hook_of[name] else 1)
         ]
         if drop_layers:
@@ -93,7 +108,12 @@ class _Kept:
     def backward(self, score: Float[Tensor, " row"]) -> ActivationCache | None:
         if not score.requires_grad:
             return None
-        places = [(layer, name) for layer, of in enumerate(self.layers) for name in of]
+        places = [
+            (layer, name)
+            for layer, of in enumerate(self.layers)
+            for name in of
+            if name in self.names
+        ]
         found = torch.autograd.grad(
             score.sum(),
             [self.layers[layer][name] for layer, name in places],

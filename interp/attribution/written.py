@@ -1,0 +1,27 @@
+"""What each component writes into the residual stream."""
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.model.weights import Weights, widened
+
+
+@torch.inference_mode()
+def written(
+    weights: Weights, tokens: Int[Tensor, "fact pos"]
+) -> tuple[Float[Tensor, "fact pos d_vocab"], list[Float[Tensor, "fact pos d_model"]]]:
+    """Logits of a run, and what its embedding (with learned positions), then every layer's heads
+    and MLP, write. Attention's output biases are written by none.
+    """
+    layers, names = range(weights.model.cfg.n_layers), ["blocks.0.hook_resid_pre"]
+    names += [f"blocks.{i}.{x}" for i in layers for x in ("attn.hook_z", "hook_mlp_out")]
+    logits, cache = weights.model.run_with_cache(tokens, names_filter=names)
+    parts = [widened(cache[names[0]])]
+    for layer in layers:
+        z = widened(cache[f"blocks.{layer}.attn.hook_z"])
+        outputs = weights.head_outputs(layer)
+        parts += einsum(z, outputs, "fact pos h d, h m d -> h fact pos m").unbind()
+        parts.append(widened(cache[f"blocks.{layer}.hook_mlp_out"]))
+    return logits, parts
