@@ -1,13 +1,14 @@
 """Runs of circuits beside plain runs, path patching and TransformerLens's faithfulness."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from oracle import random_model
+from test_attribution_patching import difference
 from test_edges import name_of
-from test_estimates import difference
 from test_hooks import bridge_around
 from transformer_lens.tools.analysis.attribution_patching import (
     EdgeAttributionConfig,
@@ -21,11 +22,14 @@ from interp.attribution.circuits import (
     FRACTIONS,
     areas,
     connected,
+    everything,
+    everything_but,
     faithfulness,
     greedy_edges,
     importance,
     run_circuits,
     top_edges,
+    without_each,
 )
 from interp.attribution.edges import Graph, edge_effects, graph_of
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
@@ -46,12 +50,8 @@ def exact(wide, few):
     return edge_effects(wide, few, method="exact")
 
 
-def everything(effects):
-    return importance(effects) > -np.inf
-
-
 def test_everything_is_the_clean_run_and_nothing_the_corrupted(wide, few, exact):
-    whole = everything(exact)
+    whole = everything(graph_of(wide.cfg), exact.sizes["role"])
     found = run_circuits(wide, few, np.stack([whole, ~whole & False]), exact.role.values.tolist())
     np.testing.assert_allclose(found[0], exact.clean, atol=1e-5)
     np.testing.assert_allclose(found[1], exact.corrupted, atol=1e-5)
@@ -60,7 +60,7 @@ def test_everything_is_the_clean_run_and_nothing_the_corrupted(wide, few, exact)
 
 def test_everything_but_one_edge_is_that_edge_patched(wide, few, exact, monkeypatch):
     monkeypatch.setattr(circuits, "ROWS_BYTES", 1e6)  # several portions
-    whole, rng = everything(exact), np.random.default_rng(0)
+    whole, rng = everything(graph_of(wide.cfg), exact.sizes["role"]), np.random.default_rng(0)
     places = rng.permutation(np.argwhere(whole))[:40]
     without = np.repeat(whole[None], len(places), 0)
     without[np.arange(len(places)), *places.T] = False
@@ -103,7 +103,7 @@ def test_circuits_are_as_faithful_as_transformer_lens_says(suite, few, tmp_path)
 
 
 def test_with_everything_ablated_to_means_the_logits_are_those_of_the_means(wide, few, exact):
-    nothing = np.zeros((1, *everything(exact).shape), bool)
+    nothing = np.zeros((1, *everything(graph_of(wide.cfg), exact.sizes["role"]).shape), bool)
     roles = exact.role.values.tolist()
     (found,) = run_circuits(wide, few, nothing, roles, ablation="mean")
     sums, n = 0.0, 0
@@ -120,7 +120,7 @@ def test_with_everything_ablated_to_means_the_logits_are_those_of_the_means(wide
 
 
 def test_unconnected_edges_change_nothing(wide, few, exact):
-    rng, whole = np.random.default_rng(2), everything(exact)
+    rng, whole = np.random.default_rng(2), everything(graph_of(wide.cfg), exact.sizes["role"])
     sparse = (rng.random((5, *whole.shape)) < 0.08) & whole
     graph = graph_of(wide.cfg)
     pruned = np.stack([connected(circuit, graph) for circuit in sparse])
@@ -174,7 +174,7 @@ def test_areas_are_mibs(wide, few, exact, monkeypatch):
 
     def fake(model, facts, circuits, roles, *, ablation):
         asked.append(circuits)
-        share = circuits.sum((1, 2, 3)) / everything(exact).sum()
+        share = circuits.sum((1, 2, 3)) / everything(graph_of(wide.cfg), exact.sizes["role"]).sum()
         return np.broadcast_to(share[:, None] * 5 - 2, (len(circuits), len(few)))
 
     monkeypatch.setattr(circuits, "run_circuits", fake)
@@ -183,21 +183,27 @@ def test_areas_are_mibs(wide, few, exact, monkeypatch):
     assert float(found.cpr) == pytest.approx(0.4999995, abs=2e-3)
     assert float(found.cpr + found.cmd) == pytest.approx(0.999, abs=1e-6)
     assert found.fraction.values.tolist() == list(FRACTIONS)
-    assert found.n_edges.values[0, -1] == everything(exact).sum()
+    assert found.n_edges.values[0, -1] == everything(graph_of(wide.cfg), exact.sizes["role"]).sum()
 
 
-def test_faithfulness_and_completeness_are_shares_of_the_whole_difference(wide, few, exact):
-    roles, scores = exact.role.values.tolist(), importance(exact)
-    best, whole = top_edges(scores, 60, "signed"), everything(exact)
-    found = faithfulness(wide, few, np.stack([best, whole]), roles)
-    runs = run_circuits(wide, few, np.stack([best, whole & ~best]), roles).mean(1)
-    low, high = exact.corrupted.mean(), exact.clean.mean()
-    assert float(found.faithfulness[0]) == pytest.approx(
-        float((runs[0] - low) / (high - low)), abs=1e-4
-    )
-    assert float(found.completeness[0]) == pytest.approx(
-        float((runs[1] - low) / (high - low)), abs=1e-4
-    )
-    assert float(found.faithfulness[1]) == pytest.approx(1, abs=1e-5)
-    assert float(found.completeness[1]) == pytest.approx(0, abs=1e-5)
+def test_faithfulness_is_a_share_of_the_whole_difference(wide, few, exact, monkeypatch):
+    monkeypatch.setattr(circuits, "runs_differ", lambda gap: True)  # of six facts
+    graph, roles, scores = graph_of(wide.cfg), exact.role.values.tolist(), importance(exact)
+    best, whole = top_edges(scores, 60, "signed"), everything(graph, len(roles))
+    some = np.stack([best, everything_but(best, graph), whole])
+    found = faithfulness(wide, few, some, roles)
+    runs, low, high = run_circuits(wide, few, some, roles).mean(1), exact.corrupted, exact.clean
+    shares = (runs - float(low.mean())) / float((high - low).mean())
+    np.testing.assert_allclose(found.faithfulness, shares, atol=1e-4)
+    assert float(found.faithfulness[2]) == pytest.approx(1, abs=1e-5)
     assert found.faithfulness_low[0] <= found.faithfulness[0] <= found.faithfulness_high[0]
+    assert found.n_edges.values.tolist() == [60, whole.sum() - 60, whole.sum()]
+    fewer = without_each(best)
+    assert len(fewer) == 60 and (fewer.sum((1, 2, 3)) == 59).all() and not (fewer & ~best).any()
+
+
+def test_where_the_runs_do_not_differ_nothing_is_faithful(wide, few, exact):
+    alike = replace(few, corrupted=few.clean)
+    whole = everything(graph_of(wide.cfg), exact.sizes["role"])[None]
+    found = faithfulness(wide, alike, whole, exact.role.values.tolist())
+    assert found.faithfulness.isnull().all()

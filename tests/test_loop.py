@@ -14,9 +14,9 @@ from interp.data.batches import evaluation_set, training_batch
 from interp.model.checkpoint_io import checkpoint_sha256
 from interp.training import loop, memory_estimate, run_folder
 from interp.training.evaluation import evaluate
-from interp.training.loop import learning_rate, make_step, train
+from interp.training.loop import make_step, train
 from interp.training.memory_estimate import check_memory, least_bytes
-from interp.training.optimizer import make_trainee
+from interp.training.optimizer import learning_rate, make_trainee
 from interp.training.run_folder import read_config, read_record
 
 

@@ -15,7 +15,7 @@ from interp import provenance
 from interp.patching import patch
 from interp.results import sweep
 from interp.results.store import open_result
-from interp.results.sweep import digest_of, patch_suite
+from interp.results.sweep import facts_digest, patch_suite
 from interp.suite import load_suite
 
 SITES = ["attn_out", "z"]
@@ -145,7 +145,7 @@ def test_facts_of_other_texts_are_another_question(suite, facts, tmp_path, monke
     for given in (facts, corrected(facts), facts):
         tree = patch_suite(suite, given, sites=["z"], steps=[30], out=tmp_path)
         assert tree["z"].attribute.values.tolist() == given.texts.attribute.tolist()
-    assert len(patched) == 2 and digest_of(facts) != digest_of(corrected(facts))
+    assert len(patched) == 2 and facts_digest(facts) != facts_digest(corrected(facts))
 
 
 def test_every_part_of_a_fact_set_is_in_its_digest(facts):
@@ -159,8 +159,8 @@ def test_every_part_of_a_fact_set_is_in_its_digest(facts):
         "vocabulary": "another",
         "texts": facts.texts.assign(answer="x"),
     }
-    digests = {digest_of(replace(facts, **{name: value})) for name, value in other.items()}
-    assert len(digests | {digest_of(facts)}) == len(other) + 1
+    digests = {facts_digest(replace(facts, **{name: value})) for name, value in other.items()}
+    assert len(digests | {facts_digest(facts)}) == len(other) + 1
     assert other.keys() | {"lengths"} == vars(facts).keys()
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from scipy.stats import rankdata
 
+from analyses.agreement import MEASURES, agreement_of, interval_text
 from analyses.attention_attribution import AttentionAttributionConfig
 from interp.attribution.attention_scores import CONTRASTS, score_attribution
 from interp.data.facts import FactSet
@@ -25,12 +25,10 @@ from interp.report.figures.score_parts import score_by_pairs
 from interp.report.page import Block, Bullets, Paragraph, Plot, Section, Table, page
 from interp.results.store import join_steps
 from interp.results.sweep import over_checkpoints
-from interp.statistics import margin, percentiles, resampled_means
+from interp.statistics import margin
 from interp.suite import Suite, load_suite, select_steps
 
 NAME = "attention_scores"
-N_RESAMPLES = 500
-MEASURES = ("pearson", "spearman", "same_sign")
 _METHOD = (
     "A contrast is the mean attention score (before the softmax) from the destination to some "
     "tokens minus that to others. With the LayerNorm scale held it is a sum over pairs: what one "
@@ -107,12 +105,13 @@ def agreement(scores: xr.Dataset) -> xr.Dataset:
         scores[name].transpose(*dims).stack(cell=dims[2:5], create_index=False).astype(float)
         for name in ("estimated", "patched")
     ]
+    places = [
+        [{"side": side, "contrast": contrast} for contrast in scores.contrast.values]
+        for side in scores.side.values
+    ]
     found = np.array([
-        [_of_cells(*(x.sel(at).transpose("cell", "fact").values for x in pair)) for at in of_side]
-        for of_side in (
-            [{"side": side, "contrast": contrast} for contrast in scores.contrast.values]
-            for side in scores.side.values
-        )
+        [agreement_of(*(x.sel(at).transpose("cell", "fact").values for x in pair)) for at in row]
+        for row in places
     ])  # fmt: skip
     names = ("agreement", "agreement_low", "agreement_high")
     coords = {"measure": list(MEASURES), "side": scores.side, "contrast": scores.contrast}
@@ -120,35 +119,6 @@ def agreement(scores: xr.Dataset) -> xr.Dataset:
         name: (("side", "contrast", "measure"), found[:, :, i]) for i, name in enumerate(names)
     }
     return xr.Dataset(values, coords).transpose("measure", "side", "contrast")
-
-
-def _of_cells(estimated: np.ndarray, patched: np.ndarray) -> np.ndarray:
-    """Estimate, low and high of each of ``MEASURES``, from changes (cell, fact); cells in which
-    nothing can change are left out.
-    """
-    there = np.isfinite(patched).any(1) & (np.abs(np.nan_to_num(patched)) > 1e-9).any(1)
-    x, y = estimated[there], patched[there]
-    known = np.isfinite(y).all(0)
-    if len(x) < 3 or known.sum() < 2:
-        return np.full((3, len(MEASURES)), np.nan)
-    x, y = x[:, known], y[:, known]
-    ranks = [rankdata(values).reshape(values.shape) for values in (x, y)]
-    moments = [np.stack([a, b, a * a, b * b, a * b]).mean(1) for a, b in ((x, y), ranks)]
-    of_fact = np.concatenate([*moments, (np.sign(x) == np.sign(y)).mean(0)[None]])
-    resampled = resampled_means(of_fact, n_resamples=N_RESAMPLES, seed=0)
-    return np.stack([_measures(of_fact.mean(1)), *percentiles(_measures(resampled), 0.95)])
-
-
-def _measures(means: np.ndarray) -> np.ndarray:
-    """``MEASURES``, from means over cells and facts of moments of values, of ranks, and of equal
-    signs.
-    """
-    return np.stack([_correlation(means[:5]), _correlation(means[5:10]), means[10]])
-
-
-def _correlation(moments: np.ndarray) -> np.ndarray:
-    x, y, xx, yy, xy = moments
-    return (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
 
 
 def leading(found: xr.Dataset) -> list[Leading]:
@@ -246,14 +216,8 @@ def _evidence(found: xr.Dataset, head: Leading, n: int) -> list[Block]:
         Table(
             ["part of", *MEASURES],
             [
-                [side, *(_interval(measures, m, side) for m in MEASURES)]
+                [side, *(interval_text(measures.sel(side=side, measure=m)) for m in MEASURES)]
                 for side in ("query", "key")
             ],
         ),
     ]
-
-
-def _interval(found: xr.Dataset, measure: str, side: str) -> str:
-    at = found.sel(measure=measure, side=side)
-    low, mid, high = (float(at[f"agreement{end}"]) for end in ("_low", "", "_high"))
-    return "–" if np.isnan(mid) else f"{mid:.2f} [{low:.2f}, {high:.2f}]"

@@ -18,7 +18,7 @@ from interp.localization.localize import QUESTIONS, localize
 from interp.model.decoder import device_of
 from interp.report.page import Section, page, repeated_weights_note
 from interp.results.store import join_steps
-from interp.results.sweep import digest_of, over_checkpoints
+from interp.results.sweep import facts_digest, over_checkpoints
 from interp.suite import Suite, load_suite, select_steps
 
 
@@ -57,7 +57,7 @@ def run(
     facts = suite.facts(config.facts * n, **drawn)
     people = suite.facts(min(config.people, suite.config.n_people) * n, **drawn)
     device = device_of(config.device)
-    asked = {"people": digest_of(people), "seed": config.seed}
+    asked = {"people": facts_digest(people), "seed": config.seed}
     options = {"seed": config.seed, "max_memory": config.max_memory, "device": device}
     where = {"out": _results_of(suite, config), "facts": facts, "device": device}
     ask = partial(over_checkpoints, suite, command=command, **where)

@@ -22,7 +22,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.attribution.written import written
+from interp.attribution.component_outputs import component_outputs
 from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
@@ -100,7 +100,9 @@ def _has_role(roles: Int[Tensor, "fact pos"], names: Sequence[str]) -> Bool[Tens
 def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     weights, cfg, device = Weights(model), model.cfg, model.embed.weight.device
     dest, sources = (x.to(device) for x in contrasts_of(facts))
-    clean, corrupted = (written(weights, x.to(device))[1] for x in (facts.clean, facts.corrupted))
+    clean, corrupted = (
+        component_outputs(weights, x.to(device))[1] for x in (facts.clean, facts.corrupted)
+    )
     names = part_names(cfg.n_layers, cfg.n_heads)
     shape, n_facts = (cfg.n_layers, cfg.n_heads, len(CONTRASTS)), len(facts)
     score = clean[0].new_empty((*shape, n_facts))

@@ -23,8 +23,8 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.attribution.component_outputs import component_outputs
 from interp.attribution.edges import KINDS, Graph, first_tokens, graph_of, logit_diff
-from interp.attribution.written import written
 from interp.data.facts import FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.attention import attend
@@ -32,7 +32,7 @@ from interp.model.block import silent
 from interp.model.decoder import HookedDecoder
 from interp.model.weights import Weights
 from interp.patching.activations import Prompts, prompts
-from interp.statistics import share_interval
+from interp.statistics import runs_differ, share_interval
 
 Ablation = Literal["corrupted", "mean"]
 Ranking = Literal["signed", "absolute"]
@@ -136,7 +136,9 @@ def run_circuits(
     check_inputs(model, facts, twins=True)
     weights, device = Weights(model), model.embed.weight.device
     clean, corrupted = prompts(first_tokens(facts), device)
-    (_, own), (_, other) = (written(weights, given.tokens) for given in (clean, corrupted))
+    (_, own), (_, other) = (
+        component_outputs(weights, given.tokens) for given in (clean, corrupted)
+    )
     number = torch.tensor([facts.role_names.index(role) for role in roles])
     role = (facts.roles[:, : own[0].shape[1], None] == number).long()
     there, role = role.any(-1).to(device), role.argmax(-1).to(device)
@@ -244,25 +246,46 @@ def faithfulness(
 ) -> xr.Dataset:
     """How much of the difference that everything makes each circuit makes.
 
+    A circuit is complete if ``everything_but`` it has a faithfulness near 0, and minimal if each of
+    ``without_each`` of its edges has less.
+
     Returns:
-        ``faithfulness`` (circuit) of the circuit's run, and ``completeness`` (circuit): the same of
-        everything but the circuit, 0 if nothing is done without it. ``..._low`` and ``..._high``:
-        95 % bootstrap interval over facts. ``n_edges`` (circuit).
+        ``faithfulness``, ``faithfulness_low`` and ``faithfulness_high`` (circuit): share and its
+        95 % bootstrap interval over facts; NaN where everything makes no difference (see
+        ``statistics.runs_differ``). ``n_edges`` (circuit).
     """
-    graph = graph_of(model.cfg)
-    everything = np.broadcast_to(graph.exists[:, :, None], circuits.shape[1:])
-    ends = np.stack([np.zeros_like(everything), everything])
-    others = everything & ~circuits
-    found = run_circuits(
-        model, facts, np.concatenate([ends, circuits, others]), roles, ablation=ablation
+    whole = everything(graph_of(model.cfg), len(roles))
+    ends = np.stack([~whole & whole, whole])
+    found = run_circuits(model, facts, np.concatenate([ends, circuits]), roles, ablation=ablation)
+    part, difference = found[2:] - found[0], found[1] - found[0]
+    shares = part.mean(-1) / difference.mean(), *share_interval(part, difference, seed=seed)
+    known = bool(runs_differ(difference))
+    return xr.Dataset(
+        {
+            f"faithfulness{end}": ("circuit", np.where(known, x, np.nan), {"units": "share"})
+            for end, x in zip(("", "_low", "_high"), shares)
+        }
+        | {"n_edges": ("circuit", circuits.sum((1, 2, 3)))},
+        attrs={"ablation": ablation, "n_facts": len(facts)},
     )
-    nothing, whole = found[0], found[1] - found[0]
-    values = {"n_edges": ("circuit", circuits.sum((1, 2, 3)))}
-    for name, part in zip(("faithfulness", "completeness"), np.split(found[2:] - nothing, 2)):
-        low, high = share_interval(part, whole, seed=seed)
-        share = {"": part.mean(-1) / whole.mean(), "_low": low, "_high": high}
-        values |= {f"{name}{end}": ("circuit", x, {"units": "share"}) for end, x in share.items()}
-    return xr.Dataset(values, attrs={"ablation": ablation, "n_facts": len(facts)})
+
+
+def everything(graph: Graph, n_roles: int) -> Edges:
+    """Every edge that exists."""
+    return np.repeat(graph.exists[:, :, None], n_roles, 2)
+
+
+def everything_but(circuit: Edges, graph: Graph) -> Edges:
+    """Every edge that exists and is not in the circuit."""
+    return everything(graph, circuit.shape[2]) & ~circuit
+
+
+def without_each(circuit: Edges) -> Bool[np.ndarray, "circuit writer reader role"]:
+    """The circuit without each of its edges, in the order of ``np.argwhere``."""
+    places = np.argwhere(circuit)
+    circuits = np.repeat(circuit[None], len(places), 0)
+    circuits[np.arange(len(places)), *places.T] = False
+    return circuits
 
 
 def areas(

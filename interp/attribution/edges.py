@@ -27,7 +27,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.attribution.written import written
+from interp.attribution.component_outputs import component_outputs
 from interp.config import Direction
 from interp.data.facts import FactSet, role_masks
 from interp.localization.inputs import check_inputs
@@ -35,7 +35,7 @@ from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.weights import Weights
 from interp.patching import patch_sites
 from interp.patching.activations import Prompts, prompts
-from interp.patching.estimates import N_POINTS
+from interp.patching.attribution_patching import N_POINTS
 from interp.patching.gradients import gradients
 
 EdgeMethod = Literal["exact", "eap", "relp", "eap-ig"]
@@ -208,7 +208,7 @@ def _estimated(
     """
     weights, device = Weights(model), model.embed.weight.device
     both = prompts(first_tokens(facts), device)
-    runs = [written(weights, given.tokens) for given in both]
+    runs = [component_outputs(weights, given.tokens) for given in both]
     ends = np.stack(
         [logit_diff(logits, given).cpu().numpy() for (logits, _), given in zip(runs, both)]
     )

@@ -1,4 +1,8 @@
-"""Which heads and MLPs implement a mechanism of factual recall: one rule and its tests."""
+"""Which heads and MLPs implement a mechanism of factual recall: one rule and its tests.
+
+What each mechanism is, and which attention it is read from, is in ``MECHANISM_EDGES`` of
+``component_ablation``.
+"""
 
 import numpy as np
 import pandas as pd

@@ -28,8 +28,8 @@ from interp.model.decoder import HookedDecoder
 from interp.model.flop_count import count_flops
 from interp.model.model_check import check_model, check_plain
 from interp.patching.activations import prompts
+from interp.patching.attribution_patching import GradientEstimates
 from interp.patching.batch import Batch, mean_cache, patch_batch, spread_of_names
-from interp.patching.estimates import Estimates
 from interp.patching.grid import Shape
 from interp.patching.hooks import HookedRuns, check_hooks, reach
 from interp.patching.intervention import (
@@ -107,7 +107,7 @@ def patch_sites(
     weights = pack(model, grid.positions.shape[2]) if own else None
     runs = HookedRuns(model, max_bytes) if weights is None else Recompute(weights, max_bytes)
     if how.method != "exact":
-        runs = Estimates(model, runs, how.method, sites, max_bytes)
+        runs = GradientEstimates(model, runs, how.method, sites, max_bytes)
     control = _control_pairs(facts, how.seed) if how.control else None
     clean, corrupted = prompts(facts, weight.device, how.by, control)
     means, givers, spread = None, None, 0.0

@@ -20,8 +20,8 @@ from interp.patching.activations import (
     same_place,
     taken_from,
 )
+from interp.patching.attribution_patching import GradientEstimates
 from interp.patching.changed_block import Sweep
-from interp.patching.estimates import Estimates
 from interp.patching.grid import PatchGrid, WorkItems
 from interp.patching.hooks import HookedRuns, embedding_of
 from interp.patching.intervention import Intervention, starts_of
@@ -40,7 +40,7 @@ Scores = Float[np.ndarray, "metric fact"]
 class Batch:
     """Facts whose activation caches fit into memory together, and how they are patched."""
 
-    runs: Recompute | HookedRuns | Estimates
+    runs: Recompute | HookedRuns | GradientEstimates
     how: Intervention
     sites: list[str]
     grid: PatchGrid
@@ -201,7 +201,7 @@ def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:
 
 
 def mean_cache(
-    runs: Recompute | HookedRuns | Estimates,
+    runs: Recompute | HookedRuns | GradientEstimates,
     given: Prompts,
     chunks: list[np.ndarray],
     names: set[str],

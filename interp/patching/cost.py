@@ -10,7 +10,7 @@ from interp.config import METRICS
 from interp.data.facts import NO_TOKEN, FactSet
 from interp.fields import argument
 from interp.model.decoder import DecoderConfig
-from interp.patching.estimates import n_forwards
+from interp.patching.attribution_patching import n_forwards
 from interp.patching.grid import PatchGrid, items_of, prune
 from interp.patching.intervention import (
     Intervention,

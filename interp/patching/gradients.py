@@ -43,7 +43,7 @@ def gradients(
     Args:
         also: further activations to keep.
         embed: embeddings to run on, in place of those of the prompts.
-        relp: LayerNorm's scale and gelu(x) ÷ x are held (see ``estimates``).
+        relp: LayerNorm's scale and gelu(x) ÷ x are held (see ``attribution_patching``).
         drop_layers: take gradients with the outputs of one layer detached, too.
 
     Raises:

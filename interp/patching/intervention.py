@@ -47,7 +47,7 @@ class Intervention:
     """Sources of an edge or a knockout, written as ``groups`` are; by default the same as those."""
     direction: Direction = "denoising"
     method: Method = "exact"
-    """How effects are found: exactly, or estimated (see ``estimates``)."""
+    """How effects are found: exactly, or estimated (see ``attribution_patching``)."""
     replacement: Replacement = "run"
     """What is pasted. run: the activation of the other prompt's run. noise: the other run is the
     clean prompt with Gaussian noise on the embeddings of its name tokens. For noising only are

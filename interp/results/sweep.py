@@ -160,7 +160,7 @@ def over_checkpoints(
         return dict(computed([(step, list(names)) for step in steps], on_step=on_step))
     with only_process(folder, "writing results to"):
         requests = _requests(
-            suite, steps, names, compute, facts=digest_of(facts), options=options,
+            suite, steps, names, compute, facts=facts_digest(facts), options=options,
             made_from=made_from, device=torch.device(device).type, precision=precision,
         )  # fmt: skip
         record_requests(folder, requests.values(), partial(_is_replaced, suite))
@@ -212,7 +212,7 @@ def _stored(
     return done, list(missing.items())
 
 
-def digest_of(facts: FactSet) -> str:
+def facts_digest(facts: FactSet) -> str:
     """Digest of a whole fact set: prompts, answers, roles, names of roles and texts."""
     digest = sha256()
     for name, value in vars(facts).items():

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from math import cos, pi
 from os import environ
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from interp.model.decoder import HookedDecoder, device_of, has_bf16
 from interp.model.packed_attention import Ragged
 from interp.training.memory_estimate import check_memory
 from interp.training.metrics_table import Metrics
-from interp.training.optimizer import Trainee, make_optimizer, make_trainee
+from interp.training.optimizer import Trainee, learning_rate, make_optimizer, make_trainee
 from interp.training.packing import next_tokens, to_ragged
 from interp.training.reference_attention import patched_hidden
 from interp.training.resume import mend_checkpoints, read_state, write_state
@@ -94,14 +93,6 @@ def train(
         if config.keep == "last":
             shutil.rmtree(out / "resume", ignore_errors=True)
     return out
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate at ``step``: a cosine from ``learning_rate`` at 0 to ``final_learning_rate`` at
-    ``n_steps``.
-    """
-    share = 0.5 * (1 + cos(pi * step / config.n_steps))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
 
 
 def make_step(

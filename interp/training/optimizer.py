@@ -1,6 +1,7 @@
-"""A fresh model under training and its optimizer."""
+"""A fresh model under training, its optimizer and its learning rate."""
 
 from dataclasses import dataclass
+from math import cos, pi
 
 import torch
 
@@ -52,3 +53,11 @@ def make_optimizer(config: TrainConfig, model: HookedDecoder) -> torch.optim.Ada
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
     )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate at ``step``: a cosine from ``learning_rate`` at 0 to ``final_learning_rate`` at
+    ``n_steps``.
+    """
+    share = 0.5 * (1 + cos(pi * step / config.n_steps))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share

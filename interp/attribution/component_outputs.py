@@ -9,7 +9,7 @@ from interp.model.weights import Weights, widened
 
 
 @torch.inference_mode()
-def written(
+def component_outputs(
     weights: Weights, tokens: Int[Tensor, "fact pos"]
 ) -> tuple[Float[Tensor, "fact pos d_vocab"], list[Float[Tensor, "fact pos d_model"]]]:
     """Logits of a run, and what its embedding (with learned positions), then every layer's heads

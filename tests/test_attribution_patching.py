@@ -1,4 +1,4 @@
-"""Estimates of patching beside derivatives, TransformerLens's tool and brute force."""
+"""GradientEstimates of patching beside derivatives, TransformerLens's tool and brute force."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from interp.config import METRICS
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
-from interp.patching import estimates, patch
+from interp.patching import attribution_patching, patch
 from interp.patching.gradients import gradients
 from interp.patching.sites import SITES
 
@@ -107,12 +107,14 @@ PLAIN = ["v", "pattern", "edge", "knockout", "head_knockout", "mlp_pre", "mlp_po
 @pytest.mark.parametrize(
     ("site", "method"), [(s, "atp-star") for s in BY_SOFTMAX] + [(s, "atp") for s in PLAIN]
 )
-def test_estimates_are_products_of_change_and_gradient(suite, few, site, method, monkeypatch):
+def test_attribution_patching_are_products_of_change_and_gradient(
+    suite, few, site, method, monkeypatch
+):
     """The change is seen in a run that is patched by a hook, at the pattern if it goes through the
     softmax; layers are not dropped.
     """
     model = random_model(suite, n_layers=2)
-    monkeypatch.setattr(estimates, "gradients", lambda *a, **_: gradients(*a))
+    monkeypatch.setattr(attribution_patching, "gradients", lambda *a, **_: gradients(*a))
     options = {"site": site, "direction": "noising", "n_neurons": N_NEURONS}
     ours = effect(model, few, method=method, **options)
     if method == "atp-star":
@@ -231,7 +233,7 @@ def test_relp_is_the_derivative_with_scales_and_slopes_held(wide, few, site):
 def test_integrated_gradients_of_all_embeddings_add_up_to_the_whole_difference(
     wide, few, monkeypatch
 ):
-    monkeypatch.setattr(estimates, "N_POINTS", 60)
+    monkeypatch.setattr(attribution_patching, "N_POINTS", 60)
     for name, end in (("patched", "clean"), ("patched_value_logprob", "clean_value_logprob")):
         result = patch(wide, few, site="embed", groups=("all",), method="eap-ig")
         start = result[end.replace("clean", "corrupted")]

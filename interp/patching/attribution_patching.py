@@ -1,4 +1,4 @@
-"""Estimates of patching from gradients: all cells together cost a few forward and backward passes.
+"""GradientEstimates of patching from gradients: all cells together cost a few forward and backward passes.
 
 With x the base run's activation, x′ what is pasted and m a metric, the effect of a patch is
 estimated by (x′ − x) · ∂m/∂x, summed over what is patched together:
@@ -52,7 +52,7 @@ def n_forwards(how: Intervention, n_layers: int) -> int:
     return 2 + (N_POINTS if how.method == "eap-ig" else 1) * (1 + 2 * n_backward)
 
 
-class Estimates:
+class GradientEstimates:
     """Runs of a model, and estimates in place of patches."""
 
     def __init__(
@@ -116,7 +116,7 @@ class _Part:
 
     def __init__(
         self,
-        estimates: Estimates,
+        estimates: GradientEstimates,
         facts: Int[np.ndarray, " fact"],
         grid: PatchGrid,
         base: ScoredCache,
