@@ -21,6 +21,7 @@ _HOMES = {
     "build_report": "interp.report.patching_page",
 }
 _MODULES = {
+    "attribution": "interp.attribution",
     "config": "interp.config",
     "dynamics": "interp.dynamics",
     "facts": "interp.data.facts",

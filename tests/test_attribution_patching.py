@@ -107,9 +107,7 @@ PLAIN = ["v", "pattern", "edge", "knockout", "head_knockout", "mlp_pre", "mlp_po
 @pytest.mark.parametrize(
     ("site", "method"), [(s, "atp-star") for s in BY_SOFTMAX] + [(s, "atp") for s in PLAIN]
 )
-def test_attribution_patching_are_products_of_change_and_gradient(
-    suite, few, site, method, monkeypatch
-):
+def test_estimates_are_products_of_change_and_gradient(suite, few, site, method, monkeypatch):
     """The change is seen in a run that is patched by a hook, at the pattern if it goes through the
     softmax; layers are not dropped.
     """

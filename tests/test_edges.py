@@ -48,9 +48,7 @@ def test_the_graph_has_every_later_reader_once(wide):
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("reader", ["L1H2.q", "L1H0.k", "L1H3.v", "L1-MLP", "logits"])
-def test_attribution_patching_are_derivatives_of_what_the_reader_alone_reads(
-    wide, few, reader, direction
-):
+def test_estimates_are_derivatives_of_what_the_reader_alone_reads(wide, few, reader, direction):
     """Central differences in float64: the reader's input is moved 10⁻⁵ of the way, by hooks."""
     effects = edge_effects(wide, few, method="eap", direction=direction)
     writer, layer, block = "L0-MLP", 1, wide.blocks[1]

@@ -14,7 +14,7 @@ class AttentionAttributionConfig:
     ckpt: str = path()
     """A run folder."""
     steps: str = "all"
-    """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
+    """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
     facts: int = number(120, least=2)
     """How many (person, attribute) pairs, spread evenly over the attributes."""
     out: str | None = path(None)

@@ -14,7 +14,7 @@ class LocalizationConfig:
     ckpt: str = path()
     """A run folder."""
     steps: str = "all"
-    """``all``, a list such as ``0,200,1000``, or ``every:4`` for every fourth checkpoint."""
+    """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """Which attributes the facts are about."""
     facts: int = number(128, least=2)

@@ -1,4 +1,4 @@
-"""GradientEstimates of patching from gradients: all cells together cost a few forward and backward passes.
+"""Patching estimated from gradients: all cells together cost a few forward and backward passes.
 
 With x the base run's activation, x′ what is pasted and m a metric, the effect of a patch is
 estimated by (x′ − x) · ∂m/∂x, summed over what is patched together:
