@@ -1,4 +1,4 @@
-"""What attention scores and outputs are made of: parts of the residual stream, edges and circuits."""
+"""What attention scores are made of; edges between components, and circuits of them."""
 
 from interp.attribution.attention_scores import score_attribution
 from interp.attribution.circuits import (
