@@ -12,6 +12,7 @@ test: .venv/test-ready
 bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.patching
+	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.commands
 	$(BIN)/python -m benchmarks.planted

@@ -123,8 +123,7 @@ def test_a_gate_shows_in_one_direction_and_hides_from_the_other(gate, direction,
     np.testing.assert_array_equal(by_head[2:], [0.0, 0.0])
 
 
-@pytest.fixture(scope="module")
-def circuit():
+def late_gate():
     """Layer 0, heads 0 and 1 move the names; the MLP of layer 1 makes the answer of the last
     name alone. Its two neurons are the first group of two.
     """
@@ -132,6 +131,11 @@ def circuit():
     model.blocks[1].mlp.up.weight.data[:, A_MOVED] = 0
     model.blocks[1].mlp.up.weight.data[:2, B_MOVED.start] *= 2
     return model
+
+
+@pytest.fixture(scope="module")
+def circuit():
+    return late_gate()
 
 
 PLANTED = {

@@ -7,6 +7,8 @@ import pytest
 import torch
 from oracle import inputs, metrics, random_model
 from test_attribution_patching import difference
+from test_circuits import facts as hand_made
+from test_circuits import late_gate
 from test_hooks import bridge_around
 from transformer_lens.tools.analysis.attribution_patching import (
     EdgeAttributionConfig,
@@ -166,3 +168,53 @@ def test_exact_effects_are_those_of_path_patching(wide, few):
 def test_without_twins_there_are_no_edges_to_score(wide, few):
     with pytest.raises(ValueError, match="the facts have no corrupted twins"):
         edge_effects(wide, type(few)(**{**vars(few), "corrupted": None}))
+
+
+@pytest.fixture(scope="module")
+def circuit():
+    return late_gate()
+
+
+PLANTED = {
+    ("embed", "L0H1.v", "name_last"),
+    ("L0H1", "L1-MLP", "final"),
+    ("L1-MLP", "logits", "final"),
+}
+
+
+@pytest.fixture(scope="module", params=["denoising", "noising"])
+def planted(request, circuit):
+    """Effects by method on a circuit made by hand: those of the planted edges, and of the others.
+
+    Its MLP is a steep ramp that both runs are far beyond, one at either end.
+    """
+    found = {}
+    for method in ("exact", "eap", "relp", "eap-ig"):
+        effects = edge_effects(circuit, hand_made(), method=method, direction=request.param)
+        of = effects.effect.isel(fact=0).fillna(0.0) * (1 if request.param == "denoising" else -1)
+        own = {edge: float(of.sel(dict(zip(of.dims, edge)))) for edge in PLANTED}
+        for edge in PLANTED:
+            of.loc[dict(zip(of.dims, edge))] = 0
+        found[method] = own, of.values
+    return found
+
+
+def test_exact_effects_are_of_the_planted_edges_alone(planted):
+    own, others = planted["exact"]
+    assert min(own.values()) == pytest.approx(max(own.values()), abs=1e-5) and min(own.values()) > 1
+    np.testing.assert_array_equal(others, np.zeros(others.shape))
+
+
+@pytest.mark.parametrize("method", ["eap", "relp"])
+def test_gradients_do_not_see_what_feeds_a_saturated_mlp(planted, method):
+    """Its slope is 0 in the base run; RelP's, gelu(x) ÷ x, cancels over the two neurons."""
+    own, _ = planted[method]
+    assert own["L1-MLP", "logits", "final"] > 1
+    assert abs(own["L0H1", "L1-MLP", "final"]) < 1e-3
+
+
+def test_integrated_gradients_rank_planted_edges_first_but_missize_them(planted):
+    """One of few points lies on the ramp, whose slope stands for a fifth of the way."""
+    own, others = planted["eap-ig"]
+    assert min(own.values()) > 2 * abs(others).max()
+    assert own["L0H1", "L1-MLP", "final"] > 10 * planted["exact"][0]["L0H1", "L1-MLP", "final"]

@@ -1,0 +1,122 @@
+"""Attribution patching against TransformerLens's and against exact patching.
+
+One process, fp32, the ways in turn; ratios are of medians. TransformerLens scores pair by pair on
+the ``TransformerBridge`` around the same checkpoint; its edges are summed over the tokens of a role
+to be compared with ours.
+"""
+
+from interp.process import tune_process
+
+tune_process()
+
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+from transformer_lens.tools.analysis.attribution_patching import (
+    EdgeAttributionConfig,
+    attribution_patch,
+)
+from transformers import AutoModelForCausalLM
+
+from benchmarks.patching import CHECKPOINT, bridge_of
+from interp.attribution import edge_effects
+from interp.data.facts import FactSet
+from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
+from interp.patching import patch_sites
+from interp.suite import Suite, load_suite
+
+NODES = ("resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "mlp_post")
+METHODS = ("atp", "atp-star", "relp", "eap-ig")
+N_FACTS, ROUNDS = 64, 3
+
+
+def main() -> None:
+    suite = load_suite(CHECKPOINT)
+    length = int(suite.facts(600).lengths.mode().values)
+    facts, last = suite.facts(N_FACTS, length=length), suite.steps[-1]
+    print(f"{N_FACTS} facts of {length} tokens, {torch.get_num_threads()} threads")
+    edges_beside_transformer_lens(suite, facts, last)
+    nodes_beside_exact_patching(suite.load(last), facts)
+    start = perf_counter()
+    for step in suite.steps:
+        edge_effects(suite.load(step), facts, method="eap-ig")
+    print(f"EAP-IG of all edges at {len(suite.steps)} checkpoints: {perf_counter() - start:.1f} s")
+    for layers, width in ((2, 64), (4, 64), (8, 64), (4, 128), (4, 256)):
+        model = random_model(suite, layers, width)
+        took = timed(lambda model=model: edge_effects(model, facts, method="eap-ig"))
+        print(f"EAP-IG, {layers} layers of width {width}: {1000 * took:.0f} ms")
+
+
+def edges_beside_transformer_lens(suite: Suite, facts: FactSet, step: int) -> None:
+    model = suite.load(step)
+    theirs = AutoModelForCausalLM.from_pretrained(suite.step_dir(step), dtype=torch.float32)
+    bridge = bridge_of(theirs.eval())
+    ours = edge_effects(model, facts, method="eap", direction="denoising")
+    start, largest = perf_counter(), 0.0
+    for i, fact in enumerate(facts):
+        first, other = fact.answer[0], fact.corrupted_answer[0]
+        scores = attribution_patch(
+            *(bridge, fact.clean[None], fact.corrupted[None]),
+            lambda logits, first=first, other=other: logits[0, -1, first] - logits[0, -1, other],
+            EdgeAttributionConfig("edge"),
+        )
+        at_embed = sum(
+            score
+            for (writer, reader), score in scores.edge_scores.items()
+            if writer.kind == "embed" and reader.kind == "logits"
+        )
+        mine = float(ours.effect.sel(writer="embed", reader="logits").sum("role")[i])
+        largest = max(largest, abs(mine - at_embed))
+    slow = perf_counter() - start
+    quick = timed(lambda: edge_effects(model, facts, method="eap", direction="denoising"))
+    print(
+        f"EAP of all edges: {1000 * quick:.0f} ms, TransformerLens {slow:.1f} s, "
+        f"{slow / quick:.0f} ×; difference at embed → logits {largest:.1e}"
+    )
+
+
+def nodes_beside_exact_patching(model: HookedDecoder, facts: FactSet) -> None:
+    def run(method: str) -> dict:
+        return patch_sites(
+            model, facts, sites=NODES, direction="noising", method=method, whole_value=False
+        )
+
+    exact = timed(lambda: run("exact"))
+    print(f"all nodes ({', '.join(NODES)}): exact {1000 * exact:.0f} ms")
+    values = {method: run(method) for method in ("exact", *METHODS)}
+    for method in METHODS:
+        took = timed(lambda method=method: run(method))
+        correlations = ", ".join(
+            f"{site} {correlation(values['exact'][site], values[method][site]):.2f}"
+            for site in NODES
+        )
+        print(f"  {method}: {1000 * took:.0f} ms, {took / exact:.1%}; Pearson: {correlations}")
+
+
+def correlation(exact, estimated) -> float:
+    x, y = (result.patched - result.clean for result in (exact, estimated))
+    there = np.isfinite(x.values)
+    return float(np.corrcoef(x.values[there], y.values[there])[0, 1])
+
+
+def random_model(suite: Suite, n_layers: int, width: int) -> HookedDecoder:
+    d_vocab = suite.tokenizer.get_vocab_size()
+    model = HookedDecoder(DecoderConfig(n_layers, 4, width, 4 * width, d_vocab))
+    initialise(model, std=0.05, seed=0)
+    return model.eval().requires_grad_(False)
+
+
+def timed(run) -> float:
+    """Median seconds of ``ROUNDS`` runs, after one that is not counted."""
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        start = perf_counter()
+        run()
+        seconds.append(perf_counter() - start)
+    return median(seconds[1:])
+
+
+if __name__ == "__main__":
+    main()
