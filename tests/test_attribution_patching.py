@@ -1,5 +1,6 @@
 """GradientEstimates of patching beside derivatives, TransformerLens's tool and brute force."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -15,8 +16,11 @@ from transformers import AutoModelForCausalLM
 from interp.config import METRICS
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
 from interp.patching import attribution_patching, patch
+from interp.patching.cost import plan
 from interp.patching.gradients import gradients
 from interp.patching.sites import SITES
+from interp.report.patching_page import build_report
+from interp.results.sweep import patch_suite
 
 NAMES = ["patched", *(f"patched_{metric}" for metric in METRICS[1:])]
 METHODS = ("atp", "atp-star", "relp", "eap-ig")
@@ -244,6 +248,45 @@ def test_where_the_runs_are_alike_there_are_no_effects(wide, few, method):
     same = replace(few, corrupted=few.clean)
     for site in ("resid_pre", "z", "q", "pattern"):
         assert float(abs(effect(wide, same, site=site, method=method)).max()) == 0.0
+
+
+def test_a_page_says_that_effects_are_estimated(suite, few):
+    results = {
+        method: patch_suite(suite, few, sites=["z"], steps=[0, 30], method=method)["z"]
+        for method in ("exact", "atp")
+    }
+    result = results["atp"].to_dataset()
+    assert result.attrs["method"] == "atp"
+    assert json.loads(result.attrs["intervention"])["method"] == "atp"
+    assert not np.allclose(results["exact"].patched, result.patched, atol=1e-6, equal_nan=True)
+    known = result.assign(clean=result.clean + 20)  # as of a run that knows the facts
+    pages = [build_report({"z": x}, title="t")
+             for x in (known, known.assign_attrs(method="exact"))]  # fmt: skip
+    for said in ("the largest effect as atp estimates it", "estimated (atp)"):
+        assert [said in page for page in pages] == [True, False]
+
+
+def test_a_plan_of_estimates_counts_passes(suite, few):
+    (atp,) = plan(suite.shape, few, sites=["z"], method="atp")
+    (star,) = plan(suite.shape, few, sites=["z"], method="atp-star")
+    (points,) = plan(suite.shape, few, sites=["z"], method="eap-ig")
+    # Two runs; then per metric (3) a backward pass, as long as two forward passes.
+    assert atp.forwards == pytest.approx(len(few) * (2 + 1 + 2 * 3))
+    assert star.forwards == pytest.approx(len(few) * (2 + 1 + 2 * 3 * (1 + 3)))
+    assert points.forwards == pytest.approx(len(few) * (2 + 5 * (1 + 2 * 3)))
+
+
+@pytest.mark.parametrize("method", ["atp", "eap-ig"])
+def test_a_bridge_gives_the_same_estimates(wide, few, tmp_path, method):
+    write_checkpoint(wide, tmp_path / "step", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "step", dtype=torch.float32)
+    bridge, model = bridge_around(theirs), read_checkpoint(tmp_path / "step")
+    for site in ("resid_pre", "z", "mlp_out", "pattern", "q"):
+        ours, slow = (effect(x, few, site=site, method=method) for x in (model, bridge))
+        np.testing.assert_allclose(ours, slow, atol=1e-4)
+        assert float(abs(ours).max()) > 1e-2
+    with pytest.raises(ValueError, match="relp needs a HookedDecoder, got a TransformerBridge"):
+        patch(bridge, few, site="z", method="relp")
 
 
 @pytest.mark.parametrize(

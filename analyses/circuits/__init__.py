@@ -15,7 +15,7 @@ class CircuitsConfig:
     """A run folder."""
     steps: str = "all"
     """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
-    facts: int = number(24, least=2)
+    facts: int = number(48, least=2)
     """How many (person, attribute) pairs, spread evenly over the attributes."""
     faithfulness: float = number(0.8, above=0, below=1)
     """What a circuit must reach; its size is the least that does."""

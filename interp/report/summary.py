@@ -27,7 +27,9 @@ def summary(
     if not distinguishable(first).isel(step=-1):
         text += "The model does not tell them apart, so no patch can be singled out."
         return [Paragraph(text, "lead")]
-    text += "The single patches with the largest effect, with the share and its 95 % interval:"
+    method = first.attrs.get("method", "exact")
+    effect = "effect" if method == "exact" else f"effect as {method} estimates it from gradients"
+    text += f"The single patches with the largest {effect}, with the share and its 95 % interval:"
     shown = components(results)
     columns = [
         (f"{place}, {SHARES[_direction(way)]}", labels, way)
