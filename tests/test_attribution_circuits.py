@@ -167,6 +167,9 @@ def test_a_circuit_keeps_only_ways_from_the_embedding_to_the_logits():
     # The MLP is fed at role 1 and at role 0 (by the head), and used at role 0 alone.
     kept = {tuple(x) for x in np.argwhere(connected(circuit, graph)).tolist()}
     assert kept == {(0, 1, 0), (1, 4, 1), (1, 3, 0), (2, 4, 0)}
+    unused = np.zeros(scores.shape, bool)
+    unused[0, :3] = True  # into a head that nothing reads
+    assert not connected(unused, graph).any()
 
 
 def test_areas_are_mibs(wide, few, exact, monkeypatch):

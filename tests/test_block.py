@@ -10,6 +10,7 @@ from interp.data.batches import evaluation_set
 from interp.model.attention import rotation
 from interp.model.block import after_attention, run_block, silent
 from interp.model.decoder import HOOKS
+from interp.patching.packed_weights import pack
 from interp.training.packing import to_ragged
 
 ATTENTION = ["q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z"]
@@ -115,3 +116,28 @@ def test_training_fires_no_hook_of_a_block(wide, suite, config):
     with wide.hooks(hooks):
         wide.hidden(tokens, ragged)
     assert fired == []
+
+
+@pytest.mark.parametrize("name", [*ATTENTION[:5], "mlp_pre"])
+def test_packed_weights_go_on_with_what_a_tap_returns(wide, name):
+    """A tap of no declared names, which returns a new tensor."""
+    packed, plain = pack(wide, 6), wide.blocks[1]
+    block, resid = packed.blocks[1], torch.randn(2, 6, 16, dtype=torch.float64)
+    pos = torch.arange(6)[None]
+
+    def half(at, x):
+        return x / 2 if at == name else x
+
+    if name == "mlp_pre":
+        ours, theirs = (b.neurons(resid, half) for b in (block, plain))
+        assert not torch.allclose(ours, block.neurons(resid, silent))
+    else:
+        seen = {}
+        plain.attn(plain.ln1(resid), lambda at, x: seen.setdefault(at, half(at, x)),
+                   rotation(torch.arange(6), wide.cfg))  # fmt: skip
+        ours = block.heads(resid, packed.turn_at(pos), half)
+        theirs = [seen["rot_q"], seen["rot_k"], seen["v"]]
+        plainly = block.heads(resid, packed.turn_at(pos))
+        assert not all(torch.allclose(x, y) for x, y in zip(ours, plainly))
+    for x, y in zip(ours, theirs):
+        torch.testing.assert_close(x, y)

@@ -165,3 +165,10 @@ def test_a_gpt2_is_not_written_as_a_gpt_neox(model, tmp_path):
     with pytest.raises(ValueError, match="only models of GPT-NeoX's shape can be written"):
         write_checkpoint(model, tmp_path / "step", dtype=torch.float32)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_hook_has_a_batch_axis(tmp_path):
+    model, shapes = read_checkpoint(saved(tmp_path / "m")), {}
+    hooks = [(lambda name: True, lambda x, hook: shapes.update({hook.name: x.shape[0]}))]
+    model.run_with_hooks(TOKENS, fwd_hooks=hooks)
+    assert "hook_pos_embed" in shapes and set(shapes.values()) == {len(TOKENS)}

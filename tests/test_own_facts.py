@@ -1,5 +1,7 @@
 """Facts from token ids of one's own: what they lack is refused when it is asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -317,3 +319,19 @@ def test_the_summary_names_the_strongest_cell_of_any_role(suite):
     )
     tree = patch_suite(suite, named, sites=["resid_pre", "z"], steps=[0, 30])
     assert set(_places(tree["z"].to_dataset())) == {"at any role"}
+
+
+def test_a_knockout_needs_no_corrupted_prompts(suite):
+    model, facts = random_model(suite), suite.facts(6, seed=3)
+    alone = replace(facts, corrupted=None)
+    for site in ("knockout", "head_knockout"):
+        found, wanted = (patch(model, x, site=site, direction="noising") for x in (alone, facts))
+        np.testing.assert_array_equal(found.patched, wanted.patched)
+        assert found.corrupted.isnull().all()
+    with pytest.raises(ValueError, match="these facts have no corrupted prompts to patch from"):
+        patch_sites(model, alone, sites=["knockout", "z"], direction="noising")
+
+
+def test_options_of_noise_without_noise_are_refused(small, own):
+    with pytest.raises(ValueError, match=r"noise_std is 9.0, which does nothing without noise"):
+        patch(small, own, site="z", noise_std=9.0)

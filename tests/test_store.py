@@ -339,3 +339,17 @@ def test_a_pipe_among_the_results_is_no_result(tmp_path):
         read_folder(tmp_path)
     with pytest.raises(ValueError, match=r"0123456789.nc is damaged"):
         open_result(tmp_path / "step-000300.z.0123456789.nc")
+
+
+def test_operations_of_several_steps_are_added_up():
+    results = {
+        step: one_result(PATCHED, CLEAN, CORRUPTED).assign_attrs(flops=3.0) for step in (0, 10)
+    }
+    assert join_steps(results).attrs["flops"] == 6.0
+
+
+def test_a_metric_that_was_not_scored_is_refused_in_one_line():
+    names = [f"{end}_value_logprob" for end in ("patched", "clean", "corrupted")]
+    result = one_result(PATCHED, CLEAN, CORRUPTED).drop_vars(names)
+    with pytest.raises(ValueError, match="no metric 'value_logprob'; there are logit_diff, first"):
+        effect(result, "value_logprob")
