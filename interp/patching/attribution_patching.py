@@ -23,7 +23,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -145,58 +145,68 @@ class _Part:
     @torch.no_grad()
     def effects(self, site: Site, layer: int) -> Tables:
         """Estimated effects of changing each part and set of positions in one layer."""
-        plain, *dropped = (self._effects(site, layer, of) for of in self.gradients)
+        slopes = [
+            None if of is None else of[layer][self.estimates.gradient_of(site)]
+            for metrics in self.gradients
+            for of in metrics
+        ]
+        table = self._through_softmax if self.estimates.by_softmax(site) else self._products
+        n_parts = site.n_parts(self.estimates.cfg, self.n_neurons)
+        shape = (n_parts, len(self.groups), len(self.sources), len(self.fact))
+        nothing = torch.full(shape, torch.nan, device=self.fact.device)
+        found = iter(table(site, layer, [slope for slope in slopes if slope is not None]))
+        tables = torch.stack([nothing if slope is None else next(found) for slope in slopes])
+        plain, *dropped = tables.unflatten(0, (len(self.gradients), -1))
         if not dropped:
             return plain
         inside = not site.name.startswith(("embed", "resid"))
         return plain.sign() * torch.stack(dropped).abs().sum(0) / (len(dropped) - inside)
 
-    def _effects(self, site: Site, layer: int, of: list[ActivationCache | None]) -> Tables:
-        return torch.stack([self._effect(site, layer, gradient) for gradient in of])
-
-    def _effect(self, site: Site, layer: int, of: ActivationCache | None) -> Table:
-        if of is None:
-            n_parts = site.n_parts(self.estimates.cfg, self.n_neurons)
-            shape = (n_parts, len(self.groups), len(self.sources), len(self.fact))
-            return torch.full(shape, torch.nan, device=self.fact.device)
-        gradient = of[layer][self.estimates.gradient_of(site)]
-        if self.estimates.by_softmax(site):
-            return self._through_softmax(site, layer, gradient)
+    def _products(self, site: Site, layer: int, slopes: list[Tensor]) -> Iterator[Table]:
+        """Change · gradient, for each of several gradients."""
         base, source = (run[layer][site.activation][self.fact] for run in (self.base, self.source))
-        product = (source - base).nan_to_num() * gradient  # −inf − −inf at later tokens
-        groups, sources = self.groups.to(product), self.sources.to(product)
-        if site.is_edge:
-            axes = "fact part dest src, group fact dest, source fact src -> part group source fact"
-            return einsum(product, groups, sources, axes)
-        if site.part == "neuron":
-            product = product.unflatten(-1, (-1, self.n_neurons))
-        at = product.sum(-1)
-        if site.is_table:
-            at = at.mT
-        elif not site.part:
-            at = at[..., None]
-        return einsum(at, groups, "fact pos part, group fact pos -> part group fact")[:, :, None]
+        change = (source - base).nan_to_num()  # −inf − −inf at later tokens
+        groups, sources = self.groups.to(change), self.sources.to(change)
+        for slope in slopes:
+            product = change * slope
+            if site.is_edge:
+                axes = (
+                    "fact part dest src, group fact dest, source fact src -> part group source fact"
+                )
+                yield einsum(product, groups, sources, axes)
+                continue
+            if site.part == "neuron":
+                product = product.unflatten(-1, (-1, self.n_neurons))
+            at = product.sum(-1)
+            if site.is_table:
+                at = at.mT
+            elif not site.part:
+                at = at[..., None]
+            yield einsum(at, groups, "fact pos part, group fact pos -> part group fact")[:, :, None]
 
-    def _through_softmax(
-        self, site: Site, layer: int, gradient: Float[Tensor, "fact head dest src"]
-    ) -> Table:
-        """Σ (p′ − p) · ∂m/∂p with the pattern p′ that the changed scores make."""
+    def _through_softmax(self, site: Site, layer: int, slopes: list[Tensor]) -> Iterator[Table]:
+        """Σ (p′ − p) · ∂m/∂p, for each of several ∂m/∂p, with the pattern p′ that the changed scores
+        make.
+        """
         base, source = self.base[layer], self.source[layer]
-        scores, n_sources = base["attn_scores"][self.fact], len(self.sources)
-        pattern, keys = softmax(scores), site.activation in _KEYS
-        change = None if site.cut else self._score_change(site, base, source)
-        found = []
+        scores, keys = base["attn_scores"][self.fact], site.activation in _KEYS
+        pattern = softmax(scores)
+        moved = -torch.inf if site.cut else scores + self._score_change(site, base, source)
+        found = [[] for _ in slopes]
         for group in self.groups:
             for sources in self.sources:
                 here = group[:, None, :, None] & (sources[:, None, None] | (not site.is_edge))
                 here = here.mT if keys else here
-                moved = -torch.inf if site.cut else scores + change
-                changed = softmax(torch.where(here, moved, scores)).nan_to_num()
-                found.append(((changed - pattern) * gradient).sum((2, 3)))
-        table = torch.stack(found).unflatten(0, (len(self.groups), n_sources))
-        if not site.part:
-            table = table.sum(-1, keepdim=True)
-        return table.permute(3, 0, 1, 2)
+                change = softmax(torch.where(here, moved, scores)).nan_to_num() - pattern
+                for of_slope, slope in zip(found, slopes):
+                    of_slope.append(
+                        einsum(change, slope, "f head dest src, f head dest src -> f head")
+                    )
+        for of_slope in found:
+            table = torch.stack(of_slope).unflatten(0, (len(self.groups), len(self.sources)))
+            if not site.part:
+                table = table.sum(-1, keepdim=True)
+            yield rearrange(table, "group source fact part -> part group source fact")
 
     def _score_change(
         self, site: Site, base: dict[str, Tensor], source: dict[str, Tensor]
