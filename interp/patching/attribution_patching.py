@@ -170,9 +170,7 @@ class _Part:
         for slope in slopes:
             product = change * slope
             if site.is_edge:
-                axes = (
-                    "fact part dest src, group fact dest, source fact src -> part group source fact"
-                )
+                axes = "f part dest src, group f dest, source f src -> part group source f"
                 yield einsum(product, groups, sources, axes)
                 continue
             if site.part == "neuron":
@@ -185,8 +183,8 @@ class _Part:
             yield einsum(at, groups, "fact pos part, group fact pos -> part group fact")[:, :, None]
 
     def _through_softmax(self, site: Site, layer: int, slopes: list[Tensor]) -> Iterator[Table]:
-        """Σ (p′ − p) · ∂m/∂p, for each of several ∂m/∂p, with the pattern p′ that the changed scores
-        make.
+        """Σ (p′ − p) · ∂m/∂p with the pattern p′ that the changed scores make, for each of several
+        ∂m/∂p.
         """
         base, source = self.base[layer], self.source[layer]
         scores, keys = base["attn_scores"][self.fact], site.activation in _KEYS
@@ -199,9 +197,7 @@ class _Part:
                 here = here.mT if keys else here
                 change = softmax(torch.where(here, moved, scores)).nan_to_num() - pattern
                 for of_slope, slope in zip(found, slopes):
-                    of_slope.append(
-                        einsum(change, slope, "f head dest src, f head dest src -> f head")
-                    )
+                    of_slope.append((change * slope).sum((2, 3)))
         for of_slope in found:
             table = torch.stack(of_slope).unflatten(0, (len(self.groups), len(self.sources)))
             if not site.part:
