@@ -210,3 +210,12 @@ def test_where_the_runs_do_not_differ_nothing_is_faithful(wide, few, exact):
     whole = everything(graph_of(wide.cfg), exact.sizes["role"])[None]
     found = faithfulness(wide, alike, whole, exact.role.values.tolist())
     assert found.faithfulness.isnull().all()
+
+
+def test_circuits_of_another_shape_or_role_are_refused(wide, few, exact):
+    roles = exact.role.values.tolist()
+    whole = everything(graph_of(wide.cfg), len(roles))
+    with pytest.raises(ValueError, match=r"circuits is bool of shape \(1, 11, 27, 5\); give true"):
+        run_circuits(wide, few, whole[None, ..., :5], roles)
+    with pytest.raises(ValueError, match="no role 'shoe'; these facts have bos, context, name"):
+        run_circuits(wide, few, whole[None], [*roles[:-1], "shoe"])

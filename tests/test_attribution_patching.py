@@ -281,12 +281,14 @@ def test_a_bridge_gives_the_same_estimates(wide, few, tmp_path, method):
     write_checkpoint(wide, tmp_path / "step", dtype=torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "step", dtype=torch.float32)
     bridge, model = bridge_around(theirs), read_checkpoint(tmp_path / "step")
-    for site in ("resid_pre", "z", "mlp_out", "pattern", "q"):
+    for site in ("embed", "resid_pre", "z", "mlp_out", "pattern", "q", "k"):
         ours, slow = (effect(x, few, site=site, method=method) for x in (model, bridge))
         np.testing.assert_allclose(ours, slow, atol=1e-4)
         assert float(abs(ours).max()) > 1e-2
     with pytest.raises(ValueError, match="relp needs a HookedDecoder, got a TransformerBridge"):
         patch(bridge, few, site="z", method="relp")
+    with pytest.raises(ValueError, match="can't estimate 'resid_mid' of a TransformerBridge"):
+        patch(bridge, few, site="resid_mid", method=method)
 
 
 @pytest.mark.parametrize(

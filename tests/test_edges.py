@@ -1,5 +1,6 @@
 """Effects of edges beside derivatives, TransformerLens's edge attribution and path patching."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -165,9 +166,11 @@ def test_exact_effects_are_those_of_path_patching(wide, few):
     assert (estimate.effect.isnull() == found.effect.isnull()).all()
 
 
-def test_without_twins_there_are_no_edges_to_score(wide, few):
+def test_facts_that_lack_what_edges_need_are_refused(wide, few):
     with pytest.raises(ValueError, match="the facts have no corrupted twins"):
-        edge_effects(wide, type(few)(**{**vars(few), "corrupted": None}))
+        edge_effects(wide, replace(few, corrupted=None))
+    with pytest.raises(ValueError, match="these facts have no roles, by which edges are told"):
+        edge_effects(wide, replace(few, roles=torch.full_like(few.roles, -1)))
 
 
 @pytest.fixture(scope="module")

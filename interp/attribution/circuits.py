@@ -132,8 +132,21 @@ def run_circuits(
     Args:
         circuits: which edges are kept, in the order of ``Graph.writers``, ``Graph.readers`` and
             ``roles``.
+
+    Raises:
+        ValueError: facts without corrupted prompts, an unknown role, or circuits of another shape.
     """
     check_inputs(model, facts, twins=True)
+    graph = graph_of(model.cfg)
+    for role in roles:
+        if role not in facts.role_names:
+            raise ValueError(f"no role {role!r}; these facts have {', '.join(facts.role_names)}")
+    wanted = (len(graph.writers), len(graph.readers), len(roles))
+    if circuits.dtype != bool or circuits.shape[1:] != wanted:
+        raise ValueError(
+            f"circuits is {circuits.dtype} of shape {circuits.shape}; give true or false for each "
+            f"(circuit, writer, reader, role), {wanted} a circuit"
+        )
     weights, device = Weights(model), model.embed.weight.device
     clean, corrupted = prompts(first_tokens(facts), device)
     (_, own), (_, other) = (
@@ -144,7 +157,7 @@ def run_circuits(
     there, role = role.any(-1).to(device), role.argmax(-1).to(device)
     ablated = other if ablation == "corrupted" else _means(own, role, there, len(roles))
     keep = torch.from_numpy(circuits).to(device)
-    runner = _Runner(weights, graph_of(model.cfg), own[0], torch.stack(ablated, 2))
+    runner = _Runner(weights, graph, own[0], torch.stack(ablated, 2))
     n_circuits, n_facts = len(circuits), len(facts)
     circuit, fact = torch.meshgrid(
         torch.arange(n_circuits, device=device), torch.arange(n_facts, device=device), indexing="ij"

@@ -30,6 +30,7 @@ from torch import Tensor
 from interp.attribution.component_outputs import component_outputs
 from interp.config import Direction
 from interp.data.facts import FactSet, role_masks
+from interp.fields import argument
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.weights import Weights
@@ -118,6 +119,9 @@ def edge_effects(
         answer needs. ``clean`` and ``corrupted`` (fact): ``logit_diff`` of the two runs.
     """
     check_inputs(model, facts, twins=True)
+    argument("method", method, EdgeMethod), argument("direction", direction, Direction)
+    if not facts.has_roles:
+        raise ValueError("these facts have no roles, by which edges are told; name one a token")
     graph = graph_of(model.cfg)
     roles = [i for i in range(len(facts.role_names)) if bool((facts.roles == i).any())]
     if method == "exact":

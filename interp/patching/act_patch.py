@@ -166,6 +166,11 @@ def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[
         raise ValueError(
             f"{how.method} needs a HookedDecoder, got a {type(model).__name__}; use atp or eap-ig"
         )
+    if how.method != "exact" and "resid_mid" in sites:
+        raise ValueError(
+            f"{how.method} can't estimate 'resid_mid' of a {type(model).__name__}, where the hook "
+            "is on what the MLP alone reads; leave it out, or use method exact"
+        )
     for site in filter(is_path, sites):
         raise ValueError(
             f"path {site!r} needs a HookedDecoder, got a {type(model).__name__}; load the "

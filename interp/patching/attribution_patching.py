@@ -93,7 +93,7 @@ class GradientEstimates:
         }
         for start in range(0, len(base.given.tokens), self._rows_at_once(base.given)):
             facts = np.arange(len(base.given.tokens))[start:][: self._rows_at_once(base.given)]
-            part = _Part(self, facts, grid, base, source)
+            part = _FactGradients(self, facts, grid, base, source)
             for (site, layer), items in swept.items():
                 here = items[np.isin(items.fact, facts)]
                 if not len(here):
@@ -111,7 +111,7 @@ class GradientEstimates:
         return max(1, int(self.max_bytes // (numbers * self.embedding.element_size())))
 
 
-class _Part:
+class _FactGradients:
     """Some facts of a batch, and their gradients."""
 
     def __init__(
@@ -134,13 +134,13 @@ class _Part:
         """By backward pass and metric."""
         of, method = self.estimates, self.estimates.method
         names = {of.gradient_of(SITES[site]) for site in of.sites}
-        run = partial(gradients, of.model, self.base.given, self.fact, names)
+        found = partial(gradients, of.model, self.base.given, self.fact, names)
         if method != "eap-ig":
             drop = method == "atp-star" and of.cfg.n_layers > 1
-            return run(relp=method == "relp", drop_layers=drop).of
+            return found(relp=method == "relp", drop_layers=drop).of
         first, last = (run[0]["embed"][self.fact].clone() for run in (self.base, self.source))
         shares = [(i + 0.5) / N_POINTS for i in range(N_POINTS)]
-        return [_mean([run(embed=first + share * (last - first)).of[0] for share in shares])]
+        return [_mean([found(embed=first + share * (last - first)).of[0] for share in shares])]
 
     @torch.no_grad()
     def effects(self, site: Site, layer: int) -> Tables:
