@@ -1,10 +1,10 @@
-"""The sizes of a training study and the options that all of them have."""
+"""Options that analyses share: checkpoints of a run; training studies and their sizes."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from interp.config import MOST_WORKERS, PRESETS, Device, TrainConfig
-from interp.fields import check_fields, number, path
+from interp.fields import LARGEST_SEED, check_fields, number, path
 
 Size = Literal["smoke", "laptop", "paper"]
 _LAPTOP = replace(
@@ -49,6 +49,31 @@ BASES: dict[Size, TrainConfig] = {
 by 8, the batch by 8; so there are 100 biographies per person instead of 32, and a far smaller
 model.
 """
+
+
+@dataclass(frozen=True)
+class CheckpointsConfig:
+    """A run, its checkpoints, and where results go."""
+
+    ckpt: str = path()
+    """A run folder."""
+    steps: str = "all"
+    """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
+    facts: int = number(48, least=2)
+    """How many (person, attribute) pairs, spread evenly over the attributes."""
+    out: str | None = path(None)
+    """Folder of the results; by default in results, in the run folder."""
+    report: str | None = path(None)
+    """The HTML report; by default in the run folder."""
+    device: Device = "auto"
+    """auto is CUDA where there is one."""
+    seed: int = number(0, least=0, most=LARGEST_SEED)
+    """Seed of the sampled facts."""
+    workers: int = number(2, least=1, most=MOST_WORKERS)
+    """Checkpoints evaluated in parallel, each in its own process."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -219,3 +219,5 @@ def test_circuits_of_another_shape_or_role_are_refused(wide, few, exact):
         run_circuits(wide, few, whole[None, ..., :5], roles)
     with pytest.raises(ValueError, match="no role 'shoe'; these facts have bos, context, name"):
         run_circuits(wide, few, whole[None], [*roles[:-1], "shoe"])
+    with pytest.raises(ValueError, match="roles lacks 'final', which these facts have"):
+        run_circuits(wide, few, whole[None, ..., :-1], roles[:-1])

@@ -7,28 +7,23 @@ patching the same parts.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from analyses.agreement import MEASURES, agreement_of, interval_text
 from analyses.attention_attribution import AttentionAttributionConfig
+from analyses.checkpoints import analyse_checkpoints
 from interp.attribution.attention_scores import CONTRASTS, score_attribution
 from interp.data.facts import FactSet
 from interp.dynamics.emergence import MIN_CHECKPOINTS, emergence
-from interp.files import check_page, check_writable, write_bytes
-from interp.model.decoder import device_of
 from interp.report.figures.localization_maps import lines
 from interp.report.figures.score_parts import score_by_pairs
 from interp.report.page import Block, Bullets, Paragraph, Plot, Section, Table, page
-from interp.results.store import join_steps
-from interp.results.sweep import over_checkpoints
 from interp.statistics import margin
-from interp.suite import Suite, load_suite, select_steps
+from interp.suite import Suite
 
-NAME = "attention_scores"
+NAME = "attention-attribution"
 _METHOD = (
     "A contrast is the mean attention score (before the softmax) from the destination to some "
     "tokens minus that to others. With the LayerNorm scale held it is a sum over pairs: what one "
@@ -53,29 +48,7 @@ class Leading:
 
 def run_and_report(config: AttentionAttributionConfig, *, command: str, bar) -> str:
     """The findings in words, and the path of the report that was written."""
-    suite = load_suite(config.ckpt)
-    steps = select_steps(suite, config.steps)
-    target = Path(config.report or suite.path / "attention-attribution.html")
-    out = Path(config.out or suite.path / "results" / "attention-attribution")
-    check_writable(out), check_page(target)
-    task = bar.add_task("attributing attention, checkpoint", total=len(steps))
-    facts, device = suite.facts(config.facts, seed=config.seed), device_of(config.device)
-    done = over_checkpoints(
-        suite,
-        steps,
-        [NAME],
-        partial(_of_step, facts=facts, device=device),
-        out=out,
-        facts=facts,
-        device=device,
-        command=command,
-        options={},
-        workers=config.workers,
-        on_step=lambda n: bar.update(task, completed=n),
-    )
-    found = join_steps({step: done[step][NAME] for step in steps})
-    write_bytes(target, report(suite, found, command).encode())
-    return "\n".join([*said(found), f"report: {target}  (open it in a browser)"])
+    return analyse_checkpoints(*(config, NAME, _of_step, report, said), command=command, bar=bar)
 
 
 def _of_step(

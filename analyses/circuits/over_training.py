@@ -6,14 +6,13 @@ estimate, on the same facts; circuits of the most important edges are run exactl
 edges of largest signed importance reach the faithfulness asked for.
 """
 
-from functools import partial
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import xarray as xr
 
 from analyses.agreement import MEASURES, agreement_of
+from analyses.checkpoints import analyse_checkpoints
 from analyses.circuits import CircuitsConfig
 from analyses.circuits.circuits_page import report, said
 from interp.attribution.circuits import (
@@ -24,13 +23,10 @@ from interp.attribution.circuits import (
     importance,
     top_edges,
 )
-from interp.attribution.edges import EdgeMethod, edge_effects, graph_of
+from interp.attribution.edges import EdgeMethod, Graph, edge_effects, graph_of
 from interp.data.facts import FactSet
-from interp.files import check_page, check_writable, write_bytes
-from interp.model.decoder import HookedDecoder, device_of
-from interp.results.store import join_steps
-from interp.results.sweep import over_checkpoints
-from interp.suite import Suite, load_suite, select_steps
+from interp.model.decoder import HookedDecoder
+from interp.suite import Suite
 
 NAME = "circuits"
 METHODS = get_args(EdgeMethod)
@@ -40,30 +36,12 @@ SIZES = tuple(dict.fromkeys(int(1.25**k) for k in range(0, 40)))
 
 def run_and_report(config: CircuitsConfig, *, command: str, bar) -> str:
     """The findings in words, and the path of the report that was written."""
-    suite = load_suite(config.ckpt)
-    steps = select_steps(suite, config.steps)
-    target = Path(config.report or suite.path / "circuits.html")
-    out = Path(config.out or suite.path / "results" / "circuits")
-    check_writable(out), check_page(target)
-    task = bar.add_task("finding circuits, checkpoint", total=len(steps))
-    facts, device = suite.facts(config.facts, seed=config.seed), device_of(config.device)
-    options = {"faithfulness": config.faithfulness}
-    done = over_checkpoints(
-        suite,
-        steps,
-        [NAME],
-        partial(_of_step, facts=facts, device=device, target=config.faithfulness),
-        out=out,
-        facts=facts,
-        device=device,
+    return analyse_checkpoints(
+        *(config, NAME, _of_step, report, said),
         command=command,
-        options=options,
-        workers=config.workers,
-        on_step=lambda n: bar.update(task, completed=n),
+        bar=bar,
+        target=config.faithfulness,
     )
-    found = join_steps({step: done[step][NAME] for step in steps})
-    write_bytes(target, report(suite, found, command).encode())
-    return "\n".join([*said(found), f"report: {target}  (open it in a browser)"])
 
 
 def _of_step(
@@ -116,7 +94,12 @@ def _agreement(effects: dict[str, xr.Dataset]) -> xr.Dataset:
 
 
 def _circuit(
-    model: HookedDecoder, facts: FactSet, exact: xr.Dataset, graph, roles: list[str], target: float
+    model: HookedDecoder,
+    facts: FactSet,
+    exact: xr.Dataset,
+    graph: Graph,
+    roles: list[str],
+    target: float,
 ) -> xr.Dataset:
     scores = importance(exact)
     sizes = [size for size in SIZES if size <= np.isfinite(scores).sum()]

@@ -24,8 +24,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.attribution.component_outputs import component_outputs
-from interp.attribution.edges import KINDS, Graph, first_tokens, graph_of, logit_diff
+from interp.attribution.edges import (
+    KINDS,
+    Graph,
+    check_token_roles,
+    first_tokens,
+    graph_of,
+    logit_diff,
+)
 from interp.data.facts import FactSet
+from interp.fields import argument
 from interp.localization.inputs import check_inputs
 from interp.model.attention import attend
 from interp.model.block import silent
@@ -57,6 +65,7 @@ def top_edges(
     scores: Float[np.ndarray, "writer reader role"], n: int, ranking: Ranking = "absolute"
 ) -> Edges:
     """The ``n`` edges of largest importance, or of largest absolute importance."""
+    argument("ranking", ranking, Ranking)
     flat = scores.ravel() if ranking == "signed" else _size(scores).ravel()
     chosen = np.zeros(flat.size, bool)
     order = np.argsort(-flat, kind="stable")[:n]
@@ -100,8 +109,7 @@ def connected(circuit: Edges, graph: Graph) -> Edges:
     """
     circuit = circuit.copy()
     while True:
-        used = np.zeros((len(graph.writers), circuit.shape[2]), bool)
-        fed = used.copy()
+        fed = np.zeros((len(graph.writers), circuit.shape[2]), bool)
         fed[0] = True
         for writer in range(1, len(graph.writers)):
             own, elsewhere = graph.readers_of(writer)
@@ -137,10 +145,19 @@ def run_circuits(
         ValueError: facts without corrupted prompts, an unknown role, or circuits of another shape.
     """
     check_inputs(model, facts, twins=True)
-    graph = graph_of(model.cfg)
+    argument("ablation", ablation, Ablation), check_token_roles(facts)
+    graph, there = (
+        graph_of(model.cfg),
+        [facts.role_names[i] for i in facts.roles.unique() if i >= 0],
+    )
     for role in roles:
         if role not in facts.role_names:
             raise ValueError(f"no role {role!r}; these facts have {', '.join(facts.role_names)}")
+    for role in there:
+        if role not in roles:
+            raise ValueError(
+                f"roles lacks {role!r}, which these facts have; add it to the circuits"
+            )
     wanted = (len(graph.writers), len(graph.readers), len(roles))
     if circuits.dtype != bool or circuits.shape[1:] != wanted:
         raise ValueError(
@@ -268,7 +285,7 @@ def faithfulness(
         ``statistics.runs_differ``). ``n_edges`` (circuit).
     """
     whole = everything(graph_of(model.cfg), len(roles))
-    ends = np.stack([~whole & whole, whole])
+    ends = np.stack([np.zeros_like(whole), whole])
     found = run_circuits(model, facts, np.concatenate([ends, circuits]), roles, ablation=ablation)
     part, difference = found[2:] - found[0], found[1] - found[0]
     shares = part.mean(-1) / difference.mean(), *share_interval(part, difference, seed=seed)

@@ -120,8 +120,7 @@ def edge_effects(
     """
     check_inputs(model, facts, twins=True)
     argument("method", method, EdgeMethod), argument("direction", direction, Direction)
-    if not facts.has_roles:
-        raise ValueError("these facts have no roles, by which edges are told; name one a token")
+    check_token_roles(facts)
     graph = graph_of(model.cfg)
     roles = [i for i in range(len(facts.role_names)) if bool((facts.roles == i).any())]
     if method == "exact":
@@ -152,6 +151,13 @@ def edge_effects(
         },
         {"method": method, "direction": direction},
     )
+
+
+def check_token_roles(facts: FactSet) -> None:
+    """Raises a ValueError unless every token of every prompt has a role: edges are by role."""
+    pos = torch.arange(facts.roles.shape[1])
+    for fact, at in ((facts.roles < 0) & (pos < facts.lengths[:, None])).nonzero()[:1].tolist():
+        raise ValueError(f"token {at} of fact {fact} has no role; edges need one for each token")
 
 
 def _exact(

@@ -1,7 +1,7 @@
 """Gradients of a run's metrics by its activations."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -74,13 +74,14 @@ def _start(x: Tensor, hook: object, *, added: Tensor | None, embed: Tensor | Non
 
 @dataclass
 class _Kept:
+    """Activations of a forward pass, kept with their graph."""
+
     names: Collection[str]
     """Activations whose gradients are taken."""
     all_names: Collection[str]
     layers: list[dict[str, Tensor]]
     dropped: int | None = None
     """The layer whose outputs have no gradient."""
-    called: set[str] = field(default_factory=set)
 
     def hooks(self, drop_layers: bool) -> list[tuple]:
         hook_of = {site.activation: site.hook for site in SITES.values()}

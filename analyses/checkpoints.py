@@ -1,0 +1,59 @@
+"""An analysis of the same facts at every checkpoint of a run."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import xarray as xr
+
+from analyses.options import CheckpointsConfig
+from interp.files import check_page, check_writable, write_bytes
+from interp.model.decoder import device_of
+from interp.results.store import join_steps
+from interp.results.sweep import over_checkpoints
+from interp.suite import Suite, load_suite, select_steps
+
+
+def analyse_checkpoints(
+    config: CheckpointsConfig,
+    name: str,
+    compute: Callable[..., dict[str, xr.Dataset]],
+    report: Callable[[Suite, xr.Dataset, str], str],
+    said: Callable[[xr.Dataset], list[str]],
+    *,
+    command: str,
+    bar,
+    **options: object,
+) -> str:
+    """The findings in words, and the path of the report that was written.
+
+    Args:
+        name: of results, their folder and the page.
+        compute: called with suite, step, names, facts, device and ``options``; a module's function.
+        report: the HTML page, from the suite, the results with ``step``, and the command.
+        said: the findings, from the results.
+        options: what results depend on besides facts and checkpoint.
+    """
+    suite = load_suite(config.ckpt)
+    steps = select_steps(suite, config.steps)
+    target = suite.path / f"{name}.html" if config.report is None else Path(config.report)
+    out = suite.path / "results" / name if config.out is None else Path(config.out)
+    check_writable(out), check_page(target)
+    task = bar.add_task(f"{name}, checkpoint", total=len(steps))
+    facts, device = suite.facts(config.facts, seed=config.seed), device_of(config.device)
+    done = over_checkpoints(
+        suite,
+        steps,
+        [name],
+        partial(compute, facts=facts, device=device, **options),
+        out=out,
+        facts=facts,
+        device=device,
+        command=command,
+        options=options,
+        workers=config.workers,
+        on_step=lambda n: bar.update(task, completed=n),
+    )
+    found = join_steps({step: done[step][name] for step in steps})
+    write_bytes(target, report(suite, found, command).encode())
+    return "\n".join([*said(found), f"report: {target}  (open it in a browser)"])
