@@ -18,7 +18,8 @@ _METHOD = (
     "1, since some edges work against the answer. CPR is the area under faithfulness over the "
     "fraction of edges kept, with the largest signed importance first (perfect: 0.999, and more "
     "where edges work against the answer are left out); CMD the area under |1 − faithfulness|, "
-    "with the largest absolute importance first (perfect: 0)."
+    "with the largest absolute importance first (perfect: 0). Edges are chosen and measured on the "
+    "same facts, which makes circuits look somewhat more faithful than they are on others."
 )
 
 
@@ -35,12 +36,12 @@ def said(found: xr.Dataset) -> list[str]:
         f"the logits) have a faithfulness of {_interval(last, 'circuit_faithfulness')}; without "
         f"them it is {_interval(last, 'without_circuit')} (n = {n} facts)"
     ]
-    text += [
-        f"{method}: CPR {float(at.cpr):.3f}, CMD {float(at.cmd):.3f}, Pearson correlation with "
-        f"exact effects {interval_text(at.sel(measure='pearson'))}"
-        for method in found.estimate.values
-        for at in [last.sel(estimate=method)]
-    ]
+    for method in found.estimate.values:
+        at = last.sel(estimate=method)
+        areas = f"{method}: CPR {float(at.cpr):.3f}, CMD {float(at.cmd):.3f}"
+        pearson = interval_text(at.sel(measure="pearson"))
+        agrees = f", Pearson correlation with exact effects {pearson}"
+        text.append(areas if method == "exact" else areas + agrees)
     return text
 
 
