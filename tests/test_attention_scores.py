@@ -7,12 +7,12 @@ from oracle import random_model
 from test_gpt2 import saved
 
 from interp.attribution.attention_scores import (
-    BIAS,
     CONTRASTS,
+    PROMPTS,
     contrasts_of,
-    part_names,
     score_attribution,
 )
+from interp.attribution.parts import BIAS, part_names
 from interp.data.facts import PROMPT_ROLES
 from interp.model.checkpoint_io import read_checkpoint
 
@@ -46,14 +46,15 @@ def contrast(scores, fact, name):
 
 
 @torch.no_grad()
-def test_terms_add_up_to_the_contrasts_of_the_scores_that_hooks_see(given, facts, found):
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_terms_add_up_to_the_contrasts_of_the_scores_that_hooks_see(given, facts, found, prompt):
     for i, fact in enumerate(facts):
-        _, cache = given.run_with_cache(fact.clean[None])
+        _, cache = given.run_with_cache(getattr(fact, prompt)[None])
         for layer in range(3):
             scores = cache[f"blocks.{layer}.attn.hook_attn_scores"][0]
             for name in CONTRASTS:
                 theirs = contrast(scores, fact, name)
-                ours = found.isel(fact=i).sel(contrast=name, layer=layer)
+                ours = found.isel(fact=i).sel(prompt=prompt, contrast=name, layer=layer)
                 np.testing.assert_allclose(ours.score, theirs, atol=1e-10)
                 total = ours.terms.sum(("query_part", "key_part"))
                 np.testing.assert_allclose(total, theirs, atol=1e-10)
@@ -64,7 +65,7 @@ def test_a_part_written_later_has_no_term_and_the_first_layer_reads_the_embeddin
     names = part_names(3, 4)
     assert names == ["embed", BIAS, *(f"L0H{i}" for i in range(4)), "L0-MLP",
                      *(f"L1H{i}" for i in range(4)), "L1-MLP"]  # fmt: skip
-    there = found.terms.isel(head=0, contrast=2, fact=0).notnull().any("query_part")
+    there = found.terms.isel(prompt=0, head=0, contrast=2, fact=0).notnull().any("query_part")
     assert there.sum("key_part").values.tolist() == [2, 7, 12]
 
 

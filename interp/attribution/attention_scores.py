@@ -14,7 +14,6 @@ LayerNorm recomputed. A large term is no evidence that what the head moves is us
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 import xarray as xr
@@ -23,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.attribution.component_outputs import component_outputs
+from interp.attribution.parts import head_vectors, part_names, parts_of, scale_of
 from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
@@ -33,40 +33,30 @@ CONTRASTS = {
     "name_middle: name_first − context": ("name_middle", NAMES[:1], ("bos", "context")),
     "name_last: other names − context": ("name_last", NAMES[:2], ("bos", "context")),
     "final: names − cue": ("final", NAMES, ("cue",)),
+    "final: cue − names": ("final", ("cue",), NAMES),
     "final: name_last − other names": ("final", NAMES[2:], NAMES[:2]),
 }
 """Destination, sources, and the sources whose mean score is subtracted."""
-SIDES = ("query", "key")
-BIAS = "bias"
-"""The part that no token decides: biases of norms, queries, keys and attention outputs."""
-_BIAS = 1
+SIDES = {"query": "q", "key": "k"}
+PROMPTS = ("clean", "corrupted")
 FACTS_AT_ONCE = 64
 
 HeadVectors = Float[Tensor, "part contrast fact head d_head"]
 
 
-def part_names(n_layers: int, n_heads: int) -> list[str]:
-    """The parts that the last layer's attention reads, in the order in which they are written;
-    earlier layers read the first of them.
-    """
-    parts = ["embed", BIAS]
-    for layer in range(n_layers - 1):
-        parts += [*(f"L{layer}H{head}" for head in range(n_heads)), f"L{layer}-MLP"]
-    return parts
-
-
 @torch.inference_mode()
 def score_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
-    """Every head's score contrasts on the clean prompts, by the parts that wrote query and key.
+    """Every head's score contrasts, by the parts that wrote query and key.
 
     Returns:
-        ``score`` (layer, head, contrast, fact): the contrast of ``hook_attn_scores``, positive =
-        towards the first sources. ``terms`` (layer, head, contrast, query_part, key_part, fact):
-        they add up to ``score``. ``estimated`` and ``patched`` (side, layer, head, contrast, part,
-        fact): change of ``score`` when one part of the query, or of all keys, is that of the
-        corrupted run; estimated with the LayerNorm scale held, patched with it recomputed. All are
-        before the softmax and after ÷ √d_head. NaN for parts that are written later, and where a
-        prompt lacks the destination or either kind of sources.
+        ``score`` (prompt, layer, head, contrast, fact): the contrast of ``hook_attn_scores``,
+        positive = towards the first sources, on the clean and on the corrupted prompts; what both
+        share is not about this name. ``terms`` (prompt, layer, head, contrast, query_part,
+        key_part, fact): they add up to ``score``. ``estimated`` and ``patched`` (side, layer, head,
+        contrast, part, fact): change of the clean ``score`` when one part of the query, or of all
+        keys, is that of the corrupted run; estimated with the LayerNorm scale held, patched with it
+        recomputed. All are before the softmax and after ÷ √d_head. NaN for parts that are written
+        later, and where a prompt lacks the destination or either kind of sources.
     """
     check_inputs(model, facts, names=True, twins=True)
     pieces = [
@@ -100,82 +90,57 @@ def _has_role(roles: Int[Tensor, "fact pos"], names: Sequence[str]) -> Bool[Tens
 def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     weights, cfg, device = Weights(model), model.cfg, model.embed.weight.device
     dest, sources = (x.to(device) for x in contrasts_of(facts))
-    clean, corrupted = (
-        component_outputs(weights, x.to(device))[1] for x in (facts.clean, facts.corrupted)
-    )
+    runs = [component_outputs(weights, x.to(device))[1] for x in (facts.clean, facts.corrupted)]
     names = part_names(cfg.n_layers, cfg.n_heads)
     shape, n_facts = (cfg.n_layers, cfg.n_heads, len(CONTRASTS)), len(facts)
-    score = clean[0].new_empty((*shape, n_facts))
-    terms = score.new_full((*shape, len(names), len(names), n_facts), torch.nan)
+    score = runs[0][0].new_empty((len(PROMPTS), *shape, n_facts))
+    terms = score.new_full((len(PROMPTS), *shape, *2 * [len(names)], n_facts), torch.nan)
     estimated, patched = (
         score.new_full((len(SIDES), *shape, len(names), n_facts), torch.nan) for _ in range(2)
     )
+    select = {"query": partial(_at, dest), "key": partial(_over, sources.to(score.dtype))}
     for layer in range(cfg.n_layers):
-        parts, others = (_parts(weights, x, layer) for x in (clean, corrupted))
-        n, resid, change = len(parts), parts.sum(0), others - parts
-        scale, scale_of_changed = (_scale(x, cfg.ln_eps) for x in (resid, resid + change))
-        select = {"query": partial(_at, dest), "key": partial(_over, sources.to(parts.dtype))}
-        read = {side: partial(_read, weights, layer, side, select[side]) for side in SIDES}
-        query, key = (read[side](parts, scale, biases=True) for side in SIDES)
-        terms[layer, :, :, :n, :n] = _products(query, key)
-        query, key = query.sum(0, keepdim=True), key.sum(0, keepdim=True)
-        score[layer] = _products(query, key)[:, :, 0, 0]
+        read = partial(_read, weights, layer, select)
+        clean, corrupted = (parts_of(weights, written, layer) for written in runs)
+        n, change, resid = len(clean), corrupted - clean, clean.sum(0)
+        scale, other_scale = (scale_of(x.sum(0), cfg.ln_eps) for x in (clean, corrupted))
+        for i, given in enumerate(((clean, scale), (corrupted, other_scale))):
+            query, key = (read(side, *given, biases=True) for side in SIDES)
+            terms[i, layer, :, :, :n, :n] = _products(query, key)
+            score[i, layer] = terms[i, layer, :, :, :n, :n].sum((2, 3))
+        scale_of_changed = scale_of(resid + change, cfg.ln_eps)
+        query, key = (read(side, clean, scale, biases=True).sum(0, keepdim=True) for side in SIDES)
         for i, side in enumerate(SIDES):
-            held = read[side](change, scale)
-            moved = read[side](resid + change, scale_of_changed) - read[side](resid[None], scale)
+            held = read(side, change, scale)
+            moved = read(side, resid + change, scale_of_changed) - read(side, resid[None], scale)
             for found, vectors in ((estimated, held), (patched, moved)):
                 pair = (vectors, key) if side == "query" else (query, vectors)
                 found[i, layer, :, :, :n] = _products(*pair).flatten(2, 3)
     place = ("layer", "head", "contrast")
     values = {
-        "score": ((*place, "fact"), score),
-        "terms": ((*place, "query_part", "key_part", "fact"), terms),
+        "score": (("prompt", *place, "fact"), score),
+        "terms": (("prompt", *place, "query_part", "key_part", "fact"), terms),
         "estimated": (("side", *place, "part", "fact"), estimated),
         "patched": (("side", *place, "part", "fact"), patched),
     }
-    coords = {"side": list(SIDES), "contrast": list(CONTRASTS), "part": names}
-    coords |= {"query_part": names, "key_part": names}
+    coords = {"prompt": list(PROMPTS), "side": list(SIDES), "contrast": list(CONTRASTS)}
+    coords |= {"part": names, "query_part": names, "key_part": names}
     coords["attribute"] = ("fact", facts.texts.attribute.to_numpy(object))
     return xr.Dataset({name: (dims, x.cpu().numpy()) for name, (dims, x) in values.items()}, coords)
-
-
-def _parts(
-    weights: Weights, written: list[Tensor], layer: int
-) -> Float[Tensor, "part fact pos d_model"]:
-    """The parts that a layer's attention reads, in the order of ``part_names``."""
-    bias = torch.zeros_like(written[0])
-    for earlier in range(layer):
-        bias = bias + weights.attention_bias(earlier)
-    n = 1 + layer * (weights.model.cfg.n_heads + 1)
-    return torch.stack([written[0], bias, *written[1:n]])
-
-
-def _scale(
-    resid: Float[Tensor, "*part fact pos d_model"], eps: float
-) -> Float[Tensor, "*part fact pos 1"]:
-    """What LayerNorm multiplies by: 1 ÷ √(variance + ε)."""
-    return (resid.var(-1, unbiased=False, keepdim=True) + eps).rsqrt()
 
 
 def _read(
     weights: Weights,
     layer: int,
-    side: Literal["query", "key"],
-    select: Callable[[Tensor], Tensor],
+    select: dict[str, Callable[[Tensor], Tensor]],
+    side: str,
     parts: Float[Tensor, "part fact pos d_model"],
     scale: Float[Tensor, "*part fact pos 1"],
     *,
     biases: bool = False,
 ) -> HeadVectors:
-    """Rotated queries at destinations, or contrasts of rotated keys, as each part makes them."""
-    kind = "q" if side == "query" else "k"
-    factors, bias = weights.attention_norm_weights(layer)
-    normed = (parts - parts.mean(-1, keepdim=True)) * scale * factors
-    matrix = weights.head_inputs(layer, kind)
-    heads = einsum(normed, matrix, "part fact pos m, h d m -> part fact pos h d")
-    if biases:
-        heads[_BIAS] += matrix @ bias + weights.head_input_biases(layer, kind)
-    return select(weights.rotated(heads))
+    """Queries at destinations, or contrasts of keys, as each part makes them."""
+    return select[side](head_vectors(weights, layer, SIDES[side], parts, scale, biases=biases))
 
 
 def _at(
