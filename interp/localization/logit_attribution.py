@@ -52,6 +52,18 @@ def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
 
 
 @torch.inference_mode()
+def answer_directions(model: HookedDecoder, facts: FactSet) -> Float[Tensor, "fact d_model"]:
+    """The direction of the residual stream along which each fact's ``logit_diff`` grows, with the
+    final LayerNorm's scale held.
+    """
+    read = final_directions(model, facts)
+    answers, others = (
+        x[:, 0].to(read.scale.device) for x in (facts.answers, facts.corrupted_answers)
+    )
+    return (read.unembed[answers] - read.unembed[others]) * read.scale[:, None]
+
+
+@torch.inference_mode()
 def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     """The clean run's ``logit_diff`` as the sum of the contributions that its components write at
     ``final``.
@@ -71,8 +83,7 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     row = torch.arange(len(facts), device=device)
     at = facts.lengths.to(device) - 1
     answers, others = (x[:, 0].to(device) for x in (facts.answers, facts.corrupted_answers))
-    read = final_directions(model, facts)
-    towards = (read.unembed[answers] - read.unembed[others]) * read.scale[:, None]
+    towards, constant = answer_directions(model, facts), final_directions(model, facts).constant
     at_final = {name: widened(cache[name][row, at]) for name in names}
     z = torch.stack([at_final[f"blocks.{i}.attn.hook_z"] for i in layers])
     mlp = torch.stack([at_final[f"blocks.{i}.hook_mlp_out"] for i in layers])
@@ -87,7 +98,7 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         ),
         "attn_bias": (("layer", "fact"), bias @ towards.mT),
         "mlp": (("layer", "fact"), einsum(mlp, towards, "layer fact o, fact o -> layer fact")),
-        "constant": ("fact", read.constant[answers] - read.constant[others]),
+        "constant": ("fact", constant[answers] - constant[others]),
         "logit_diff": ("fact", last[row, answers] - last[row, others]),
     }
     attrs = {"units": "nats", "sign": "positive towards the clean answer", "score": "correlational"}
