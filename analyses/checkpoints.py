@@ -23,6 +23,7 @@ def analyse_checkpoints(
     *,
     command: str,
     bar,
+    options_of: Callable[..., dict] | None = None,
     **options: object,
 ) -> str:
     """The findings in words, and the path of the report that was written.
@@ -32,6 +33,7 @@ def analyse_checkpoints(
         compute: called with suite, step, names, facts, device and ``options``; a module's function.
         report: the HTML page, from the suite, the results with ``step``, and the command.
         said: the findings, from the results.
+        options_of: further ``options``, from suite, last step, facts and device.
         options: what results depend on besides facts and checkpoint.
     """
     suite = load_suite(config.ckpt)
@@ -41,6 +43,8 @@ def analyse_checkpoints(
     check_writable(out), check_page(target)
     task = bar.add_task(f"{name}, checkpoint", total=len(steps))
     facts, device = suite.facts(config.facts, seed=config.seed), device_of(config.device)
+    if options_of:
+        options |= options_of(suite, steps[-1], facts=facts, device=device)
     done = over_checkpoints(
         suite,
         steps,
