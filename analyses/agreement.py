@@ -39,7 +39,7 @@ def _correlation(moments: np.ndarray) -> np.ndarray:
     return (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
 
 
-def interval_text(at: xr.Dataset) -> str:
-    """``agreement`` with its interval as text."""
-    low, mid, high = (float(at[f"agreement{end}"]) for end in ("_low", "", "_high"))
+def interval_text(at: xr.Dataset, name: str = "agreement") -> str:
+    """A value with its interval, as text."""
+    low, mid, high = (float(at[f"{name}{end}"]) for end in ("_low", "", "_high"))
     return "–" if np.isnan(mid) else f"{mid:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,9 +1,9 @@
 """Which circuit recalls facts at every checkpoint, how large is it, and which estimates find it?
 
 At each checkpoint every edge's effect (``interp.attribution.edges``) is found exactly and by each
-estimate, on the same facts; circuits of the most important edges are run exactly
-(``interp.attribution.circuits``). The circuit of a checkpoint is the smallest, of ``SIZES``, whose
-edges of largest signed importance reach the faithfulness asked for.
+estimate, on one half of the facts. The circuit of a checkpoint is the smallest, of ``SIZES``, whose
+edges of largest signed importance reach the faithfulness asked for on that half. How faithful
+circuits are is measured on the other half (``interp.attribution.circuits``: run exactly).
 """
 
 from typing import get_args
@@ -23,13 +23,16 @@ from interp.attribution.circuits import (
     importance,
     top_edges,
 )
-from interp.attribution.edges import EdgeMethod, Graph, edge_effects, graph_of
+from interp.attribution.edges import EdgeMethod, edge_effects, graph_of
 from interp.data.facts import FactSet
 from interp.model.decoder import HookedDecoder
+from interp.patching import patch, patch_sites
 from interp.suite import Suite
 
 NAME = "circuits"
 METHODS = get_args(EdgeMethod)
+NODES = ("resid_pre", "z", "q", "k", "v", "mlp_out")
+NODE_METHODS = ("exact", "atp", "atp-star", "relp", "eap-ig")
 SIZES = tuple(dict.fromkeys(int(1.25**k) for k in range(0, 40)))
 """Numbers of edges that are tried, up to 6,000, a quarter more each time."""
 
@@ -50,31 +53,77 @@ def _of_step(
     return {NAME: of_model(suite.load(step, device=device), facts, target)}
 
 
+def halves(facts: FactSet) -> tuple[FactSet, FactSet]:
+    """Every other fact, to choose by; and as many others, to measure on."""
+    n = len(facts) // 2 * 2
+    return facts[range(0, n, 2)], facts[range(1, n, 2)]
+
+
 def of_model(model: HookedDecoder, facts: FactSet, target: float) -> xr.Dataset:
     """Effects, agreement, areas and the circuit of one checkpoint.
 
     Returns:
-        ``effect`` (estimate, writer, reader, role): mean over facts, noising, nats;
-        ``effect_of_fact`` (writer, reader, role, fact): the exact one. ``agreement`` (estimate,
-        measure) and ``faithfulness`` (estimate, ranking, fraction), each with ``_low`` and
-        ``_high``; ``cpr`` and ``cmd`` (estimate). ``circuit`` (writer, reader, role): 1 in it;
-        ``size``, its number of edges, NaN if none of ``SIZES`` suffices; ``connected_size``;
-        ``circuit_faithfulness`` and ``without_circuit``, with intervals. ``clean`` and
-        ``corrupted`` (fact).
+        On the facts chosen by: ``effect`` (estimate, writer, reader, role), mean over facts,
+        noising, nats; ``effect_of_fact`` (writer, reader, role, fact), the exact one; ``agreement``
+        (estimate, measure) of edges and ``node_agreement`` (node_estimate, site, measure) with
+        ``_low`` and ``_high``; ``circuit`` (writer, reader, role), 1 in it, with ``size``, NaN if
+        none of ``SIZES`` suffices, ``connected_size`` and ``chosen_faithfulness``. On the others:
+        ``faithfulness`` (estimate, ranking, fraction), ``circuit_faithfulness`` and
+        ``without_circuit``, with ``_low`` and ``_high``; ``cpr`` and ``cmd`` (estimate). On both:
+        ``head_lost`` (half, layer, head, fact), clean − patched with all of a head's output
+        from the corrupted run, and ``gap`` (half, fact), clean − corrupted, nats.
     """
-    effects = {method: edge_effects(model, facts, method=method) for method in METHODS}
-    exact, graph = effects["exact"], graph_of(model.cfg)
+    chosen_by, others = halves(facts)
+    effects = {method: edge_effects(model, chosen_by, method=method) for method in METHODS}
+    exact = effects["exact"]
     roles = exact.role.values.tolist()
-    of_method = [areas(model, facts, importance(x), roles) for x in effects.values()]
-    found = xr.concat(of_method, xr.IndexVariable("estimate", list(METHODS)))[
+    of_method = [areas(model, others, importance(x), roles) for x in effects.values()]
+    estimate = xr.IndexVariable("estimate", list(METHODS))
+    found = xr.concat(of_method, estimate)[
         ["faithfulness", "faithfulness_low", "faithfulness_high", "cpr", "cmd", "n_edges"]
     ]
-    means = [x.effect.mean("fact") for x in effects.values()]
-    found["effect"] = xr.concat(means, xr.IndexVariable("estimate", list(METHODS)))
+    found["effect"] = xr.concat([x.effect.mean("fact") for x in effects.values()], estimate)
     found["effect_of_fact"] = exact.effect
-    found = found.merge(exact[["clean", "corrupted"]]).merge(_agreement(effects))
-    return found.merge(_circuit(model, facts, exact, graph, roles, target)).assign_attrs(
-        target=target
+    found = found.merge(_agreement(effects)).merge(node_agreement(model, chosen_by))
+    found = found.merge(_circuit(model, chosen_by, others, exact, target))
+    cuts = [_heads(model, half) for half in (chosen_by, others)]
+    half = xr.IndexVariable("half", ["chosen by", "measured on"])
+    return found.merge(xr.concat(cuts, half)).assign_attrs(target=target)
+
+
+def _heads(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
+    cut = patch(
+        model, facts, site="z", groups=("all",), direction="noising", whole_value=False
+    ).squeeze("role", drop=True)
+    lost = {"head_lost": cut.clean - cut.patched, "gap": cut.clean - cut.corrupted}
+    return xr.Dataset(lost).drop_vars([x for x in cut.coords if x not in ("layer", "head")])
+
+
+def node_agreement(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
+    """How well each estimate of patching nodes agrees with exact patching, over layers, heads,
+    token roles and facts: ``node_agreement`` (node_estimate, site, measure), with ``_low`` and
+    ``_high``.
+    """
+    options = {"sites": NODES, "direction": "noising", "whole_value": False}
+    of = {method: patch_sites(model, facts, method=method, **options) for method in NODE_METHODS}
+    rows = []
+    for estimates in (of[method] for method in NODE_METHODS[1:]):
+        pairs = [
+            [(x[site].patched - x[site].clean).transpose(..., "fact") for x in (estimates, exact)]
+            for exact in [of["exact"]]
+            for site in NODES
+        ]
+        rows.append([
+            agreement_of(*(x.values.reshape(-1, x.shape[-1]).astype(float) for x in pair))
+            for pair in pairs
+        ])  # fmt: skip
+    found, dims = np.array(rows), ("node_estimate", "site", "measure")
+    return xr.Dataset(
+        {
+            f"node_agreement{end}": (dims, found[:, :, i])
+            for i, end in enumerate(("", "_low", "_high"))
+        },
+        {"node_estimate": list(NODE_METHODS[1:]), "site": list(NODES), "measure": list(MEASURES)},
     )
 
 
@@ -94,28 +143,25 @@ def _agreement(effects: dict[str, xr.Dataset]) -> xr.Dataset:
 
 
 def _circuit(
-    model: HookedDecoder,
-    facts: FactSet,
-    exact: xr.Dataset,
-    graph: Graph,
-    roles: list[str],
-    target: float,
+    model: HookedDecoder, chosen_by: FactSet, others: FactSet, exact: xr.Dataset, target: float
 ) -> xr.Dataset:
-    scores = importance(exact)
+    graph, roles, scores = graph_of(model.cfg), exact.role.values.tolist(), importance(exact)
     sizes = [size for size in SIZES if size <= np.isfinite(scores).sum()]
     tried = np.stack([top_edges(scores, size, "signed") for size in sizes])
-    reached = faithfulness(model, facts, tried, roles).faithfulness.values >= target
-    first = int(reached.argmax()) if reached.any() else -1
-    circuit = tried[first] if reached.any() else np.zeros_like(tried[0])
-    pruned = connected(circuit, graph)
-    both = faithfulness(model, facts, np.stack([circuit, everything_but(circuit, graph)]), roles)
-    values = {
-        "circuit": (("writer", "reader", "role"), circuit.astype(np.int8)),
-        "size": ((), float(sizes[first]) if reached.any() else np.nan),
-        "connected_size": ((), float(pruned.sum()) if reached.any() else np.nan),
+    shares = faithfulness(model, chosen_by, tried, roles).faithfulness.values
+    reached = bool((shares >= target).any())
+    first = int((shares >= target).argmax())
+    circuit = tried[first] if reached else np.zeros_like(tried[0])
+    both = np.stack([circuit, everything_but(circuit, graph)])
+    measured = faithfulness(model, others, both, roles)
+    numbers = {
+        "size": sizes[first],
+        "connected_size": connected(circuit, graph).sum(),
+        "chosen_faithfulness": shares[first],
     }
     for i, name in enumerate(("circuit_faithfulness", "without_circuit")):
         for end in ("", "_low", "_high"):
-            value = float(both[f"faithfulness{end}"][i])
-            values[name + end] = ((), value if reached.any() else np.nan)
+            numbers[name + end] = measured[f"faithfulness{end}"].values[i]
+    values = {name: ((), float(x) if reached else np.nan) for name, x in numbers.items()}
+    values["circuit"] = (("writer", "reader", "role"), circuit.astype(np.int8))
     return xr.Dataset(values, {"writer": graph.writers, "reader": graph.readers, "role": roles})

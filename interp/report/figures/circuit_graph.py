@@ -15,21 +15,25 @@ _FOR, _AGAINST = "#1f4e9c", "#c2571a"
 _DASHES = {"q": "dash", "k": "dot"}
 
 
-def circuit_graph(found: xr.Dataset, *, title: str, subtitle: str) -> go.Figure:
+def circuit_graph(found: xr.Dataset, title: str, subtitle: str, *, link: str) -> go.Figure:
     """The circuit of every step: a column per token role, in it the components from the embedding
     up to the logits, heads side by side. An edge joins what its writer writes at tokens of the role
     to what reads it there: queries dashed, keys dotted.
 
     Args:
-        found: ``importance`` (step, writer, reader, role) in nats, positive = for the answer;
-            ``circuit`` of the same dims, 1 for the edges of the step's circuit, of which the
-            ``MOST_DRAWN`` most important are drawn.
+        found: ``importance`` (estimate, step, writer, reader, role) in nats, positive = for the
+            answer, ``exact`` and others to compare with; ``margin`` and ``circuit`` (step, writer,
+            reader, role): half of the exact one's 95 % interval, and 1 for the edges of the step's
+            circuit, of which the ``MOST_DRAWN`` most important are drawn.
+        link: place on the page to which a click on an edge leads, such as ``#edges``.
     """
     steps, roles = found.step.values.tolist(), found.role.values.tolist()
     names = [*found.writer.values.tolist(), "logits"]
     heads = [int(at[1]) for name in names if (at := re.fullmatch(r"L\d+H(\d+)", name))]
     at = {name: _place(name, max(heads) + 1, names) for name in names}
-    frames = [go.Frame(name=str(step), data=_drawn(found.sel(step=step), at)) for step in steps]
+    frames = [
+        go.Frame(name=str(step), data=_drawn(found.sel(step=step), at, link)) for step in steps
+    ]
     figure = go.Figure(frames[-1].data, frames=frames)
     rows = {y: name if "H" not in name else f"{name[: name.index('H')]} heads"
             for name, (_, y) in at.items()}  # fmt: skip
@@ -62,12 +66,15 @@ def _place(name: str, n_heads: int, names: list[str]) -> tuple[float, int]:
     return 0.7 * ((head + 0.5) / n_heads - 0.5), 1 + 2 * layer
 
 
-def _drawn(found: xr.Dataset, at: dict[str, tuple[float, int]]) -> list[go.Scatter]:
+def _drawn(found: xr.Dataset, at: dict[str, tuple[float, int]], link: str) -> list[go.Scatter]:
     """Every frame has as many traces: edges, the components they join, and the points that explain
     them.
     """
-    scores = found.importance.transpose("writer", "reader", "role").values
-    kept = found.circuit.transpose("writer", "reader", "role").values > 0
+    dims = ("writer", "reader", "role")
+    scores = found.importance.sel(estimate="exact").transpose(*dims).values
+    margins = found.margin.transpose(*dims).values
+    others = found.importance.drop_sel(estimate="exact").transpose("estimate", *dims)
+    kept = found.circuit.transpose(*dims).values > 0
     places = np.argwhere(kept)[np.argsort(-np.abs(scores[kept]), kind="stable")][:MOST_DRAWN]
     largest = np.abs(scores[kept]).max(initial=1e-9)
     roles, lines, ends, texts = found.role.values, [], {}, []
@@ -85,7 +92,12 @@ def _drawn(found: xr.Dataset, at: dict[str, tuple[float, int]]) -> list[go.Scatt
         lines.append(go.Scatter(x=xs, y=[y, to_y], mode="lines", hoverinfo="skip", line=line))
         ends |= {(xs[0], y): source, (xs[1], to_y): target}
         middle = sum(xs) / 2, (y + to_y) / 2
-        texts.append((*middle, f"{source} → {name} at {roles[role]}<br>{score:+.2f} nats"))
+        half, estimates = margins[writer, reader, role], others.values[:, writer, reader, role]
+        texts.append((
+            *middle,
+            f"{source} → {name} at {roles[role]}<br>{score:+.2f} ± {half:.2f} nats, exact<br>"
+            + ", ".join(f"{x} {y:+.2f}" for x, y in zip(others.estimate.values, estimates)),
+        ))  # fmt: skip
     lines += [go.Scatter(x=[None], y=[None], mode="lines")] * (MOST_DRAWN - len(lines))
     components = go.Scatter(
         x=[x for x, _ in ends],
@@ -101,6 +113,7 @@ def _drawn(found: xr.Dataset, at: dict[str, tuple[float, int]]) -> list[go.Scatt
         mode="markers",
         marker={"size": 14, "opacity": 0},
         text=[text for *_, text in texts],
+        customdata=[link] * len(texts),
         hovertemplate="%{text}<extra></extra>",
     )
     return [*lines, components, explained]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from interp.report.figures.labels import FONT
@@ -168,6 +169,36 @@ def lines(curves: dict[str, xr.DataArray], title: str, subtitle: str, unit: str)
         )
     figure.update_yaxes(title_text=unit)
     return _laid_out(figure, title, subtitle, height=400, x="optimizer step")
+
+
+def line_panels(
+    panels: dict[str, dict[str, xr.DataArray]], title: str, subtitle: str, unit: str
+) -> go.Figure:
+    """A panel for each group of curves by step; curves of the same name have the same colour."""
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    n_columns = 3
+    n_rows = -(-len(panels) // n_columns)
+    figure = make_subplots(
+        n_rows, n_columns, subplot_titles=list(panels), shared_xaxes=True, shared_yaxes=True
+    )
+    for i, curves in enumerate(panels.values()):
+        for name, curve in curves.items():
+            at = names.index(name)
+            line = go.Scatter(
+                x=curve.step.values,
+                y=curve.values,
+                name=name,
+                legendgroup=name,
+                showlegend=not i,
+                mode="lines+markers",
+                marker={"size": 4},
+                line={"color": qualitative.D3[at % len(qualitative.D3)]},
+            )
+            figure.add_trace(line, row=i // n_columns + 1, col=i % n_columns + 1)
+    for row in range(n_rows):
+        figure.update_yaxes(title_text=unit, row=row + 1, col=1)
+    height = 140 + 240 * n_rows
+    return _laid_out(figure, title, subtitle, height=height, x="optimizer step")
 
 
 def _laid_out(
