@@ -37,7 +37,10 @@ def test_bars_add_up_to_the_sum_at_every_step(parts):
         assert bars.measure == (*["relative"] * 11, "total")
         assert bars.x[:-1].sum() == pytest.approx(total) == bars.x[-1]
         np.testing.assert_allclose(intervals.x, [*np.cumsum(bars.x[:-1]), total])
-        assert low < intervals.x.min() and intervals.x.max() < high
+        reach = np.stack(
+            [intervals.x - intervals.error_x.array, intervals.x + intervals.error_x.array]
+        )
+        assert low < reach.min() and reach.max() < high
 
 
 def test_the_largest_parts_are_named_with_their_values(parts):

@@ -43,7 +43,8 @@ def _said_of(found: xr.Dataset, contrast: str) -> str:
     return (
         f"{contrast}: {last.leading.item()} is needed most ({_mean(last.needed)} nats). Its score, "
         f"{_pm(last, 'score')}, is largest in {query} · {key}, {_pm(largest, 'terms')}; "
-        f"{_when(of_head.score_of_fact)}. With another name it differs by {_pm(last, 'changed')}."
+        f"{_when(of_head.score_of_fact)}. From one name to another it differs by "
+        f"{_pm(last, 'changed').removeprefix('+')}."
     )
 
 
@@ -128,7 +129,7 @@ def _evidence(found: xr.Dataset, contrast: str) -> list[Block]:
             ),
         ),
         Table(
-            ["query part · key part", "score", "clean − corrupted", "since when"],
+            ["query part · key part", "score", "difference between names", "since when"],
             [_pair_row(of_head, last, pair) for pair in _largest(last)],
         ),
         Plot(
@@ -165,7 +166,7 @@ def _pair_row(of_head: xr.Dataset, last: xr.Dataset, pair: tuple[str, str]) -> l
     return [
         " · ".join(pair),
         _pm(values, "terms"),
-        _pm(values, "changed_terms"),
+        _pm(values, "changed_terms").removeprefix("+"),
         _when(of_head.terms_of_fact.sel(at)),
     ]
 

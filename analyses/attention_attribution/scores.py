@@ -65,8 +65,10 @@ def of_model(model: HookedDecoder, facts: FactSet, heads: tuple[str, ...]) -> xr
 
     Returns:
         Means over facts with halves of their 95 % intervals (``…_margin``): ``score`` and ``terms``
-        of ``score_attribution``, ``changed`` and ``changed_terms``, their clean minus corrupted
-        prompts, ``moved`` of ``value_attribution`` and ``wrote``, its sum; ``moved_by_attribute``.
+        of ``score_attribution``; ``changed`` and ``changed_terms``, by how much they differ between
+        the clean and the corrupted prompt, sign apart (names are drawn alike, so that signed
+        differences would average to 0); ``moved`` of ``value_attribution`` and ``wrote``, its sum;
+        ``moved_by_attribute``.
         Of single facts: ``score_of_fact``, ``terms_of_fact``, ``needed`` (see ``needs``).
         ``agreement`` (pair, contrast, measure) with ``_low`` and ``_high``: of what a part of the
         query, or of all keys, is estimated to change with what patching it changes; and of
@@ -81,8 +83,8 @@ def of_model(model: HookedDecoder, facts: FactSet, heads: tuple[str, ...]) -> xr
     of_fact = {
         "score": clean.score,
         "terms": clean.terms,
-        "changed": clean.score - corrupted.score,
-        "changed_terms": clean.terms - corrupted.terms,
+        "changed": np.abs(clean.score - corrupted.score),
+        "changed_terms": np.abs(clean.terms - corrupted.terms),
         "moved": moved.moved,
         "wrote": moved.moved.sum(("role", "part")),
     }

@@ -42,8 +42,11 @@ def waterfall(
         for step in parts.step.values
     ]
     figure = go.Figure(frames[-1].data, frames=frames)
-    ends = np.concatenate([[0, *frame.data[1].x] for frame in frames])
-    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    points = [frame.data[1] for frame in frames]
+    low, high = (
+        sign * np.nanmax([0, *(np.nanmax(sign * x.x + x.error_x.array) for x in points)])
+        for sign in (-1, 1)
+    )
     room = 0.08 * (high - low) or 1.0
     figure.update_layout(
         title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02},
