@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from oracle import inputs, metrics, random_model
+from planted import facts as hand_made
+from planted import late_gate
 from test_attribution_patching import difference
-from test_circuits import facts as hand_made
-from test_circuits import late_gate
 from test_hooks import bridge_around
 from transformer_lens.tools.analysis.attribution_patching import (
     EdgeAttributionConfig,
