@@ -36,7 +36,7 @@ def names_of(model):
 
 
 def by_autograd(model, tokens, slope, hooks=()):
-    """Gradients of (slope · last residual stream) by every activation; None where there are none."""
+    """Gradients of (slope · last residual stream) by every activation; None where there is none."""
     kept = {}
 
     def start(x, hook):
@@ -99,7 +99,7 @@ def test_relp_is_autograd_with_scales_and_slopes_detached(decoder, facts, slope)
         hooks += [(HOOKS["mlp_pre"].format(at), remember), (HOOKS["mlp_post"].format(at), linear)]
     hooks.sort(key=lambda hook: hook[1] is linear)
     plain, theirs = (by_autograd(decoder, facts.clean, slope, of) for of in ((), hooks))
-    # The hook that makes neurons linear follows the one that keeps them: their gradient is not seen.
+    # Neurons are kept before the hook that makes them linear, so their gradient is not seen.
     seen = [place for place in theirs if place[0] != "mlp_post"]
     ours = written_out(decoder, facts, slope, relp=True)
     for place in seen:

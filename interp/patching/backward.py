@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
