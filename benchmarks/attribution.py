@@ -9,9 +9,9 @@ from interp.process import tune_process
 
 tune_process()
 
-import resource
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 
@@ -134,9 +134,15 @@ def memory_of_nodes(max_memory: float) -> float:
     suite = load_suite(CHECKPOINT)
     model, facts = suite.load(suite.steps[-1]), suite.facts(N_FACTS_FOR_MEMORY)
     patched_nodes(model, facts[range(2)], "atp-star")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     patched_nodes(model, facts, "atp-star", max_memory=max_memory)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    return (peak_bytes() - before) / 1e9
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held (Linux)."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return 1024 * int(line.split()[1])
 
 
 def correlation(exact, estimated) -> float:
