@@ -8,7 +8,8 @@ estimated by (x′ − x) · ∂m/∂x, summed over what is patched together:
 - ``atp-star`` (the same authors): changes of queries, keys and attention scores are followed
   through the softmax exactly, (p′ − p) · ∂m/∂p; and the size of an estimate is Σ |estimate| ÷
   (layers − 1) over backward passes that drop one layer each (GradDrop), so that effects that cancel
-  along different paths are not missed. Its sign is that of the estimate without dropping.
+  along different paths are not missed. Its sign is that of the estimate without dropping, and
+  means nothing where paths cancel.
 - ``relp`` (Jafari et al. 2025, https://arxiv.org/abs/2508.21258): the gradient holds LayerNorm's
   scale and each neuron's gelu(x) ÷ x.
 - ``eap-ig`` (integrated gradients, Hanna et al. 2024, https://arxiv.org/abs/2403.17806): the mean
@@ -199,7 +200,8 @@ class _FactGradients:
         # with an earlier layer dropped, gradients are the plain ones
         sizes = estimates.abs()
         total = layer * sizes[0] + sizes[1:].sum(0)
-        return estimates[0].sign() * total / (layer + len(sizes) - 1)
+        sign = torch.where(estimates[0] < 0, -1.0, 1.0)  # 0 times a size would lose the size
+        return sign * total / (layer + len(sizes) - 1)
 
     def _products(self, site: Site, layer: int, slope: Slopes) -> Effects:
         """Change · gradient."""
