@@ -91,8 +91,8 @@ class GradientEstimates:
             for site in sites
             for layer in grid.swept(site, n_layers)
         }
-        for start in range(0, len(base.given.tokens), self._rows_at_once(base.given)):
-            facts = np.arange(len(base.given.tokens))[start:][: self._rows_at_once(base.given)]
+        for start in range(0, len(base.given.tokens), self.rows_at_once(base.given)):
+            facts = np.arange(len(base.given.tokens))[start:][: self.rows_at_once(base.given)]
             part = _FactGradients(self, facts, grid, base, source)
             for (site, layer), items in swept.items():
                 here = items[np.isin(items.fact, facts)]
@@ -103,7 +103,7 @@ class GradientEstimates:
                 place = (here.part, here.group, here.source, here.fact - start)
                 yield here, base.scores[:, here.fact] + effect[:, *place].astype(np.float32)
 
-    def _rows_at_once(self, given: Prompts) -> int:
+    def rows_at_once(self, given: Prompts) -> int:
         """Prompts whose forward pass, kept for the backward passes, fits into ``max_bytes``."""
         cfg, n_pos = self.cfg, given.tokens.shape[1]
         in_block = 8 * cfg.d_mlp + 32 * cfg.d_model + 8 * cfg.n_heads * n_pos
