@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xarray as xr
 from processes import finish
 from safetensors.torch import load_file, save_file
 
@@ -152,6 +153,31 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
     assert "noising" in page and "held-out" in page
 
 
+def test_paths_are_estimated_and_the_page_says_so(copy, tmp_path):
+    out, page = tmp_path / "out", tmp_path / "r.html"
+    arguments = [
+        "interp-patch", "--ckpt", copy, "--steps", "30", "--facts", "12", "--out", out,
+        "--report", page, "--sites", "L0H1.z-v", "mlp_out-logits",
+    ]  # fmt: skip
+    code, *_ = run(*arguments)
+    exact = {name: open_results(out, name) for name in ("L0H1.z-v", "mlp_out-logits")}
+    assert code == 0 and "estimated (eap)" not in page.read_text()
+    code, *_ = run(*arguments, "--method", "eap")
+    assert code == 0 and "estimated (eap)" in page.read_text()
+    for name, before in exact.items():
+        after = open_results(out, name)
+        assert (before.attrs["method"], after.attrs["method"]) == ("exact", "eap")
+        assert before.patched.dims == after.patched.dims
+        assert (before.patched.isnull() == after.patched.isnull()).all()
+        assert float(abs(before.patched - after.patched).max()) > 1e-9
+
+
+def open_results(folder, site):
+    (path,) = folder.glob(f"*{site}*.nc")
+    with xr.open_dataset(path) as result:
+        return result.load()
+
+
 EXAMPLES = re.findall(r"^    (interp-patch .*)$", interp_patch._patch.__doc__, re.M)
 
 
@@ -192,6 +218,18 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
         ),
         (["interp-patch", "--ckpt", "RUN", "--sites", "z-zz"], "no stop 'zz' in path 'z-zz'"),
         (["interp-patch", "--ckpt", "RUN", "--sites", "L9.z-q"], "outside the model's 3 layers"),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "z-q", "--method", "atp"],
+            "atp estimates no paths; use eap, relp or eap-ig for 'z-q'",
+        ),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "z", "--method", "eap"],
+            "eap estimates paths of two stops; use atp for the site 'z'",
+        ),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "embed-v-logits", "--method", "relp"],
+            "relp estimates paths of two stops; use method exact for 'embed-v-logits'",
+        ),
         (
             ["interp-patch", "--ckpt", "RUN", "--groups", "name_first+nose"],
             "no role 'nose' in group 'name_first+nose'; there are bos",

@@ -223,7 +223,7 @@ class _FactEffects:
         path: str,
         first: Stop,
         last: Stop,
-        changes: dict[tuple[str, int], Float[Tensor, "fact pos part d_model"]],
+        changes: dict[tuple[str, int], Float[Tensor, "fact pos first d_model"]],
         slopes: InputGradients,
     ) -> Effects:
         """Raises a ValueError if an estimate is not finite."""
@@ -257,7 +257,7 @@ class _FactEffects:
         axes = "metric fact pos layer v u, group fact pos -> metric layer v group u fact"
         return einsum(of_pos, self.groups.to(of_pos), axes)
 
-    def _change(self, stop: Stop, layer: int) -> Float[Tensor, "fact pos part d_model"]:
+    def _change(self, stop: Stop, layer: int) -> Float[Tensor, "fact pos first d_model"]:
         """The change of what each part of a first stop's layer writes into the residual stream."""
         new, old = (run[layer][stop.site][self.facts] for run in (self.source, self.base))
         change = (widened(new) - widened(old)).flatten(2)
