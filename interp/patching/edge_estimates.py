@@ -33,7 +33,7 @@ _GRADIENT_OF = {"mlp_out": "mlp_pre", LOGITS: "resid_post"}
 """The activation whose gradient is taken for a second stop; by default its own."""
 Effects = Float[np.ndarray, "metric layer part group way fact"]
 Embeddings = Float[Tensor, "row pos d_model"]
-InputGradients = Float[Tensor, "metric row pos layer part d_model"]
+InputGradients = Float[Tensor, "metric row pos read_layer read_part d_model"]
 
 
 @torch.no_grad()
@@ -250,7 +250,7 @@ class _FactEffects:
 
     def _products(
         self, change: Float[Tensor, "fact pos first d_model"], slopes: InputGradients
-    ) -> Float[Tensor, "metric layer part group first fact"]:
+    ) -> Float[Tensor, "metric read_layer read_part group first fact"]:
         """Change · gradient, summed over each set of positions."""
         axes = "fact pos u m, metric fact pos layer v m -> metric fact pos layer v u"
         of_pos = einsum(change, slopes, axes)
