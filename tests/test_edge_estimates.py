@@ -30,7 +30,11 @@ NAMES = ("", "_first_logprob", "_value_logprob")
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sequential", "parallel"])
 def wide(request, suite):
-    return random_model(suite, parallel=request.param)
+    model, generator = random_model(suite, parallel=request.param), torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if ".ln" in name and name.endswith("weight"):  # factors that are not all 1
+            weight.data.uniform_(0.5, 1.5, generator=generator)
+    return model
 
 
 @pytest.fixture(scope="module")
