@@ -399,7 +399,6 @@ def test_a_bridge_gives_the_same_estimates(wide, few, tmp_path, method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "atp", "site": "z-q"}, "atp estimates no paths; use method exact for 'z-q'"),
         (
             {"method": "relp", "site": "resid_pre", "frozen": "mlp_out"},
             "relp holds nothing frozen; use method exact",

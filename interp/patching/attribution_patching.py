@@ -98,7 +98,7 @@ class GradientEstimates:
             for site in sites
             for layer in grid.swept(site, n_layers)
         }
-        size = self._rows_at_once(base.given, grid)
+        size = self.rows_at_once(base.given, grid)
         for start in range(0, n_facts, size):
             facts = np.arange(start, min(n_facts, start + size))
             part = _FactGradients(self, facts, grid, base, source)
@@ -112,7 +112,7 @@ class GradientEstimates:
                 place = (here.part, here.group, here.source, here.fact - start)
                 yield here, base.scores[:, here.fact] + effect[:, *place].astype(np.float32)
 
-    def _rows_at_once(self, given: Prompts, grid: PatchGrid) -> int:
+    def rows_at_once(self, given: Prompts, grid: PatchGrid) -> int:
         """Prompts whose gradients fit into ``max_bytes``."""
         cfg, n_pos = self.cfg, given.tokens.shape[1]
         n_metrics = 3 + (given.control is not None)
