@@ -32,8 +32,8 @@ def takeovers(found: xr.Dataset) -> pd.DataFrame:
         ``head``, ``peak_step``, ``peak`` and ``last`` (shares), ``change`` = last − peak with
         ``low`` and ``high``; ``hands_over``: the change is below 0 and halves the share. Of the
         head that loses most, ``rise`` = last − share at *its* peak step, with ``rise_low`` and
-        ``rise_high``, and ``takes_over``: that rise is above 0; NaN if none does. Empty where the runs differ at
-        fewer than two steps.
+        ``rise_high``, and ``takes_over``: that rise is above 0; NaN if no head hands over. Empty
+        where the runs differ at fewer than two steps.
     """
     gap = found.gap.transpose("step", "half", "fact").values
     steps = np.flatnonzero(runs_differ(gap).all(1))
