@@ -13,7 +13,7 @@ from math import log
 import pandas as pd
 import torch
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.associative_memory.toy_memory import (
@@ -21,6 +21,7 @@ from analyses.associative_memory.toy_memory import (
     PRETRAINING,
     Choice,
     Mixture,
+    Moments,
     Pairs,
     Shape,
     Weights,
@@ -38,6 +39,7 @@ CHOICES = {
     "no biases": Choice(biases=False),
     "He normal initialisation": Choice(initial="he-normal"),
     "logits times 8": Choice(logit_scale=8.0),
+    "moments kept": Choice(keeps_moments=True),
 }
 LAYERS = {"first": ("W_in", "b_in"), "second": ("W_out", "b_out")}
 N_BINS = 5
@@ -63,7 +65,7 @@ class Size:
         0, 1, 2, 5, 10, 20, 50, 100, 200, *range(31, 250, 31), *range(250, 4001, 125)
     }))  # fmt: skip
     """Fine-tuning steps; those of the paper's figure N, and earlier ones."""
-    looked_into: tuple[int, ...] = (31, 250, 1000, 4000)
+    looked_into: tuple[int, ...] = (250, 1000, 4000)
     """Steps at which layers and cosines are looked at."""
 
     @property
@@ -104,10 +106,11 @@ def study(size: Size, seeds: Sequence[int], on_step: OnStep) -> dict[str, pd.Dat
     """
     tables, by_choice = {}, []
     for name, choice in CHOICES.items():
-        weights, pairs = pretrained(size, seeds, choice, on_step)
+        weights, pairs, moments = pretrained(size, seeds, choice, on_step)
+        moments = moments if choice.keeps_moments else {}
         chosen = name == CHOSEN
         mixtures = size.mixtures if chosen else [Mixture(size.n_old, size.n_new_with_replay, 0.0)]
-        found = fine_tuned(size, weights, pairs, mixtures, seeds, on_step)
+        found = fine_tuned(size, weights, pairs, mixtures, seeds, on_step, moments)
         if chosen:
             tables = found
         alike = found["associative_memory"].query(
@@ -120,8 +123,10 @@ def study(size: Size, seeds: Sequence[int], on_step: OnStep) -> dict[str, pd.Dat
 
 def pretrained(
     size: Size, seeds: Sequence[int], choice: Choice, on_step: OnStep
-) -> tuple[Weights, Pairs]:
-    """One memory per seed, trained on its old pairs; and its pairs, old ones first."""
+) -> tuple[Weights, Pairs, Moments]:
+    """One memory per seed, trained on its old pairs; its pairs, old ones first; the optimizer's
+    moments.
+    """
     n_pairs = size.n_old + max(*size.n_new, size.n_new_with_replay)
     pairs = Pairs(*_float32(draw_pairs(seeds, n_pairs, size.shape, choice)))
     weights = initial_weights(seeds, size.shape, choice)
@@ -134,9 +139,9 @@ def pretrained(
         stage=PRETRAINING,
         learning_rates=cosine_rates(size.pretraining_rate, size.pretraining_steps),
     )
-    for step, weights in steps:  # noqa: B007
+    for step, weights, moments in steps:  # noqa: B007
         on_step(len(seeds) if step else 0)
-    return {name: part.detach() for name, part in weights.items()}, pairs
+    return {name: part.detach() for name, part in weights.items()}, pairs, moments
 
 
 def fine_tuned(
@@ -146,6 +151,7 @@ def fine_tuned(
     mixtures: Sequence[Mixture],
     seeds: Sequence[int],
     on_step: OnStep,
+    moments: Moments,
 ) -> dict[str, pd.DataFrame]:
     """Tables of all mixtures, each from the pre-trained memory of each seed."""
     model_of = torch.arange(len(seeds)).repeat(len(mixtures))
@@ -160,8 +166,9 @@ def fine_tuned(
         seeds=seed_of,
         stage=FINE_TUNING,
         learning_rates=[size.fine_tuning_rate] * size.fine_tuning_steps,
+        moments={name: _repeated(part, model_of) for name, part in moments.items()},
     )
-    for step, tuned in steps:
+    for step, tuned, _ in steps:
         on_step(len(each) if step else 0)
         if step not in size.evaluated:
             continue
@@ -234,6 +241,11 @@ def by_cosine(weights: Weights, pairs: Pairs, of: Mixture, model: int) -> list[d
 def no_knowledge(size: Size) -> float:
     """Loss of somebody who knows nothing (nats per pair): values are uniform."""
     return log(size.shape.n_values)
+
+
+def _repeated(moments: dict[str, Tensor], models: Int[Tensor, " other"]) -> dict[str, Tensor]:
+    """Moments of these models; the step count is common to all."""
+    return {key: part[models] if part.ndim else part for key, part in moments.items()}
 
 
 def _with_seeds(at: list[dict], found: list[dict], seed_of: Sequence[int]) -> list[dict]:

@@ -289,7 +289,7 @@ def _save(
 ) -> Path:
     """Writes the tables, what made them, and the page; returns the page."""
     for name, table in tables.items():
-        csv = table.to_csv(index=False, float_format="%.6g")
+        csv = table.to_csv(index=False, float_format="%.9g")
         write_bytes(folder / f"{name}.csv", csv.encode())
     made = {"command": command} | provenance()
     write_json(folder / "associative-memory.json", made)

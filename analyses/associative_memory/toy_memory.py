@@ -7,8 +7,8 @@ are its output's dot products with the value embeddings e_v:
 
 Source: Zucchet et al. 2025, arXiv 2503.21676, appendix F.4. Left open there, and chosen here: both
 layers have biases; weights and biases start uniform in ±1/√(inputs of the layer); logits are not
-scaled; AdamW has β = (0.9, 0.999), ε = 1e-8, decays all weights and biases, and starts afresh for
-fine-tuning; the cosine falls from the learning rate to 0 without a warm-up; values are drawn
+scaled; AdamW has β = (0.9, 0.999), ε = 1e-8, decays all weights and biases, and forgets its moments
+before fine-tuning; the cosine falls from the learning rate to 0 without a warm-up; values are drawn
 uniformly. Every tensor has a leading ``model`` axis: no model's training depends on another's.
 """
 
@@ -26,6 +26,9 @@ from torch.nn import functional as F
 Weights = dict[str, Tensor]
 """``W_in`` (model d_model d_mlp), ``W_out`` (model d_mlp d_model), and, where there are biases,
 ``b_in`` (model d_mlp) and ``b_out`` (model d_model)."""
+Moments = dict[str, dict[str, Tensor]]
+"""AdamW's state of each part of the weights: ``exp_avg`` and ``exp_avg_sq``, of the part's shape,
+and ``step``."""
 PAIRS, INITIAL, PRETRAINING, FINE_TUNING = range(4)
 """Independent random streams of a seed."""
 
@@ -48,6 +51,9 @@ class Choice:
     deviation √(2/inputs), biases 0 (He et al. 2015, equation 10)."""
     biases: bool = True
     logit_scale: float = 1.0
+    keeps_moments: bool = False
+    """Fine-tuning goes on with AdamW's moments and step count of pre-training; else it starts with
+    none."""
 
 
 class Pairs(NamedTuple):
@@ -131,20 +137,25 @@ def training(
     learning_rates: Sequence[float],
     batch_size: int = 128,
     weight_decay: float = 0.01,
-) -> Iterator[tuple[int, Weights]]:
-    """Trains all models, one AdamW step each per learning rate, and yields (steps taken, weights)
-    before the first step and after each. The same weights are yielded again and again: they change
-    in place. The weights given are left as they are.
+    moments: Moments | None = None,
+) -> Iterator[tuple[int, Weights, Moments]]:
+    """Trains all models, one AdamW step each per learning rate, and yields (steps taken, weights,
+    moments) before the first step and after each. The same tensors are yielded again and again:
+    they change in place. What was given is left as it is.
 
     Args:
         mixtures, seeds: of each model. Models of the same seed draw from the same stream.
         stage: which stream of the seed batches are drawn from.
+        moments: those to start with; without them, there are none.
     """
     weights = {name: part.clone().requires_grad_() for name, part in weights.items()}
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=weight_decay, fused=True)
+    for name, part in (moments or {}).items():
+        optimizer.state[weights[name]] = {key: value.clone() for key, value in part.items()}
+    moments = {name: optimizer.state[part] for name, part in weights.items()}
     rngs = [np.random.default_rng([seed, stage]) for seed in seeds]
     models = rearrange(torch.arange(len(seeds)), "model -> model 1")
-    yield 0, weights
+    yield 0, weights, moments
     for step, rate in enumerate(learning_rates, 1):
         drawn = [draw_batch(rng, of, batch_size) for rng, of in zip(rngs, mixtures)]
         batch = torch.from_numpy(np.stack(drawn))
@@ -156,7 +167,7 @@ def training(
         loss.backward()
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        yield step, weights
+        yield step, weights, moments
 
 
 def draw_batch(
