@@ -24,7 +24,8 @@ from analyses.associative_memory.forgetting import (
     study,
     transplanted,
 )
-from analyses.associative_memory.memory_page import figures, said
+from analyses.associative_memory.memory_figures import figures
+from analyses.associative_memory.memory_page import heads, rows, said
 from analyses.associative_memory.toy_memory import (
     FINE_TUNING,
     PRETRAINING,
@@ -378,6 +379,8 @@ def test_the_page_on_fine_tuning_quotes_what_the_kept_tables_say(kept):
     text = (ROOT / "docs" / "hallucination-and-finetuning.md").read_text()
     for line in said(kept, Size()):
         assert f"{line}\n" in text
+    for cells in (heads(Size()), *rows(kept["associative_memory"], Size())):
+        assert f"\n| {' | '.join(cells)} |\n" in text
 
 
 def test_lines_of_the_loss_figure_are_means_of_the_kept_table(kept):

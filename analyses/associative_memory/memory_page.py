@@ -4,20 +4,20 @@ import sys
 from math import log
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
-from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
 from analyses.associative_memory import AssociativeMemoryConfig
-from analyses.associative_memory.forgetting import CHOICES, SIZES, Size, study
-from analyses.beside_paper import across_seeds, with_title
-from analyses.studies import mean_in_words, sample_in_words
+from analyses.associative_memory.forgetting import CHOICES, LAYERS, N_BINS, SIZES, Size, study
+from analyses.associative_memory.memory_figures import figures, weight_in_words
+from analyses.studies import (
+    difference,
+    difference_in_words,
+    mean_in_words,
+    paired,
+)
 from interp.files import check_writable, write_bytes, write_json
 from interp.provenance import provenance
-from interp.report.figures.curves import band
 from interp.report.page import Bullets, Paragraph, Plot, Prose, Section, Table, anchor, page
 
 _METHOD = (
@@ -26,7 +26,12 @@ _METHOD = (
     "pair is drawn with w times the probability of a new one. Accuracy and loss are those on all "
     "old and on all new pairs."
 )
-_GREY = {"color": "#777", "dash": "dot", "width": 1}
+KNOWN = 0.99
+"""New pairs count as known from the first evaluated step with this mean accuracy."""
+_MEANS = (
+    "Means over seeds, at the evaluated steps. New pairs count as known from the first step with a "
+    f"mean accuracy of {KNOWN}."
+)
 
 
 def run(config: AssociativeMemoryConfig, *, command: str, bar) -> str:
@@ -53,235 +58,108 @@ def run(config: AssociativeMemoryConfig, *, command: str, bar) -> str:
 
 def said(tables: dict[str, pd.DataFrame], size: Size) -> list[str]:
     """The findings, each in a line: means over seeds ± half of 95 % intervals."""
-    table, layers = tables["associative_memory"], tables["associative_memory_layers"]
-    last, early = size.looked_into[-1], size.looked_into[0]
-    start = table[table.step == 0]
-    lines = [
-        f"pre-trained on {size.n_old} pairs: accuracy {_mean(start, 'old_accuracy')}, loss "
-        f"{_mean(start, 'old_loss', 4)}; no knowledge: loss {log(size.shape.n_values):.2f}"
+    table, last, n = tables["associative_memory"], size.looked_into[-1], size.n_new_with_replay
+    start, end = table[table.step == 0], table[table.step == last]
+    begins = f"{_mean(start, 'old_accuracy')}, loss {_mean(start, 'old_loss', 4)} nats"
+    none = f"{log(size.shape.n_values):.2f} with no knowledge"
+    without = [
+        f"{_mean(alike, 'old_accuracy')} after {many} new pairs"
+        for many, alike in end[end.replay_weight == 0].groupby("n_new")
     ]
-    for (n, weight), alike in table.groupby(["n_new", "replay_weight"]):
-        name = f"{n} new pairs, {_weight_in_words(weight)}"
-        lows = alike.groupby("seed").old_accuracy.min().to_numpy()
-        ends, begins = (alike[alike.step == step] for step in (last, early))
+    replayed = [
+        f"{_mean(alike, 'old_accuracy')} with {weight_in_words(weight)}"
+        for weight, alike in end[end.n_new == n].groupby("replay_weight")
+    ]
+    return [
+        f"{size.n_old} pairs are learned: accuracy {begins} per pair ({none})",
+        f"old accuracy at fine-tuning step {last}, without replay: {', '.join(without)}",
+        f"the same after {n} new pairs, by replay weight: {', '.join(replayed)}",
+        *_layers_in_words(tables["associative_memory_layers"], size),
+        *_cosines_in_words(tables["associative_memory_cosine"], size),
+        *_choices_in_words(tables["associative_memory_choices"], size),
+    ]
+
+
+def _layers_in_words(table: pd.DataFrame, size: Size) -> list[str]:
+    last, n = size.looked_into[-1], size.n_new_with_replay
+    of = table[(table.step == last) & (table.n_new == n) & (table.replay_weight == 0)]
+    lines = []
+    for layer in LAYERS:
+        alike = of[of.fine_tuned == layer]
         lines.append(
-            f"{name}: old accuracy {_mean(begins, 'old_accuracy')} at step {early}, least "
-            f"{mean_in_words(lows, 3)}, {_mean(ends, 'old_accuracy')} at step {last} (loss "
-            f"{_mean(ends, 'old_loss', 2)}); new accuracy {_mean(begins, 'new_accuracy')} and "
-            f"{_mean(ends, 'new_accuracy')}"
-        )
-    one = layers[(layers.step == last) & (layers.n_new == size.n_new_with_replay)]
-    for layer, alike in one[one.replay_weight == 0].groupby("fine_tuned"):
-        moved = ""
-        if layer != "both":
-            moved = f"; it moved by {_mean(alike, 'relative_change')} of its norm, "
-            moved += (
-                f"{_mean(alike, 'share_of_top_units')} of the squared change in a tenth of units"
-            )
-        lines.append(
-            f"{size.n_new_with_replay} new pairs without replay, step {last}, fine-tuned layer "
-            f"{layer}: old accuracy {_mean(alike, 'old_accuracy')}, new "
-            f"{_mean(alike, 'new_accuracy')}{moved}"
-        )
-    cosines = tables["associative_memory_cosine"]
-    of = (cosines.n_new == size.n_new_with_replay) & (cosines.step == last)
-    for fifth, alike in cosines[of].groupby("fifth"):
-        lines.append(
-            f"{size.n_new_with_replay} new pairs, step {last}, fifth {fifth + 1} by cosine with "
-            f"the nearest new key (mean {_mean(alike, 'largest_cosine', 2)}): old accuracy "
-            f"{_mean(alike, 'old_accuracy')}"
-        )
-    for name in CHOICES:
-        alike = tables["associative_memory_choices"].query("choice == @name")
-        begin, end = (alike[alike.step == step] for step in (0, last))
-        lines.append(
-            f"{name}: old accuracy {_mean(begin, 'old_accuracy', 4)} before fine-tuning, "
-            f"{_mean(end, 'old_accuracy')} after {size.n_new_with_replay} new pairs"
+            f"the fine-tuned {layer} layer with the other pre-trained layer ({n} new pairs, step "
+            f"{last}): old accuracy {_mean(alike, 'old_accuracy')}, new "
+            f"{_mean(alike, 'new_accuracy')}; it moved by {_mean(alike, 'relative_change')} of its "
+            f"norm, {_mean(alike, 'share_of_top_units')} of the squared change lies in the tenth "
+            "of the units that changed most"
         )
     return lines
 
 
-def figures(tables: dict[str, pd.DataFrame], size: Size) -> dict[str, go.Figure]:
-    """Figures, by section heading."""
-    table = tables["associative_memory"]
-    n, baseline = sample_in_words(table.seed.nunique()), log(size.shape.n_values)
-    panels = _panels(table, size)
-    return {
-        "Old and new loss": _loss_plane(panels, baseline, n),
-        "Accuracy over fine-tuning": _over_steps(panels, "accuracy", n),
-        "Loss over fine-tuning": _over_steps(panels, "loss", n, baseline),
-        "Which layer": _by_layer(tables["associative_memory_layers"], n),
-        "Near and far keys": _by_cosine(tables["associative_memory_cosine"], size, n),
-    }
+def _cosines_in_words(table: pd.DataFrame, size: Size) -> list[str]:
+    """The nearest fifth of old keys less the farthest, by number of new pairs."""
+    lines = []
+    for n, alike in table[table.step == size.looked_into[-1]].groupby("n_new"):
+        far, near = (alike[alike.fifth == fifth] for fifth in (0, N_BINS - 1))
+        less = difference_in_words(pd.Series(difference(paired(near, far, "old_accuracy"))), 3)
+        cosines = [_mean(part, "largest_cosine", 2).split(" ")[0] for part in (near, far)]
+        lines.append(
+            f"{n} new pairs, step {size.looked_into[-1]}: old accuracy on the fifth of old keys "
+            f"nearest to a new key (cosine {cosines[0]}) less the farthest ({cosines[1]}): {less}"
+        )
+    return lines
 
 
-def _panels(table: pd.DataFrame, size: Size) -> dict[str, pd.DataFrame]:
-    """Rows of the two comparisons, with what tells their lines apart in the column series."""
-    without = table[table.replay_weight == 0]
-    replayed = table[table.n_new == size.n_new_with_replay]
-    by_n = without.assign(series=without.n_new.map("{} new".format))
-    by_weight = replayed.assign(series=replayed.replay_weight.map(_weight_in_words))
-    return {
-        "without replay, by number of new pairs": by_n,
-        f"{size.n_new_with_replay} new pairs, by replay weight": by_weight,
-    }
+def _choices_in_words(table: pd.DataFrame, size: Size) -> list[str]:
+    lines = []
+    for name in CHOICES:
+        alike = table[table.choice == name]
+        start, early, late = (
+            _mean(alike[alike.step == step], "old_accuracy")
+            for step in (0, size.looked_into[0], size.looked_into[-1])
+        )
+        lines.append(
+            f"{name}: old accuracy {start} before fine-tuning on {size.n_new_with_replay} pairs, "
+            f"{early} at step {size.looked_into[0]}, {late} at step {size.looked_into[-1]}"
+        )
+    return lines
 
 
-def _loss_plane(panels: dict[str, pd.DataFrame], baseline: float, n: str) -> go.Figure:
-    figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=0.08)
-    for column, table in enumerate(panels.values(), 1):
-        for series, color in _colored(table):
-            alike = table[table.series == series]
-            mean = alike.groupby("step")[["old_loss", "new_loss"]].mean().reset_index()
-            seeds = [line for _, line in alike.groupby("seed")]
-            for line, width in [(mean, 2.5), *((line, 0.5) for line in seeds)]:
-                figure.add_trace(
-                    go.Scatter(
-                        x=line.old_loss,
-                        y=line.new_loss,
-                        mode="lines",
-                        line={"color": color, "width": width},
-                        name=series,
-                        legendgroup=series,
-                        showlegend=width > 1,
-                        customdata=line.step,
-                        hovertemplate="step %{customdata}: old %{x:.3g}, new %{y:.3g}",
-                        legend="legend" if column == 1 else "legend2",
-                    ),
-                    1,
-                    column,
-                )
-    figure.add_hline(baseline, line=_GREY)
-    figure.add_vline(baseline, line=_GREY)
-    figure.update_xaxes(type="log", dtick=1, exponentformat="power", title="loss on old pairs")
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power")
-    figure.update_yaxes(title_text="loss on new pairs (nats per pair)", col=1)
-    note = f"{n.replace(', bands 95 %', '')}; thick: means, thin: single seeds; fine-tuning starts "
-    note += f"at the top left; dotted: no knowledge, ln {np.exp(baseline):.0f} = {baseline:.2f}"
-    return _titled(figure, "Loss on new pairs against loss on old pairs", note, 480)
+HEADS = (
+    "new pairs", "replay", "old pairs in a batch", "old accuracy, step {early}", "step {last}",
+    "lowest (step)", "highest old loss (step)", "new accuracy, step {early}", "step {last}",
+    "new known from step", "old accuracy then",
+)  # fmt: skip
 
 
-def _over_steps(
-    panels: dict[str, pd.DataFrame], measure: str, n: str, baseline: float | None = None
-) -> go.Figure:
-    titles = [f"{kind} pairs, {name}" for kind in ("old", "new") for name in panels]
-    figure = make_subplots(2, 2, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.1)
-    for column, table in enumerate(panels.values(), 1):
-        for row, kind in enumerate(("old", "new"), 1):
-            lines = across_seeds(table, series="series", x="step", y=f"{kind}_{measure}")
-            for series, color in _colored(table):
-                line = lines[(lines.series == series) & (lines.x > 0)]
-                legend = "legend" if column == 1 else "legend2"
-                _add(figure, line, row, column, color, legend, row == 1, log_y=measure == "loss")
-    if baseline is not None:
-        figure.add_hline(baseline, line=_GREY)
-        figure.update_yaxes(type="log", dtick=1, exponentformat="power")
-        unit = "loss (nats per pair)"
-    else:
-        figure.update_yaxes(range=[-0.02, 1.02])
-        unit = "accuracy (share of pairs)"
-    figure.update_xaxes(type="log", dtick=1)
-    figure.update_xaxes(title="fine-tuning step, from 1", row=2)
-    figure.update_yaxes(title_text=unit, col=1)
-    dotted = "" if baseline is None else "; dotted: no knowledge"
-    title = f"{measure.capitalize()} on old and new pairs over fine-tuning"
-    return _titled(figure, title, f"{n}{dotted}", 720)
+def rows(table: pd.DataFrame, size: Size) -> list[list[str]]:
+    """Cells of the table of all mixtures, under ``HEADS``: means over seeds."""
+    early, last = size.looked_into[0], size.looked_into[-1]
+    mean = table.groupby(["n_new", "replay_weight", "step"]).mean().drop(columns="seed")
+    found = []
+    for of in size.mixtures:
+        line = mean.loc[of.n_new, of.replay_weight]
+        low, high = line.old_accuracy.idxmin(), line.old_loss.idxmax()
+        known = line.index[line.new_accuracy >= KNOWN]
+        found.append([
+            str(of.n_new), weight_in_words(of.replay_weight), f"{of.share_of_old:.1%}",
+            f"{line.old_accuracy[early]:.3f}", f"{line.old_accuracy[last]:.3f}",
+            f"{line.old_accuracy[low]:.3f} ({low})", f"{line.old_loss[high]:.3f} ({high})",
+            f"{line.new_accuracy[early]:.3f}", f"{line.new_accuracy[last]:.3f}",
+            str(known[0]) if len(known) else "none",
+            f"{line.old_accuracy[known[0]]:.3f}" if len(known) else "",
+        ])  # fmt: skip
+    return found
 
 
-def _by_layer(table: pd.DataFrame, n: str) -> go.Figure:
-    shown = table[table.replay_weight == 0]
-    last = shown[shown.step == shown.step.max()]
-    figure = make_subplots(1, 2, subplot_titles=["old pairs", "new pairs"])
-    colors = {"both": "#444", "first": "#1f4e9c", "second": "#c2571a"}
-    for column, kind in enumerate(("old", "new"), 1):
-        lines = across_seeds(last, series="fine_tuned", x="n_new", y=f"{kind}_accuracy")
-        for series, color in colors.items():
-            line = lines[lines.series == series]
-            _add(figure, line, 1, column, color, "legend", column == 1, log_y=False)
-    figure.update_xaxes(type="log", title="new pairs", tickvals=sorted(set(last.n_new)))
-    figure.update_yaxes(range=[-0.02, 1.02])
-    figure.update_yaxes(title_text="accuracy (share of pairs)", col=1)
-    note = f"no replay, step {last.step.iloc[0]}, {n}; the other layer is the pre-trained one"
-    return _titled(
-        figure, "Pre-trained memory with fine-tuned layers", note, 430, "fine-tuned layer"
-    )
-
-
-def _by_cosine(table: pd.DataFrame, size: Size, n: str) -> go.Figure:
-    shown = table[table.n_new == size.n_new_with_replay]
-    figure = go.Figure()
-    for color, (step, alike) in zip(_scale(shown.step.nunique()), shown.groupby("step")):
-        found = across_seeds(alike, series="step", x="fifth", y="old_accuracy")
-        cosine = alike.groupby("fifth").largest_cosine.mean()
-        line = found.assign(x=cosine[found.x].to_numpy(), series=f"step {step}")
-        _add(figure, line, None, None, color, "legend", True, log_y=False)
-    figure.update_xaxes(title="largest cosine of an old key with a new one (mean of a fifth)")
-    figure.update_yaxes(title="accuracy on old pairs (share of pairs)")
-    note = f"{size.n_new_with_replay} new pairs, no replay, {n}; fifths of all old pairs"
-    return _titled(figure, "Old accuracy by nearness to new keys", note, 430)
-
-
-def _add(
-    figure: go.Figure,
-    line: pd.DataFrame,
-    row: int | None,
-    column: int | None,
-    color: str,
-    legend: str,
-    in_legend: bool,
-    *,
-    log_y: bool,
-) -> None:
-    """A line of means with its band."""
-    name, group = line.series.iloc[0], f"{legend}-{line.series.iloc[0]}"
-    if line.margin.notna().any():
-        low, high = line.y - line.margin.fillna(0), line.y + line.margin.fillna(0)
-        low = np.maximum(low, line.y / 10) if log_y else low  # a log axis has no 0
-        x, low, high = (values.to_numpy() for values in (line.x, low, high))
-        figure.add_trace(band(x, low, high, color, group=group), row, column)
-    figure.add_trace(
-        go.Scatter(
-            x=line.x,
-            y=line.y,
-            mode="lines+markers",
-            marker={"size": 4},
-            line={"color": color},
-            name=name,
-            legendgroup=group,
-            legend=legend,
-            showlegend=in_legend,
-        ),
-        row,
-        column,
-    )
-
-
-def _titled(figure: go.Figure, title: str, note: str, height: int, legend: str = "") -> go.Figure:
-    legends = {
-        "legend": {"title": legend, "x": 1.02, "y": 1},
-        "legend2": {"title": "replay weight", "x": 1.02, "y": 0.45},
-    }
-    return with_title(figure, title, note, width=1100, height=height, margin={"t": 100}, **legends)
-
-
-def _colored(table: pd.DataFrame) -> list[tuple[str, str]]:
-    series = list(dict.fromkeys(table.series))
-    return list(zip(series, _scale(len(series))))
-
-
-def _scale(n: int) -> list[str]:
-    return sample_colorscale("viridis", np.linspace(0, 0.92, n))
+def heads(size: Size) -> list[str]:
+    at = {"early": size.looked_into[0], "last": size.looked_into[-1]}
+    return [head.format(**at) for head in HEADS]
 
 
 def _mean(table: pd.DataFrame, column: str, digits: int = 3) -> str:
     of_seed = table.groupby("seed")[column].mean().to_numpy()
     return mean_in_words(of_seed, digits)
-
-
-def _weight_in_words(weight: float) -> str:
-    if weight == 0:
-        return "no replay"
-    return f"w = {weight:g}" if weight >= 1 else f"w = 1/{1 / weight:g}"
 
 
 def _save(
@@ -297,7 +175,9 @@ def _save(
         key: ", ".join(f"{a} {b}" for a, b in x.items()) if isinstance(x, dict) else str(x)
         for key, x in made.items()
     }
-    sections = [
+    every = Table(heads(size), rows(tables["associative_memory"], size))
+    sections = [Section("All mixtures", [Paragraph(_MEANS), every])]
+    sections += [
         Section(heading, [Plot(anchor(heading), figure)])
         for heading, figure in figures(tables, size).items()
     ]
