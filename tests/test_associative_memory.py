@@ -339,6 +339,10 @@ def test_the_command_writes_tables_and_a_page_and_gives_the_same_again(
     assert list(table) == ["n_new", "replay_weight", "step", *MEASURES, "seed"]
     assert len(table) == 4 * 4 * 2 and not table.isna().any(axis=None)
     assert not table.duplicated(["n_new", "replay_weight", "step", "seed"]).any()
+    choices = pd.read_csv(tmp_path / "one" / "associative_memory_choices.csv")
+    chosen, kept = (choices[choices.choice == x] for x in ("as chosen", "moments kept"))
+    differs = chosen[MEASURES].to_numpy() != kept[MEASURES].to_numpy()
+    assert not differs[chosen.step == 0].any() and differs[chosen.step == 20].any()
     page = (tmp_path / "one" / "associative-memory.html").read_text()
     assert page.count('class="plotly-graph-div"') == 5 and "n = 2 seeds" in page
     made = json.loads((tmp_path / "one" / "associative-memory.json").read_text())

@@ -73,7 +73,7 @@ def _loss_plane(panels: dict[str, pd.DataFrame], baseline: float, n: str) -> go.
     figure.update_yaxes(title_text="loss on new pairs (nats per pair)", col=1)
     note = f"{n.replace(', bands 95 %', '')}; thick: means, thin: single seeds; fine-tuning starts "
     note += f"at the top left; dotted: no knowledge, ln {np.exp(baseline):.0f} = {baseline:.2f}"
-    return _titled(figure, "Loss on new pairs against loss on old pairs", note, 480)
+    return _titled(figure, "Loss on new pairs against loss on old pairs", note, 640)
 
 
 def _over_steps(
