@@ -11,7 +11,7 @@ from interp.fields import number
 class CircuitsConfig(CheckpointsConfig):
     """A run, its checkpoints, and how faithful a circuit must be."""
 
-    facts: int = number(96, least=4)
+    facts: int = number(192, least=12)
     """How many (person, attribute) pairs: edges are chosen on one half and circuits measured on the
     other."""
     faithfulness: float = number(0.8, above=0, below=1)

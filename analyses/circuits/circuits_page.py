@@ -11,7 +11,7 @@ from interp.report.figures.circuit_graph import MOST_DRAWN, circuit_graph
 from interp.report.figures.labels import site_label
 from interp.report.figures.localization_maps import line_panels, lines
 from interp.report.page import Bullets, Paragraph, Plot, Section, Table, anchor, page
-from interp.statistics import margin
+from interp.statistics import margin, runs_differ
 from interp.suite import Suite
 
 _N_EDGES, _N_HEADS = 12, 8
@@ -31,14 +31,16 @@ _METHOD = (
 def said(found: xr.Dataset) -> list[str]:
     """The circuit at the last step, how far estimates agree, and which heads hand over."""
     last = found.isel(step=-1)
-    step, n = int(last.step), found.sizes["fact"]
+    step, n, n_others = int(last.step), found.sizes["fact"], found.sizes["measured"]
+    if not runs_differ(last.gap.values):
+        return [f"step {step}: clean and corrupted run can't be told apart, so there is no circuit"]
     if np.isnan(float(last["size"])):
         return [f"step {step}: no circuit reaches a faithfulness of {found.attrs['target']}"]
     n_all = int(last.n_edges.max())
     size, kept = int(last["size"]), int(last.connected_size)
     text = [
         f"step {step}: {size} of {n_all:,} edges, chosen on {n} facts, have a faithfulness of "
-        f"{interval_text(last, 'circuit_faithfulness')} on {n} others, and all "
+        f"{interval_text(last, 'circuit_faithfulness')} on {n_others} others, and all "
         f"other edges one of {interval_text(last, 'without_circuit')}. {kept} of the {size} lie on "
         "a way from the embedding to the logits"
     ]
@@ -52,16 +54,21 @@ def said(found: xr.Dataset) -> list[str]:
 
 
 def _handed_over(table: pd.DataFrame) -> str:
-    if table.empty or not table.hands_over.any():
-        return "No head hands its part over to another: no share falls to less than half"
-    lost = table[table.hands_over].sort_values("change")
-    gained = table[table.takes_over].sort_values("rise", ascending=False)
+    if table.empty:
+        return "What is known is too little, at all checkpoints but one, to compare heads over time"
+    first = table.first_step.iloc[0]
+    lost = table[table.falls].sort_values("change")
+    gained = table[table.rises].sort_values("rise", ascending=False)
     names = ", ".join(
         f"{x.head} ({x.peak:.2f} at step {x.peak_step}, {x.last:.2f} at the end)"
         for x in lost.itertuples()
     )
     others = ", ".join(f"{x.head} ({x.rise:+.2f})" for x in gained.itertuples())
-    return f"Heads that hand over: {names}. Since then have risen: {others or 'none'}"
+    return (
+        f"Heads that do less of the whole than at their best, from step {first} on: "
+        f"{names or 'none is shown to'}; heads that do more at the end than at step {first}: "
+        f"{others or 'none is shown to'}"
+    )
 
 
 def report(suite: Suite, found: xr.Dataset, command: str) -> str:
@@ -82,7 +89,7 @@ def report(suite: Suite, found: xr.Dataset, command: str) -> str:
         ),
         Section("Its size over training", _size(found, facts)),
         Section(_EDGES, _edges(found, facts)),
-        Section("Heads that take over from others", _takeovers(found, facts)),
+        Section("Heads that take over from others", _takeovers(found)),
         Section("Where estimates mislead", _estimates(found, facts)),
     ]
     rows = {"command": command, "asked": found.attrs.get("request", "")}
@@ -167,10 +174,10 @@ def _edges(found: xr.Dataset, facts: str) -> list:
     ]
 
 
-def _takeovers(found: xr.Dataset, facts: str) -> list:
+def _takeovers(found: xr.Dataset) -> list:
     table = takeovers(found)
     if table.empty:
-        return [Paragraph("The runs differ at fewer than two checkpoints.")]
+        return [Paragraph("Clean − corrupted is precise at fewer than two checkpoints.")]
     shares, curves = head_shares(found), {}
     top = table.sort_values("peak", ascending=False).head(_N_HEADS)
     for name in top["head"]:
@@ -179,23 +186,29 @@ def _takeovers(found: xr.Dataset, facts: str) -> list:
     rows = [
         [x.head, str(x.peak_step), f"{x.peak:.2f}", f"{x.last:.2f}",
          f"{x.change:+.2f} [{x.low:+.2f}, {x.high:+.2f}]",
-         "–" if np.isnan(x.rise) else f"{x.rise:+.2f} [{x.rise_low:+.2f}, {x.rise_high:+.2f}]",
-         "hands over" if x.hands_over else "takes over" if x.takes_over else ""]
+         f"{x.rise:+.2f} [{x.rise_low:+.2f}, {x.rise_high:+.2f}]",
+         ", ".join(["falls"] * x.falls + ["rises"] * x.rises)]
         for x in top.itertuples()
     ]  # fmt: skip
+    first, n = table.first_step.iloc[0], found.sizes["any_fact"]
     heads = ["head", "step of its largest share", "share then", "share at the end", "change"]
-    heads += ["change since the first to hand over peaked", ""]
     return [
         Plot(
             "head-shares",
-            lines(curves, "What is lost without a head", facts, "share of clean − corrupted"),
+            lines(
+                curves,
+                "What is lost without a head",
+                f"n = {n} facts",
+                "share of clean − corrupted",
+            ),
         ),
         Paragraph(
-            "Shares of the difference that is lost when all of a head's output is that of the "
-            "corrupted run. Each head's step is found on one half of the facts and its shares are "
-            "of the other; intervals are 95 % for all heads together."
+            f"Shares of the difference that is lost when all of a head's output is that of the "
+            f"corrupted run, from step {first}, at which the difference is ten standard errors. "
+            "Each head's step is found on one half of the facts and its shares are of the other; "
+            "intervals are 95 % for all heads of a column together."
         ),
-        Table(heads, rows),
+        Table([*heads, f"change since step {first}", ""], rows),
     ]
 
 
