@@ -138,7 +138,7 @@ def test_the_words_say_what_the_numbers_are(found):
         start = f"{head} is needed most (" if sure else "no head is shown to be needed; first is "
         assert line.startswith(f"{contrast}: {start}")
         assert f"{cost.mean():+.2f} ± {float(margin(cost)):.2f} nats" in line
-        assert "too few checkpoints (2)" in line
+        assert "too few checkpoints to say since when (2)" in line
     assert lines[len(CONTRASTS)].startswith("L2H0 writes ")  # the head of the third contrast
 
 
@@ -150,7 +150,9 @@ def test_the_command_writes_results_and_a_page(suite, tmp_path, monkeypatch, cap
     text = capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
     assert "final: names − cue: " in text and " writes " in text and "page.html" in text
-    assert page.count("plotly-graph-div") == 18 and "too few checkpoints (4)" in page
+    assert (
+        page.count("plotly-graph-div") == 18 and "too few checkpoints to say since when (4)" in page
+    )
     assert len(list((tmp_path / "out").glob("*.nc"))) == 4
     monkeypatch.setattr("analyses.attention_attribution.scores.score_attribution", None)
     interp_analyse.analyse()  # from the stored results

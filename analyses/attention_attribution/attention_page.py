@@ -92,7 +92,7 @@ def _largest(last: xr.Dataset) -> list[tuple[str, str]]:
 def _when(curve: xr.DataArray) -> str:
     """When a curve (step, fact) rose, or fell, in words."""
     if curve.sizes["step"] < MIN_CHECKPOINTS:
-        return f"too few checkpoints ({curve.sizes['step']}) to say since when"
+        return f"too few checkpoints to say since when ({curve.sizes['step']})"
     sign = -1 if float(curve.isel(step=-1).mean() - curve.isel(step=0).mean()) < 0 else 1
     change = (sign * curve).dropna("fact", how="all").reset_coords(drop=True)
     rose = emergence(change)
@@ -132,7 +132,12 @@ def _evidence(found: xr.Dataset, contrast: str) -> list[Block]:
             ),
         ),
         Table(
-            ["query part · key part", "score", "difference between names", "since when"],
+            [
+                "query part · key part",
+                "score at the last step",
+                "difference between names",
+                "since when",
+            ],
             [_pair_row(of_head, last, pair) for pair in _largest(last)],
         ),
         Plot(
@@ -190,8 +195,8 @@ def _moves(last: xr.Dataset, layer: int, head: int) -> str:
     places = of_head.moved.stack(place=("role", "part")).dropna("place")
     role, part = places.place.values[int(np.abs(places).values.argmax())]
     return (
-        f"L{layer}H{head} writes {_pm(of_head, 'wrote')} nats towards the answer directly, most of "
-        f"it {part} at {role}, {_pm(of_head.sel(role=role, part=part), 'moved')}."
+        f"L{layer}H{head} writes {_pm(of_head, 'wrote')} nats towards the answer directly; its "
+        f"largest part is {part} at {role}, {_pm(of_head.sel(role=role, part=part), 'moved')}."
     )
 
 

@@ -14,7 +14,7 @@ from interp.report.page import Bullets, Paragraph, Plot, Section, Table, anchor,
 from interp.statistics import margin, runs_differ
 from interp.suite import Suite
 
-_N_EDGES, _N_HEADS = 12, 8
+_N_EDGES, _N_HEADS, _N_TOLD = 12, 8, 4
 _EDGES = "Its edges over training"
 _METHOD = (
     "An edge joins what a component writes at tokens of one role to what reads it: queries, keys "
@@ -39,21 +39,36 @@ def said(found: xr.Dataset) -> list[str]:
     n_all = int(last.n_edges.max())
     size, kept = int(last["size"]), int(last.connected_size)
     text = [
-        f"step {step}: {size} of {n_all:,} edges, chosen on {n} facts, have a faithfulness of "
-        f"{interval_text(last, 'circuit_faithfulness')} on {n_others} others, and all "
-        f"other edges one of {interval_text(last, 'without_circuit')}. {kept} of the {size} lie on "
-        "a way from the embedding to the logits"
+        f"step {step}: {size} of {n_all:,} edges keep {float(last.chosen_faithfulness):.2f} of the "
+        f"difference on the {n} facts that choose them, and "
+        f"{interval_text(last, 'circuit_faithfulness')} on {n_others} others; without them "
+        f"{interval_text(last, 'without_circuit')} is kept. {kept} of the {size} lie on a way from "
+        "the embedding to the logits",
+        f"its strongest edges, as shares of the difference: {_strongest(last)}",
+        _handed_over(takeovers(found), found.sizes["step"]),
     ]
-    for method in found.estimate.values:
-        at = last.sel(estimate=method)
-        areas = f"{method}: CPR {float(at.cpr):.3f}, CMD {float(at.cmd):.3f}"
-        pearson = interval_text(at.sel(measure="pearson"))
-        agrees = f", Pearson correlation with exact effects {pearson}"
-        text.append(areas if method == "exact" else areas + agrees)
-    return [*text, _handed_over(takeovers(found))]
+    agree = [
+        f"{method} {interval_text(last.sel(estimate=method, measure='pearson'))}"
+        for method in found.estimate.values
+        if method != "exact"
+    ]
+    return [*text, f"correlation of estimated with exact effects of edges: {', '.join(agree)}"]
 
 
-def _handed_over(table: pd.DataFrame) -> str:
+def _strongest(last: xr.Dataset) -> str:
+    gap = float((last.clean - last.corrupted).mean())
+    shares = (-last.effect.sel(estimate="exact") / gap).where(last.circuit > 0)
+    flat = shares.stack(edge=("writer", "reader", "role")).dropna("edge")
+    flat = flat.sortby(flat, ascending=False).isel(edge=slice(_N_TOLD))
+    return ", ".join(
+        f"{writer} → {reader} at {role} ({float(x):.2f})"
+        for (writer, reader, role), x in zip(flat.edge.values, flat)
+    )
+
+
+def _handed_over(table: pd.DataFrame, n_steps: int) -> str:
+    if n_steps == 1:
+        return "one checkpoint: no heads to compare over time"
     if table.empty:
         return "What is known is too little, at all checkpoints but one, to compare heads over time"
     first = table.first_step.iloc[0]
@@ -77,8 +92,12 @@ def report(suite: Suite, found: xr.Dataset, command: str) -> str:
     facts = f"n = {n} facts"
     half = xr.apply_ufunc(margin, found.effect_of_fact, input_core_dims=[["fact"]])
     drawn = xr.Dataset({"importance": -found.effect, "margin": half, "circuit": found.circuit})
-    title = f"Smallest circuit with a faithfulness of {found.attrs['target']}"
-    sub = f"blue: for the answer, orange: against; at most {MOST_DRAWN} edges drawn; {facts}"
+    title = f"Smallest circuit that keeps {found.attrs['target']} on the facts that choose it"
+    sub = (
+        "blue: for the answer, orange: against; dashed: read as queries, dotted: as keys; width: "
+        f"size;<br>attention carries values on to later roles; the {MOST_DRAWN} strongest edges at "
+        f"most; {facts}"
+    )
     sections = [
         Section(
             "The circuit",
@@ -116,11 +135,11 @@ def _size(found: xr.Dataset, facts: str) -> list:
 
 
 def _overlap(one: xr.DataArray, two: xr.DataArray) -> xr.DataArray:
-    """Edges in both ÷ edges in either; NaN where neither has any."""
+    """Edges in both ÷ edges in either; NaN where one has none."""
     one, two = one > 0, two.fillna(0) > 0
     dims = ("writer", "reader", "role")
-    either = (one | two).sum(dims)
-    return ((one & two).sum(dims) / either).where(either > 0)
+    shared = (one & two).sum(dims) / (one | two).sum(dims)
+    return shared.where(one.any(dims) & two.any(dims))
 
 
 def final_edges(found: xr.Dataset) -> list[tuple[str, str, str]]:

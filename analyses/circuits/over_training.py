@@ -63,7 +63,8 @@ def of_model(model: HookedDecoder, facts: FactSet, target: float) -> xr.Dataset:
 
     Returns:
         On the facts chosen by: ``effect`` (estimate, writer, reader, role), mean over facts,
-        noising, nats; ``effect_of_fact`` (writer, reader, role, fact), the exact one; ``agreement``
+        noising, nats; ``effect_of_fact`` (writer, reader, role, fact), the exact one; ``clean`` and
+        ``corrupted`` (fact), ``logit_diff``; ``agreement``
         (estimate, measure) of edges and ``node_agreement`` (node_estimate, site, measure) with
         ``_low`` and ``_high``; ``circuit`` (writer, reader, role), 1 in it, with ``size``, NaN if
         none of ``SIZES`` suffices, ``connected_size`` and ``chosen_faithfulness``. On the others:
@@ -82,6 +83,7 @@ def of_model(model: HookedDecoder, facts: FactSet, target: float) -> xr.Dataset:
     ]
     found["effect"] = xr.concat([x.effect.mean("fact") for x in effects.values()], estimate)
     found["effect_of_fact"] = exact.effect
+    found = found.merge(exact[["clean", "corrupted"]])
     found = found.merge(_agreement(effects)).merge(node_agreement(model, chosen_by))
     found = found.merge(_circuit(model, chosen_by, others, exact, target, gap))
     found["gap"] = ("measured", gap)

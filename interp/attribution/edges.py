@@ -98,6 +98,7 @@ class Graph:
 
 
 def graph_of(cfg: DecoderConfig) -> Graph:
+    """The graph of a model, from its ``cfg``: which edges exist, in the order of circuits."""
     return Graph(cfg.n_layers, cfg.n_heads, cfg.parallel)
 
 
