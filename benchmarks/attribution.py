@@ -9,8 +9,11 @@ from interp.process import tune_process
 
 tune_process()
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
@@ -30,6 +33,8 @@ from interp.suite import Suite, load_suite
 NODES = ("resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "mlp_post")
 METHODS = ("atp", "atp-star", "relp", "eap-ig")
 N_FACTS, ROUNDS = 64, 3
+SIZES = ((2, 64), (4, 64), (8, 64), (4, 128), (4, 256))
+N_FACTS_BY_SIZE, N_FACTS_FOR_MEMORY = 16, 600
 
 
 def main() -> None:
@@ -39,11 +44,16 @@ def main() -> None:
     print(f"{N_FACTS} facts of {length} tokens, {torch.get_num_threads()} threads")
     edges_beside_transformer_lens(suite, facts, last)
     nodes_beside_exact_patching(suite.load(last), facts)
+    nodes_by_size(suite, facts[range(N_FACTS_BY_SIZE)])
+    for max_memory in (0.3, 2.0):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # whose peak is its own
+            grown = process.submit(memory_of_nodes, max_memory).result()
+        print(f"atp-star, max_memory {max_memory} GB: the process grew by {grown:.2f} GB")
     start = perf_counter()
     for step in suite.steps:
         edge_effects(suite.load(step), facts, method="eap-ig")
     print(f"EAP-IG of all edges at {len(suite.steps)} checkpoints: {perf_counter() - start:.1f} s")
-    for layers, width in ((2, 64), (4, 64), (8, 64), (4, 128), (4, 256)):
+    for layers, width in SIZES:
         model = random_model(suite, layers, width)
         took = timed(lambda model=model: edge_effects(model, facts, method="eap-ig"))
         print(f"EAP-IG, {layers} layers of width {width}: {1000 * took:.0f} ms")
@@ -73,21 +83,66 @@ def edges_beside_transformer_lens(suite: Suite, facts: FactSet, step: int) -> No
 
 
 def nodes_beside_exact_patching(model: HookedDecoder, facts: FactSet) -> None:
-    def run(method: str) -> dict:
-        return patch_sites(
-            model, facts, sites=NODES, direction="noising", method=method, whole_value=False
-        )
-
-    exact = timed(lambda: run("exact"))
-    print(f"all nodes ({', '.join(NODES)}): exact {1000 * exact:.0f} ms")
-    values = {method: run(method) for method in ("exact", *METHODS)}
+    print(f"all nodes ({', '.join(NODES)})")
+    values = {method: patched_nodes(model, facts, method) for method in ("exact", *METHODS)}
+    print_shares(model, facts, METHODS)
     for method in METHODS:
-        took = timed(lambda method=method: run(method))
         correlations = ", ".join(
             f"{site} {correlation(values['exact'][site], values[method][site]):.2f}"
             for site in NODES
         )
-        print(f"  {method}: {1000 * took:.0f} ms, {took / exact:.1%}; Pearson: {correlations}")
+        print(f"  {method}: Pearson with exact: {correlations}")
+
+
+def nodes_by_size(suite: Suite, facts: FactSet) -> None:
+    for layers, width in SIZES:
+        print(f"all nodes, {layers} layers of width {width}, {len(facts)} facts")
+        print_shares(random_model(suite, layers, width), facts, ("atp", "atp-star"))
+
+
+def print_shares(model: HookedDecoder, facts: FactSet, methods: tuple[str, ...]) -> None:
+    """Wall and processor time of each method, in turn, and their shares of those of exact."""
+    times = {method: [] for method in ("exact", *methods)}
+    for _ in range(ROUNDS + 1):
+        for method, taken in times.items():
+            wall, cpu = perf_counter(), process_time()
+            patched_nodes(model, facts, method)
+            taken.append((perf_counter() - wall, process_time() - cpu))
+    for method, taken in times.items():
+        shares = [median(x / y for x, y in zip(a, b)) for a, b in zip(
+            zip(*taken[1:]), zip(*times["exact"][1:]))]  # fmt: skip
+        wall, cpu = (median(seconds) for seconds in zip(*taken[1:]))
+        print(
+            f"  {method}: {1000 * wall:.0f} ms ({shares[0]:.1%}), processor {1000 * cpu:.0f} ms "
+            f"({shares[1]:.1%})"
+        )
+
+
+def patched_nodes(model: HookedDecoder, facts: FactSet, method: str, **options) -> dict:
+    return patch_sites(
+        *(model, facts),
+        sites=NODES,
+        direction="noising",
+        method=method,
+        whole_value=False,
+        **options,
+    )
+
+
+def memory_of_nodes(max_memory: float) -> float:
+    """Gigabytes by which the peak of a process grows."""
+    suite = load_suite(CHECKPOINT)
+    model, facts = suite.load(suite.steps[-1]), suite.facts(N_FACTS_FOR_MEMORY)
+    patched_nodes(model, facts[range(2)], "atp-star")
+    before = peak_bytes()
+    patched_nodes(model, facts, "atp-star", max_memory=max_memory)
+    return (peak_bytes() - before) / 1e9
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held (Linux)."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return 1024 * int(line.split()[1])
 
 
 def correlation(exact, estimated) -> float:

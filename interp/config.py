@@ -46,7 +46,7 @@ Direction = Literal["denoising", "noising"]
 Replacement = Literal["run", "noise", "mean", "zero", "resample"]
 Frozen = Literal["mlp_out", "attn_out"]
 By = Literal["role", "pos"]
-Method = Literal["exact", "atp", "atp-star", "relp", "eap-ig"]
+Method = Literal["exact", "atp", "atp-star", "relp", "eap", "eap-ig"]
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,8 @@ class PatchConfig:
     mean, 0, or another fact's token of that role (resample)."""
     method: Method = "exact"
     """exact: a forward pass per patch. The others estimate all patches from a few gradients:
-    attribution patching (atp), AtP* (atp-star), RelP (relp), integrated gradients (eap-ig)."""
+    attribution patching of sites (atp), AtP* (atp-star), edge attribution patching of paths of two
+    stops (eap), and of both RelP (relp) and integrated gradients (eap-ig)."""
     direction: Direction | Literal["both"] = "denoising"
     """denoising: corrupted run ← clean activation; noising: clean run ← corrupted activation;
     both: one after the other, in one report."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xarray as xr
 from processes import finish
 from safetensors.torch import load_file, save_file
 
@@ -152,6 +153,27 @@ def test_options_of_patching_reach_the_results(copy, tmp_path):
     assert "noising" in page and "held-out" in page
 
 
+def test_paths_are_estimated_and_the_page_says_so(copy, tmp_path):
+    out, page = tmp_path / "out", tmp_path / "r.html"
+    arguments = [
+        "interp-patch", "--ckpt", copy, "--steps", "30", "--facts", "12", "--out", out,
+        "--report", page, "--sites", "L0H1.z-v", "mlp_out-logits",
+    ]  # fmt: skip
+    code, *_ = run(*arguments)
+    assert code == 0 and "estimated (eap)" not in page.read_text()
+    code, *_ = run(*arguments, "--method", "eap")
+    assert code == 0 and "estimated (eap)" in page.read_text()
+    for path in ("L0H1.z-v", "mlp_out-logits"):
+        found = {}
+        for file in out.glob(f"*{path}*.nc"):
+            with xr.open_dataset(file) as result:
+                found[result.attrs["method"]] = result.load().patched
+        assert sorted(found) == ["eap", "exact"]
+        exact, estimate = found["exact"], found["eap"]
+        assert exact.dims == estimate.dims and (exact.isnull() == estimate.isnull()).all()
+        assert float(abs(exact - estimate).max()) > 1e-9
+
+
 EXAMPLES = re.findall(r"^    (interp-patch .*)$", interp_patch._patch.__doc__, re.M)
 
 
@@ -192,6 +214,18 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
         ),
         (["interp-patch", "--ckpt", "RUN", "--sites", "z-zz"], "no stop 'zz' in path 'z-zz'"),
         (["interp-patch", "--ckpt", "RUN", "--sites", "L9.z-q"], "outside the model's 3 layers"),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "z-q", "--method", "atp"],
+            "atp estimates no paths; use eap, relp or eap-ig for 'z-q'",
+        ),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "z", "--method", "eap"],
+            "eap estimates paths of two stops; use atp for the site 'z'",
+        ),
+        (
+            ["interp-patch", "--ckpt", "RUN", "--sites", "embed-v-logits", "--method", "relp"],
+            "relp estimates paths of two stops; use method exact for 'embed-v-logits'",
+        ),
         (
             ["interp-patch", "--ckpt", "RUN", "--groups", "name_first+nose"],
             "no role 'nose' in group 'name_first+nose'; there are bos",

@@ -17,10 +17,9 @@ from transformer_lens.tools.analysis.attribution_patching import (
 )
 from transformers import AutoModelForCausalLM
 
-from interp.attribution import edges
 from interp.attribution.edges import edge_effects, graph_of
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
-from interp.patching import patch
+from interp.patching import edge_estimates, patch
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sequential", "parallel"])
@@ -142,7 +141,7 @@ def test_edges_of_a_writer_add_up_to_the_estimate_of_patching_it(wide, few):
 def test_integrated_gradients_of_the_embeddings_edges_add_up_to_the_difference(
     wide, few, monkeypatch
 ):
-    monkeypatch.setattr(edges, "N_POINTS", 200)
+    monkeypatch.setattr(edge_estimates, "N_POINTS", 200)
     found = edge_effects(wide, few, method="eap-ig", direction="denoising")
     total = found.effect.sel(writer="embed").sum(("reader", "role"))
     np.testing.assert_allclose(total, found.clean - found.corrupted, atol=2e-3)

@@ -31,20 +31,23 @@ def few(suite):
     return suite.facts(4, seed=3)
 
 
-def along(model, fact, stops, cells, group, direction):
+def along(model, fact, stops, cells, group, direction, *, share=1.0, held=()):
     """Logits with one path changed, hop by hop: at each hop all heads and MLPs but the one just
-    changed keep the base run's outputs, and what the next stop then computes is kept.
+    changed keep the base run's outputs, and what the next stop then computes is kept. The first
+    stop goes this share of the way to the other run; ``held`` are further hooks of every hop.
     """
     base_tokens, source_tokens = inputs(fact, direction)
     base, source = (model.run_with_cache(tokens)[1] for tokens in (base_tokens, source_tokens))
+    start = HOOKS[stops[0].site].format(cells[0][0])
+    source = {start: base[start] + share * (source[start] - base[start])}
     at = [p for p, role in enumerate(fact.roles) if role == group]
-    pasted = (HOOKS[stops[0].site].format(cells[0][0]), source, cells[0][1], at, stops[0].site)
+    pasted = (start, source, cells[0][1], at, stops[0].site)
     active = None
     for i, (stop, (layer, part)) in enumerate(zip(stops, cells)):
         if i == 0:
             active = None if stop.site == "embed" else (layer, kind(stop), None)
             continue
-        hold = [(pasted[0], partial(paste, pasted=pasted)), *frozen(model, base, active)]
+        hold = [(pasted[0], partial(paste, pasted=pasted)), *frozen(model, base, active), *held]
         if stop.site == "logits":
             return model.run_with_hooks(base_tokens, fwd_hooks=hold)
         name, heard = HOOKS[stop.site].format(layer), {}
@@ -53,7 +56,8 @@ def along(model, fact, stops, cells, group, direction):
         if any(before.site in ("k", "v") for before in stops[1:i]):
             at = list(range(len(base_tokens[0])))
         pasted, active = (name, heard, part, at, stop.site), (layer, kind(stop), part)
-    return model.run_with_hooks(base_tokens, fwd_hooks=[(name, partial(paste, pasted=pasted))])
+    hooks = [(name, partial(paste, pasted=pasted)), *held]
+    return model.run_with_hooks(base_tokens, fwd_hooks=hooks)
 
 
 def kind(stop):

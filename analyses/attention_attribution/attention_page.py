@@ -40,8 +40,12 @@ def _said_of(found: xr.Dataset, contrast: str) -> str:
     last = of_head.isel(step=-1)
     (query, key), *_ = _largest(last)
     largest = last.sel(query_part=query, key_part=key)
+    needed, half = float(last.needed.mean()), float(margin(last.needed.values))
+    head = f"{last.leading.item()} is needed most ({_mean(last.needed)} nats)"
+    if not needed > half:
+        head = f"no head is needed; the most is {last.leading.item()}, {_mean(last.needed)} nats"
     return (
-        f"{contrast}: {last.leading.item()} is needed most ({_mean(last.needed)} nats). Its score, "
+        f"{contrast}: {head}. Its score, "
         f"{_pm(last, 'score')}, is largest in {query} · {key}, {_pm(largest, 'terms')}; "
         f"{_when(of_head.score_of_fact)}. From one name to another it differs by "
         f"{_pm(last, 'changed').removeprefix('+')}."

@@ -179,7 +179,7 @@ def _takeovers(found: xr.Dataset, facts: str) -> list:
     rows = [
         [x.head, str(x.peak_step), f"{x.peak:.2f}", f"{x.last:.2f}",
          f"{x.change:+.2f} [{x.low:+.2f}, {x.high:+.2f}]",
-         f"{x.rise:+.2f} [{x.rise_low:+.2f}, {x.rise_high:+.2f}]",
+         "–" if np.isnan(x.rise) else f"{x.rise:+.2f} [{x.rise_low:+.2f}, {x.rise_high:+.2f}]",
          "hands over" if x.hands_over else "takes over" if x.takes_over else ""]
         for x in top.itertuples()
     ]  # fmt: skip

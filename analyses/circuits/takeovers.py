@@ -32,8 +32,8 @@ def takeovers(found: xr.Dataset) -> pd.DataFrame:
         ``head``, ``peak_step``, ``peak`` and ``last`` (shares), ``change`` = last − peak with
         ``low`` and ``high``; ``hands_over``: the change is below 0 and halves the share. Of the
         head that loses most, ``rise`` = last − share at *its* peak step, with ``rise_low`` and
-        ``rise_high``, and ``takes_over``: that rise is above 0. Empty where the runs differ at
-        fewer than two steps.
+        ``rise_high``, and ``takes_over``: that rise is above 0; NaN if no head hands over. Empty
+        where the runs differ at fewer than two steps.
     """
     gap = found.gap.transpose("step", "half", "fact").values
     steps = np.flatnonzero(runs_differ(gap).all(1))
@@ -63,17 +63,13 @@ def takeovers(found: xr.Dataset) -> pd.DataFrame:
             "hands_over": hands_over,
         }
     )
-    at = (
-        peak[np.argmin(np.where(hands_over, change, np.inf))]
-        if hands_over.any()
-        else len(steps) - 1
-    )
+    if not hands_over.any():
+        nothing = dict.fromkeys(("rise", "rise_low", "rise_high"), np.nan)
+        return table.assign(**nothing, takes_over=False)
+    at = peak[np.argmin(np.where(hands_over, change, np.inf))]
     low, high = percentiles(resampled[-1] - resampled[at], confidence)
     return table.assign(
-        rise=share[-1] - share[at],
-        rise_low=low,
-        rise_high=high,
-        takes_over=(low > 0) & hands_over.any(),
+        rise=share[-1] - share[at], rise_low=low, rise_high=high, takes_over=low > 0
     )
 
 

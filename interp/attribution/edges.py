@@ -9,15 +9,14 @@ the role's tokens, so that different roles do not cancel:
 - ``eap`` (Syed et al. 2023, https://arxiv.org/abs/2310.10348): the gradient of the base run.
 - ``relp`` (Jafari et al. 2025): that with LayerNorm's scale and gelu(x) ÷ x held.
 - ``eap-ig`` (Hanna et al. 2024, https://arxiv.org/abs/2403.17806): the mean gradient at
-  ``N_POINTS`` midpoints between the two runs' embeddings; the effects of the embedding's edges and
-  of all they lead to add up to the difference of the runs as points grow.
+  midpoints between the two runs' embeddings; the effects of the embedding's edges and of all they
+  lead to add up to the difference of the runs as points grow.
 
 A large estimate is no evidence of an effect; compare with ``exact``.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -36,13 +35,11 @@ from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.weights import Weights
 from interp.patching import patch_sites
 from interp.patching.activations import Prompts, prompts
-from interp.patching.attribution_patching import N_POINTS
-from interp.patching.gradients import gradients
+from interp.patching.edge_estimates import input_gradients, midpoints
 
 EdgeMethod = Literal["exact", "eap", "relp", "eap-ig"]
 FACTS_AT_ONCE = 32
 KINDS = ("q", "k", "v")
-_GRADIENTS = (*KINDS, "mlp_pre", "resid_post")
 
 
 @dataclass(frozen=True)
@@ -163,50 +160,45 @@ def check_token_roles(facts: FactSet) -> None:
 def _exact(
     model: HookedDecoder, facts: FactSet, graph: Graph, direction: Direction
 ) -> tuple[np.ndarray, np.ndarray]:
-    """By path patching, one path of two stops per kind of writer and reader."""
-    paths = {
-        (writer, reader): f"{writer}-{reader}"
-        for writer in ("embed", "z", "mlp_out")
-        for reader in (*KINDS, "mlp_out", "logits")
-    }
-    usable = [
-        path
-        for (writer, reader), path in paths.items()
-        if graph.n_layers > 1
-        or reader == "logits"
-        or writer == "embed"
-        or ((writer, reader) == ("z", "mlp_out") and not graph.parallel)
-    ]
-    found = patch_sites(model, facts, sites=usable, direction=direction, whole_value=False)
-    ends = np.stack([found[usable[0]][end].values for end in ("clean", "corrupted")])
-    base = ends[0] if direction == "noising" else ends[1]
-    n_roles = found[usable[0]].sizes["role"]
-    shape = (len(graph.writers), len(graph.readers), n_roles, len(facts))
+    """By path patching: effects (writer, reader, role, fact), and ``logit_diff`` of the clean and
+    the corrupted run.
+    """
+    found = patch_sites(model, facts, sites=_paths(graph), direction=direction, whole_value=False)
+    one = next(iter(found.values()))
+    ends = np.stack([one.clean.values, one.corrupted.values])
+    shape = (len(graph.writers), len(graph.readers), one.sizes["role"], len(facts))
     effect = np.full(shape, np.nan, np.float32)
-    for path in usable:
+    for path, result in found.items():
         writer, reader = path.split("-")
-        values = found[path].patched
-        labels = {dim: values[dim].values.tolist() for dim in values.dims[:-2]}
-        for place in product(*(range(len(of)) for of in labels.values())):
-            column = values.values[place]
-            if np.isfinite(column).any():
-                at = {dim: of[i] for (dim, of), i in zip(labels.items(), place)}
-                u, v = _writer_name(writer, at), _reader_name(reader, at)
-                effect[graph.writers.index(u), graph.readers.index(v)] = column - base
+        at = np.ix_(_places(graph.writers, writer), _places(graph.readers, reader))
+        change = result.patched.values - ends[0 if direction == "noising" else 1]
+        effect[at] = change.reshape(at[0].size, at[1].size, *shape[2:])
     return effect, ends
 
 
-def _writer_name(site: str, at: dict[str, int]) -> str:
-    if site == "embed":
-        return "embed"
-    return f"L{at['layer']}H{at['head']}" if site == "z" else f"L{at['layer']}-MLP"
+def _paths(graph: Graph) -> list[str]:
+    """Paths of two stops, one per kind of writer and of reader that can be in order."""
+    late = graph.n_layers > 1
+    mid = late or not graph.parallel
+    return [
+        *(f"embed-{reader}" for reader in (*KINDS, "mlp_out", "logits")),
+        *(f"{writer}-{kind}" for writer in ("z", "mlp_out") for kind in KINDS if late),
+        *(["z-mlp_out"] if mid else []),
+        *(["mlp_out-mlp_out"] if late else []),
+        *("z-logits", "mlp_out-logits"),
+    ]
 
 
-def _reader_name(site: str, at: dict[str, int]) -> str:
-    if site == "logits":
-        return "logits"
-    layer = at["layer_1"]
-    return f"L{layer}-MLP" if site == "mlp_out" else f"L{layer}H{at['head_1']}.{site}"
+def _places(components: list[str], stop: str) -> list[int]:
+    """Where the components that a stop stands for are among the writers or readers."""
+    if stop in ("embed", "logits"):
+        return [components.index(stop)]
+    ends = {"mlp_out": "-MLP", **{kind: f".{kind}" for kind in KINDS}}
+    return [
+        i
+        for i, name in enumerate(components)
+        if (name.endswith(ends[stop]) if stop in ends else "H" in name)
+    ]
 
 
 @torch.no_grad()
@@ -227,12 +219,14 @@ def _estimated(
     base_given, other_given = both[order]
     embeds = [None]
     if method == "eap-ig":
-        start, end = (model.embed(given.tokens).detach() for given in (base_given, other_given))
-        embeds = [start + (i + 0.5) / N_POINTS * (end - start) for i in range(N_POINTS)]
-    slopes = sum(
-        _reader_gradients(weights, graph, base_given, embed, relp=method == "relp")
-        for embed in embeds
-    ) / len(embeds)
+        embeds = midpoints(*(model.embed(x.tokens) for x in (base_given, other_given)))
+    fact, stops = torch.arange(len(facts), device=device), (*KINDS, "mlp_out", "logits")
+    slopes = input_gradients(
+        *(weights, base_given, fact, stops, [0]), embeds=embeds, relp=method == "relp"
+    )
+    last = slopes.pop("logits")
+    of_layers = torch.cat(list(slopes.values()), 4).flatten(3, 4)
+    slopes = torch.cat([of_layers, last[:, :, :, 0]], 3)[0]
     delta = torch.stack([y - x for x, y in zip(base, other)], 2)
     of_pos = einsum(delta, slopes, "fact pos u m, fact pos v m -> fact pos u v")
     masks = role_masks(facts)[:, :, : delta.shape[1]].to(of_pos)
@@ -251,50 +245,3 @@ def logit_diff(logits: Float[Tensor, "fact pos d_vocab"], given: Prompts) -> Flo
     pair = torch.stack((given.answers[:, 0], given.other), 1)
     correct, other = last.gather(1, pair).unbind(1)
     return correct - other
-
-
-def _reader_gradients(
-    weights: Weights,
-    graph: Graph,
-    given: Prompts,
-    embed: Float[Tensor, "fact pos d_model"] | None,
-    *,
-    relp: bool,
-) -> Float[Tensor, "fact pos reader d_model"]:
-    """The gradient of ``logit_diff`` by the residual stream that each reader reads."""
-    fact = torch.arange(len(given.tokens), device=given.tokens.device)
-    mid = "resid_pre" if graph.parallel else "resid_mid"
-    found = gradients(
-        *(weights.model, given, fact, _GRADIENTS), also={"resid_pre", mid}, embed=embed, relp=relp
-    )
-    slope, eps, by_reader = found.of[0][0], weights.model.cfg.ln_eps, []
-    for layer in range(graph.n_layers):
-        of, cache = slope[layer], found.cache[layer]
-        factors, _ = weights.attention_norm_weights(layer)
-        for kind in KINDS:
-            inputs = weights.head_inputs(layer, kind)
-            normed = einsum(of[kind], inputs, "fact pos h d, h d m -> fact pos h m") * factors
-            by_reader.append(_through_norm(normed, cache["resid_pre"], eps, held=relp))
-        factors, _ = weights.mlp_norm_weights(layer)
-        normed = of["mlp_pre"] @ weights.neuron_inputs(layer) * factors
-        by_reader.append(_through_norm(normed[:, :, None], cache[mid], eps, held=relp))
-    return torch.cat([*by_reader, slope[-1]["resid_post"][:, :, None]], 2)
-
-
-def _through_norm(
-    slope: Float[Tensor, "fact pos reader d_model"],
-    resid: Float[Tensor, "fact pos d_model"],
-    eps: float,
-    *,
-    held: bool,
-) -> Float[Tensor, "fact pos reader d_model"]:
-    """The gradient by LayerNorm's input from that by its output, before the factors; with its scale
-    ``held``, of the mean alone.
-    """
-    centred = (resid - resid.mean(-1, keepdim=True))[:, :, None]
-    scale = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    through = slope - slope.mean(-1, keepdim=True)
-    if not held:
-        normed = centred * scale
-        through = through - normed * (normed * slope).mean(-1, keepdim=True)
-    return through * scale

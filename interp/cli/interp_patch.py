@@ -37,6 +37,8 @@ def _patch(arguments: list[str]) -> None:
 
     interp-patch --ckpt checkpoints/demo --steps 6500 --sites z-logits L0H1.z-q embed-v-logits
 
+    interp-patch --ckpt checkpoints/demo --sites z-v z-mlp_out mlp_out-logits --method eap
+
     interp-patch --ckpt checkpoints/demo --sites resid_pre --groups name_first+name_middle all
 
     interp-patch --ckpt checkpoints/demo --sites edge --by pos --attributes major

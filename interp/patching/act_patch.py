@@ -107,7 +107,8 @@ def patch_sites(
     weights = pack(model, grid.positions.shape[2]) if own else None
     runs = HookedRuns(model, max_bytes) if weights is None else Recompute(weights, max_bytes)
     if how.method != "exact":
-        runs = GradientEstimates(model, runs, how.method, sites, max_bytes)
+        nodes = [site for site in sites if not is_path(site)]
+        runs = GradientEstimates(model, runs, how.method, nodes, max_bytes)
     control = _control_pairs(facts, how.seed) if how.control else None
     clean, corrupted = prompts(facts, weight.device, how.by, control)
     means, givers, spread = None, None, 0.0

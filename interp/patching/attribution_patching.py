@@ -8,7 +8,8 @@ estimated by (x′ − x) · ∂m/∂x, summed over what is patched together:
 - ``atp-star`` (the same authors): changes of queries, keys and attention scores are followed
   through the softmax exactly, (p′ − p) · ∂m/∂p; and the size of an estimate is Σ |estimate| ÷
   (layers − 1) over backward passes that drop one layer each (GradDrop), so that effects that cancel
-  along different paths are not missed. Its sign is that of the estimate without dropping.
+  along different paths are not missed. Its sign is that of the estimate without dropping, and
+  means nothing where paths cancel.
 - ``relp`` (Jafari et al. 2025, https://arxiv.org/abs/2508.21258): the gradient holds LayerNorm's
   scale and each neuron's gelu(x) ÷ x.
 - ``eap-ig`` (integrated gradients, Hanna et al. 2024, https://arxiv.org/abs/2403.17806): the mean
@@ -19,7 +20,6 @@ and gates of several inputs, they are wrong.
 """
 
 from collections.abc import Collection, Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,9 +28,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.config import Method
-from interp.model.attention import softmax
+from interp.model.attention import rotate, rotation, softmax
+from interp.model.decoder import HookedDecoder
 from interp.patching.activations import ActivationCache, Prompts, ScoredCache
-from interp.patching.gradients import gradients
+from interp.patching.backward import NEEDED, run_blocks
+from interp.patching.gradients import (
+    LayerGradients,
+    gradient_of_metric,
+    hooked_gradients,
+    own_gradients,
+)
 from interp.patching.grid import PatchGrid, WorkItems
 from interp.patching.hooks import HookedRuns
 from interp.patching.intervention import Intervention
@@ -39,10 +46,10 @@ from interp.patching.recompute import Recompute
 from interp.patching.sites import SITES, Site
 
 N_POINTS = 5
-_QUERIES, _KEYS = ("q", "rot_q"), ("k", "rot_k")
-_BEFORE_SOFTMAX = (*_QUERIES, *_KEYS, "attn_scores")
-Table = Float[Tensor, "part group source fact"]
-Tables = Float[Tensor, "metric part group source fact"]
+_KEYS = ("k", "rot_k")
+_BEFORE_SOFTMAX = ("q", "rot_q", *_KEYS, "attn_scores")
+Slopes = Float[Tensor, "drop metric fact *rest"]
+Effects = Float[Tensor, "drop metric part group source fact"]
 
 
 def n_forwards(how: Intervention, n_layers: int) -> int:
@@ -67,7 +74,7 @@ class GradientEstimates:
         self.cfg, self.embedding, self.sites = runs.cfg, runs.embedding, sites
         self.also = {"embed"} if method == "eap-ig" else set()
         if any(self.by_softmax(SITES[site]) for site in sites):
-            self.also |= {"attn_scores", "rot_q", "rot_k"}
+            self.also.add("attn_scores")
 
     def by_softmax(self, site: Site) -> bool:
         """Whether a change there is followed through the softmax; a cut, −inf, has no gradient."""
@@ -85,34 +92,45 @@ class GradientEstimates:
         self, sites: list[str], grid: PatchGrid, base: ScoredCache, source: ActivationCache
     ) -> Iterator[tuple[WorkItems, Float[np.ndarray, "metric item"]]]:
         """As ``Recompute.sweep``: the base run's metrics plus the estimated effects."""
-        n_layers = self.cfg.n_layers
+        n_layers, n_facts = self.cfg.n_layers, len(base.given.tokens)
         swept = {
             (site, layer): differing_items(site, layer, base, source, grid, self.cfg)
             for site in sites
             for layer in grid.swept(site, n_layers)
         }
-        for start in range(0, len(base.given.tokens), self._rows_at_once(base.given)):
-            facts = np.arange(len(base.given.tokens))[start:][: self._rows_at_once(base.given)]
+        size = self.rows_at_once(base.given, grid)
+        for start in range(0, n_facts, size):
+            facts = np.arange(start, min(n_facts, start + size))
             part = _FactGradients(self, facts, grid, base, source)
+            effects = part.effects(sites, grid)
             for (site, layer), items in swept.items():
-                here = items[np.isin(items.fact, facts)]
+                here = items[np.isin(items.fact, facts)] if size < n_facts else items
                 if not len(here):
                     continue
                 layers = grid.layers(site, layer, n_layers)
-                effect = sum(part.effects(SITES[site], at) for at in layers).cpu().numpy()
+                effect = sum(effects[site, at] for at in layers)
                 place = (here.part, here.group, here.source, here.fact - start)
                 yield here, base.scores[:, here.fact] + effect[:, *place].astype(np.float32)
 
-    def _rows_at_once(self, given: Prompts) -> int:
-        """Prompts whose forward pass, kept for the backward passes, fits into ``max_bytes``."""
+    def rows_at_once(self, given: Prompts, grid: PatchGrid) -> int:
+        """Prompts whose gradients fit into ``max_bytes``."""
         cfg, n_pos = self.cfg, given.tokens.shape[1]
-        in_block = 8 * cfg.d_mlp + 32 * cfg.d_model + 8 * cfg.n_heads * n_pos
-        numbers = n_pos * (3 * cfg.d_vocab + cfg.n_layers * in_block)
+        n_metrics = 3 + (given.control is not None)
+        table, logits = cfg.n_heads * n_pos, 3 * n_metrics * cfg.d_vocab
+        in_block = 8 * cfg.d_mlp + 32 * cfg.d_model + 8 * table
+        if isinstance(self.model, HookedDecoder):
+            n_gradients = n_metrics * (cfg.n_layers + 1 if self.method == "atp-star" else 1)
+            n_runs = N_POINTS if self.method == "eap-ig" else 1
+            streams = n_runs * cfg.n_layers * 6 * cfg.d_model
+            keys = 4 * len(grid.positions) * table
+            numbers = n_pos * (logits + streams + (1 + n_runs * n_gradients) * in_block + keys)
+        else:
+            numbers = n_pos * (3 * cfg.d_vocab + cfg.n_layers * n_metrics * in_block)
         return max(1, int(self.max_bytes // (numbers * self.embedding.element_size())))
 
 
 class _FactGradients:
-    """Some facts of a batch, and their gradients."""
+    """Some facts of a batch, and effects estimated by their gradients."""
 
     def __init__(
         self,
@@ -125,108 +143,135 @@ class _FactGradients:
         device = estimates.embedding.device
         self.estimates, self.n_neurons = estimates, grid.n_neurons
         self.fact, self.base, self.source = torch.from_numpy(facts).to(device), base, source
+        self.row = slice(facts[0], facts[-1] + 1)
         self.groups, self.sources = (
             torch.from_numpy(x[:, facts]).to(device) for x in (grid.positions, grid.sources)
         )
-        self.gradients = self._gradients()
-
-    def _gradients(self) -> list[list[ActivationCache | None]]:
-        """By backward pass and metric."""
-        of, method = self.estimates, self.estimates.method
-        names = {of.gradient_of(SITES[site]) for site in of.sites}
-        found = partial(gradients, of.model, self.base.given, self.fact, names)
-        if method != "eap-ig":
-            drop = method == "atp-star" and of.cfg.n_layers > 1
-            return found(relp=method == "relp", drop_layers=drop).of
-        first, last = (run[0]["embed"][self.fact].clone() for run in (self.base, self.source))
-        shares = [(i + 0.5) / N_POINTS for i in range(N_POINTS)]
-        return [_mean([found(embed=first + share * (last - first)).of[0] for share in shares])]
 
     @torch.no_grad()
-    def effects(self, site: Site, layer: int) -> Tables:
-        """Estimated effects of changing each part and set of positions in one layer."""
-        slopes = [
-            None if of is None else of[layer][self.estimates.gradient_of(site)]
-            for metrics in self.gradients
-            for of in metrics
-        ]
-        table = self._through_softmax if self.estimates.by_softmax(site) else self._products
-        n_parts = site.n_parts(self.estimates.cfg, self.n_neurons)
-        shape = (n_parts, len(self.groups), len(self.sources), len(self.fact))
-        nothing = torch.full(shape, torch.nan, device=self.fact.device)
-        found = iter(table(site, layer, [slope for slope in slopes if slope is not None]))
-        tables = torch.stack([nothing if slope is None else next(found) for slope in slopes])
-        plain, *dropped = tables.unflatten(0, (len(self.gradients), -1))
-        if not dropped:
-            return plain
-        inside = not site.name.startswith(("embed", "resid"))
-        return plain.sign() * torch.stack(dropped).abs().sum(0) / (len(dropped) - inside)
+    def effects(
+        self, sites: list[str], grid: PatchGrid
+    ) -> dict[tuple[str, int], Float[np.ndarray, "metric part group source fact"]]:
+        """Estimated effects of changing each part and set of positions of each site and layer."""
+        n_layers, found = self.estimates.cfg.n_layers, {}
+        wanted = {
+            (site, at)
+            for site in sites
+            for layer in grid.swept(site, n_layers)
+            for at in grid.layers(site, layer, n_layers)
+        }
+        metrics = gradient_of_metric(self.base.given)
+        for layer, slopes in self._gradients():
+            for site in sites:
+                if (site, layer) in wanted:
+                    effect = self._effect(SITES[site], layer, slopes).cpu().numpy()
+                    nothing = np.full(effect.shape[1:], np.nan, effect.dtype)
+                    found[site, layer] = np.stack(
+                        [nothing if at is None else effect[at] for at in metrics]
+                    )
+        return found
 
-    def _products(self, site: Site, layer: int, slopes: list[Tensor]) -> Iterator[Table]:
-        """Change · gradient, for each of several gradients."""
-        base, source = (run[layer][site.activation][self.fact] for run in (self.base, self.source))
-        change = (source - base).nan_to_num()  # −inf − −inf at later tokens
-        groups, sources = self.groups.to(change), self.sources.to(change)
-        for slope in slopes:
-            product = change * slope
-            if site.is_edge:
-                axes = "f part dest src, group f dest, source f src -> part group source f"
-                yield einsum(product, groups, sources, axes)
-                continue
-            if site.part == "neuron":
-                product = product.unflatten(-1, (-1, self.n_neurons))
-            at = product.sum(-1)
-            if site.is_table:
-                at = at.mT
-            elif not site.part:
-                at = at[..., None]
-            yield einsum(at, groups, "fact pos part, group fact pos -> part group fact")[:, :, None]
+    def _gradients(self) -> LayerGradients:
+        of, given, fact = self.estimates, self.base.given, self.fact
+        names = {of.gradient_of(SITES[site]) for site in of.sites}
+        own = isinstance(of.model, HookedDecoder)
+        if of.method != "eap-ig":
+            if not own:
+                return hooked_gradients(of.model, given, fact, names)
+            drop = of.method == "atp-star" and of.cfg.n_layers > 1
+            relp = of.method == "relp"
+            here = (given, fact, names, self.base, self.row)
+            return own_gradients(of.model, *here, relp=relp, drop_layers=drop)
+        first, last = (run[0]["embed"][self.row] for run in (self.base, self.source))
+        points = [first + (i + 0.5) / N_POINTS * (last - first) for i in range(N_POINTS)]
+        if not own:
+            return _mean([hooked_gradients(of.model, given, fact, names, embed=x) for x in points])
+        caches = [run_blocks(of.model, embed, NEEDED) for embed in points]
+        return _mean([own_gradients(of.model, given, fact, names, cache) for cache in caches])
 
-    def _through_softmax(self, site: Site, layer: int, slopes: list[Tensor]) -> Iterator[Table]:
-        """Σ (p′ − p) · ∂m/∂p with the pattern p′ that the changed scores make, for each of several
-        ∂m/∂p.
-        """
+    def _effect(
+        self, site: Site, layer: int, slopes: dict[str, Slopes]
+    ) -> Float[Tensor, "metric part group source fact"]:
+        """Estimated effects of changing each part and set of positions of one layer."""
+        estimate = self._through_softmax if self.estimates.by_softmax(site) else self._products
+        estimates = estimate(site, layer, slopes[self.estimates.gradient_of(site)])
+        if self.estimates.method != "atp-star" or self.estimates.cfg.n_layers == 1:
+            return estimates[0]
+        # with an earlier layer dropped, gradients are the plain ones
+        sizes = estimates.abs()
+        total = layer * sizes[0] + sizes[1:].sum(0)
+        sign = torch.where(estimates[0] < 0, -1.0, 1.0)  # 0 times a size would lose the size
+        return sign * total / (layer + len(sizes) - 1)
+
+    def _products(self, site: Site, layer: int, slope: Slopes) -> Effects:
+        """Change · gradient."""
+        base, source = (run[layer][site.activation][self.row] for run in (self.base, self.source))
+        change = (source - base).to(slope)
+        if site.is_table:
+            change = change.nan_to_num()  # −inf − −inf at later tokens
+        if site.is_edge:
+            groups, sources = self.groups.to(slope), self.sources.to(slope)
+            axes = "drop metric f part dest src, group f dest, source f src -> "
+            axes += "drop metric part group source f"
+            return einsum(change * slope, groups, sources, axes)
+        if site.is_table:
+            return self._of_queries(change, slope)
+        if site.part == "neuron":
+            change, slope = (x.unflatten(-1, (-1, self.n_neurons)) for x in (change, slope))
+        elif not site.part:
+            change, slope = change[..., None, :], slope[..., None, :]
+        axes = "f pos part d, drop metric f pos part d -> drop metric f pos part"
+        at, groups = einsum(change, slope, axes), self.groups.to(slope)
+        axes = "drop metric f pos part, group f pos -> drop metric part group f"
+        return einsum(at, groups, axes)[..., None, :]
+
+    def _of_queries(self, change: Float[Tensor, "fact head dest src"], slope: Slopes) -> Effects:
+        """Effects of changes of attention scores or patterns at each set of destinations."""
+        axes = "f head dest src, drop metric f head dest src -> drop metric f head dest"
+        at, groups = einsum(change, slope, axes), self.groups.to(slope)
+        axes = "drop metric f head dest, group f dest -> drop metric head group f"
+        return einsum(at, groups, axes)[..., None, :]
+
+    def _through_softmax(self, site: Site, layer: int, slope: Slopes) -> Effects:
+        """Σ (p′ − p) · ∂m/∂p with the pattern p′ that the changed scores make."""
         base, source = self.base[layer], self.source[layer]
-        scores, keys = base["attn_scores"][self.fact], site.activation in _KEYS
+        scores = base["attn_scores"][self.row].to(slope)
         pattern = softmax(scores)
-        moved = -torch.inf if site.cut else scores + self._score_change(site, base, source)
-        found = [[] for _ in slopes]
-        for group in self.groups:
-            for sources in self.sources:
-                here = group[:, None, :, None] & (sources[:, None, None] | (not site.is_edge))
-                here = here.mT if keys else here
-                change = softmax(torch.where(here, moved, scores)).nan_to_num() - pattern
-                for of_slope, slope in zip(found, slopes):
-                    of_slope.append((change * slope).sum((2, 3)))
-        for of_slope in found:
-            table = torch.stack(of_slope).unflatten(0, (len(self.groups), len(self.sources)))
-            if not site.part:
-                table = table.sum(-1, keepdim=True)
-            yield rearrange(table, "group source fact part -> part group source fact")
+        if site.cut:
+            effects = []
+            for sources in self.sources[:, :, None, None]:
+                left = softmax(scores.masked_fill(sources, -torch.inf)).nan_to_num()
+                effects.append(self._of_queries(left - pattern, slope))
+            effect = torch.cat(effects, -2)
+            return effect if site.part else effect.sum(2, keepdim=True)
+        moved = scores + self._score_change(site, base, source).to(slope)
+        if site.activation not in _KEYS:
+            return self._of_queries(softmax(moved) - pattern, slope)
+        groups = rearrange(self.groups, "group f src -> group f 1 1 src")
+        change = softmax(torch.where(groups, moved, scores)) - pattern
+        axes = "group f head dest src, drop metric f head dest src -> drop metric head group f"
+        return einsum(change, slope, axes)[..., None, :]
 
     def _score_change(
         self, site: Site, base: dict[str, Tensor], source: dict[str, Tensor]
     ) -> Float[Tensor, "fact head dest src"]:
         """How the changed activation moves the attention scores, all of its positions changed."""
+        change = (source[site.activation] - base[site.activation])[self.row]
         if site.activation == "attn_scores":
-            return (source["attn_scores"] - base["attn_scores"])[self.fact].nan_to_num()
-        moved = "rot_q" if site.activation in _QUERIES else "rot_k"
-        change = (source[moved] - base[moved])[self.fact]
-        held = base["rot_k" if moved == "rot_q" else "rot_q"][self.fact]
-        q, k = (change, held) if moved == "rot_q" else (held, change)
+            return change.nan_to_num()  # −inf − −inf at later tokens
+        if not site.activation.startswith("rot"):
+            pos = torch.arange(change.shape[1], device=change.device)
+            change = rotate(change, rotation(pos, self.estimates.cfg))
+        keys = site.activation in _KEYS
+        held = base["rot_q" if keys else "rot_k"][self.row]
+        q, k = (held, change) if keys else (change, held)
         scores = einsum(q, k, "fact dest head d, fact src head d -> fact head dest src")
         return scores * q.shape[-1] ** -0.5
 
 
-def _mean(points: list[list[ActivationCache | None]]) -> list[ActivationCache | None]:
-    """By metric, the mean of its gradients at several points."""
-    means = []
-    for gradients_of_metric in zip(*points):
-        if gradients_of_metric[0] is None:
-            means.append(None)
-            continue
-        layers = zip(*gradients_of_metric)
-        means.append(
-            [{name: sum(x[name] for x in same) / len(same) for name in same[0]} for same in layers]
-        )
-    return means
+def _mean(points: list[LayerGradients]) -> LayerGradients:
+    """The mean of the gradients at several points."""
+    for same in zip(*points):
+        layer = same[0][0]
+        of_layer = [slopes for _, slopes in same]
+        yield layer, {name: sum(x[name] for x in of_layer) / len(same) for name in of_layer[0]}

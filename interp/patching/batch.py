@@ -22,6 +22,7 @@ from interp.patching.activations import (
 )
 from interp.patching.attribution_patching import GradientEstimates
 from interp.patching.changed_block import Sweep
+from interp.patching.edge_estimates import path_estimates
 from interp.patching.grid import PatchGrid, WorkItems
 from interp.patching.hooks import HookedRuns, embedding_of
 from interp.patching.intervention import Intervention, starts_of
@@ -100,10 +101,10 @@ def _between(batch: Batch, clean: ScoredCache, other: ActivationCache) -> Result
             at = items.site == site
             place = (items.layer, items.part, items.group, items.source, items.fact)
             patched[site][:, *(column[at] for column in place)] = scores[:, at]
-    for site in batch.sites:
-        if is_path(site):
-            patched[site] = _along_path(batch, site, base, source)
-    return patched
+    paths = [site for site in batch.sites if is_path(site)]
+    if paths and batch.how.method != "exact":
+        return patched | path_estimates(batch.runs, paths, batch.grid, base, source)
+    return patched | {path: _along_path(batch, path, base, source) for path in paths}
 
 
 def _sweep(

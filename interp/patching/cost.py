@@ -10,7 +10,7 @@ from interp.config import METRICS
 from interp.data.facts import NO_TOKEN, FactSet
 from interp.fields import argument
 from interp.model.decoder import DecoderConfig
-from interp.patching.attribution_patching import n_forwards
+from interp.patching.attribution_patching import N_POINTS, n_forwards
 from interp.patching.grid import PatchGrid, items_of, prune
 from interp.patching.intervention import (
     Intervention,
@@ -109,8 +109,9 @@ def plan(
             parts = SITES[site].n_parts(cfg, how.n_neurons)
             layers = grid.swept(site, cfg.n_layers)
             n_items, flops = np.sum([costs.of_layer(site, layer, parts) for layer in layers], 0)
-        if how.method != "exact":  # shared by all sites
+        if how.method != "exact":  # passes are shared by all sites
             flops = n_forwards(how, cfg.n_layers) * costs.whole_forward.sum()
+            flops += costs.of_products(parse_path(site), how) if is_path(site) else 0
         axes = {name: x.tolist() for name, x in axes_of(site, cfg, how).items()}
         edges = not is_path(site) and SITES[site].is_edge
         groups = ("dest", "src") if edges else (how.by,)
@@ -186,6 +187,23 @@ class _Costs:
             n_items += n_ways * kept
             flops += n_ways * of_one + n_heard * float(self.n_total.sum()) * self.block
         return n_items, flops
+
+    def of_products(self, stops: list[Stop], how: Intervention) -> float:
+        """Operations of an estimated path beyond the passes: what its first stop writes, the
+        gradients by what its second reads, their products, and sums over sets of positions.
+        """
+        cfg, n_metrics = self.cfg, len(METRICS) + how.control
+        first, last = stops
+        widths = {"embed": 0, "attn_out": 0, "mlp_out": 0, "z": cfg.d_model, "mlp_post": cfg.d_mlp}
+        written = len(first.layers(cfg)) * widths[first.site]
+        read = {LOGITS: 0, "mlp_out": cfg.d_mlp}.get(last.site, cfg.d_model) * cfg.n_layers
+        n_points = N_POINTS if how.method == "eap-ig" else 1
+        n_pairs = np.prod(
+            [len(x.layers(cfg)) * len(x.parts(cfg, how.n_neurons)) for x in (first, last)]
+        )
+        by_token = cfg.d_model * (written + n_metrics * (n_points * read + n_pairs))
+        by_token += n_metrics * n_pairs * len(self.grid.positions)
+        return 2.0 * float(self.n_total.sum() * by_token)
 
     def bytes_at_once(self, site: str, how: Intervention, max_memory: float) -> float:
         """Bytes of a batch's activation caches, and of the items that are computed together."""

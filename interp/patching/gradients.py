@@ -1,6 +1,8 @@
-"""Gradients of a run's metrics by its activations."""
+"""Gradients of a run's metrics by its activations: of a ``HookedDecoder`` by the backward pass that
+is written out in ``backward``, of any other model with hooks by autograd.
+"""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,27 +10,36 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from interp.model.decoder import HookedDecoder
+from interp.model.weights import widened
 from interp.patching.activations import ActivationCache, Prompts, scores_of, value_tokens
+from interp.patching.backward import (
+    NEEDED,
+    block_gradients,
+    logits_backward,
+    logits_of,
+    run_blocks,
+)
 from interp.patching.sites import SITES
 
-_STABLE = 1e-6
-"""RelP divides by pre-activations that are at least so far from 0."""
+LayerGradients = Iterator[tuple[int, dict[str, Float[Tensor, "drop metric row *rest"]]]]
+"""Layers from the last to the first, with gradients of each of ``distinct_metrics``."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """A forward pass, and backward passes from it."""
+    """A forward pass, and a backward pass from it."""
 
     cache: ActivationCache
     """The activations whose gradients are taken, and others that were asked for."""
     of: list[list[ActivationCache | None]]
-    """By backward pass and metric; None for a metric that can't be computed. The plain gradients
-    come first, then those with the outputs of one layer detached, for each layer.
+    """By backward pass, of which there is one, and metric; None for a metric that can't be
+    computed.
     """
 
 
 def gradients(
-    model: nn.Module,
+    model: HookedDecoder,
     given: Prompts,
     fact: Int[Tensor, " row"],
     names: Collection[str],
@@ -36,7 +47,6 @@ def gradients(
     also: Collection[str] = (),
     embed: Float[Tensor, "row pos d_model"] | None = None,
     relp: bool = False,
-    drop_layers: bool = False,
 ) -> Gradients:
     """Gradients of each fact's metrics by the activations ``names``.
 
@@ -44,26 +54,112 @@ def gradients(
         also: further activations to keep.
         embed: embeddings to run on, in place of those of the prompts.
         relp: LayerNorm's scale and gelu(x) ÷ x are held (see ``attribution_patching``).
-        drop_layers: take gradients with the outputs of one layer detached, too.
+    """
+    if embed is None:
+        embed = model.embed(given.tokens[fact]).detach()
+        embed = embed if given.noise is None else embed + given.noise[fact]
+    cache = run_blocks(model, embed, {*NEEDED, *names, *also})
+    found = dict(own_gradients(model, given, fact, names, cache, relp=relp))
+    of_metrics = [
+        None
+        if number is None
+        else [{name: x[0, number] for name, x in found[layer].items()} for layer in sorted(found)]
+        for number in gradient_of_metric(given)
+    ]
+    kept = {*names, *also}
+    cache = [{name: x for name, x in layer.items() if name in kept} for layer in cache]
+    return Gradients(cache, [of_metrics])
+
+
+def distinct_metrics(given: Prompts) -> list[int]:
+    """Metrics, by their place in ``scores_of``, that have a gradient of their own: not a
+    ``logit_diff`` without another answer, nor the log-probability of a whole value where all values
+    are single tokens.
+    """
+    metrics = range(3 + (given.control is not None))
+    missing = {0} if given.other is None else set()
+    missing |= {2} if int(given.n_value.max()) == 1 else set()
+    return [metric for metric in metrics if metric not in missing]
+
+
+def gradient_of_metric(given: Prompts) -> list[int | None]:
+    """The place of each metric's gradient among those of ``distinct_metrics``; None if it has no
+    gradient.
+    """
+    distinct = distinct_metrics(given)
+    place = {metric: i for i, metric in enumerate(distinct)}
+    place.setdefault(2, place[1])
+    return [place.get(metric) for metric in range(3 + (given.control is not None))]
+
+
+@torch.no_grad()
+def own_gradients(
+    model: HookedDecoder,
+    given: Prompts,
+    fact: Int[Tensor, " row"],
+    names: Collection[str],
+    cache: ActivationCache,
+    row: slice = slice(None),
+    *,
+    relp: bool = False,
+    drop_layers: bool = False,
+) -> LayerGradients:
+    """Gradients of a ``HookedDecoder``.
+
+    Args:
+        cache: a run's ``NEEDED`` activations.
+        row: the facts' rows in ``cache``; by default all.
+        relp: LayerNorm's scale and gelu(x) ÷ x are held.
+        drop_layers: see ``block_gradients``.
+    """
+    at, slot = value_tokens(given, fact)
+    pos = given.n_prompt[fact][at] - 1 + slot
+    last = cache[-1]["resid_post"][row]
+    resid = widened(last[at, pos])
+    logits = logits_of(model, resid)
+    with torch.enable_grad():
+        logits.requires_grad_()
+        scores = scores_of(logits, at, slot, fact, given)
+        slopes = [
+            torch.autograd.grad(scores[metric].sum(), logits, retain_graph=True)[0]
+            for metric in distinct_metrics(given)
+        ]
+    slope = resid.new_zeros(len(slopes), len(fact), *last.shape[1:])
+    slope[:, at, pos] = logits_backward(model, resid, torch.stack(slopes), relp=relp)
+    yield from block_gradients(model, cache, row, slope, names, relp=relp, drop_layers=drop_layers)
+
+
+def hooked_gradients(
+    model: nn.Module,
+    given: Prompts,
+    fact: Int[Tensor, " row"],
+    names: Collection[str],
+    *,
+    embed: Float[Tensor, "row pos d_model"] | None = None,
+) -> LayerGradients:
+    """Gradients of any model with hooks, all layers at once.
+
+    Args:
+        embed: embeddings to run on, in place of those of the prompts.
 
     Raises:
         ValueError: a metric does not depend on an activation, as where a hook is never called.
     """
-    kept = _Kept(names, {*names, *also}, [{} for _ in range(model.cfg.n_layers)])
     noise = None if given.noise is None or embed is not None else given.noise[fact]
-    start = partial(_start, added=noise, embed=embed)
-    held = _held(model.cfg.n_layers) if relp else []
-    hooks = [(SITES["embed"].hook, start), *held, *kept.hooks(drop_layers)]
+    start, kept = partial(_start, added=noise, embed=embed), {}
+    hooks = [(SITES["embed"].hook, start), *_keeping(names, model.cfg.n_layers, kept)]
     with torch.enable_grad():
         logits = model.run_with_hooks(given.tokens[fact], fwd_hooks=hooks)
         row, slot = value_tokens(given, fact)
         read = logits[row, given.n_prompt[fact][row] - 1 + slot]
         scores = scores_of(read, row, slot, fact, given)
-        passes = []
-        for kept.dropped in (None, *range(model.cfg.n_layers)) if drop_layers else (None,):
-            passes.append([kept.backward(score) for score in scores])
-    cache = [{name: x.detach() for name, x in layer.items()} for layer in kept.layers]
-    return Gradients(cache, passes)
+        by_metric = [_backward(scores[metric], kept) for metric in distinct_metrics(given)]
+    for layer in reversed(range(model.cfg.n_layers)):
+        here = [name for at, name in kept if at == layer]
+        yield (
+            layer,
+            {name: torch.stack([of[layer, name] for of in by_metric])[None] for name in here},
+        )
 
 
 def _start(x: Tensor, hook: object, *, added: Tensor | None, embed: Tensor | None) -> Tensor:
@@ -72,83 +168,33 @@ def _start(x: Tensor, hook: object, *, added: Tensor | None, embed: Tensor | Non
     return (x if added is None else x + added).detach().requires_grad_()
 
 
-@dataclass
-class _Kept:
-    """Activations of a forward pass, kept with their graph."""
+def _keeping(
+    names: Collection[str], n_layers: int, kept: dict[tuple[int, str], Tensor]
+) -> list[tuple]:
+    """Hooks that put activations, with their graph, into ``kept``."""
 
-    names: Collection[str]
-    """Activations whose gradients are taken."""
-    all_names: Collection[str]
-    layers: list[dict[str, Tensor]]
-    dropped: int | None = None
-    """The layer whose outputs have no gradient."""
-
-    def hooks(self, drop_layers: bool) -> list[tuple]:
-        hook_of = {site.activation: site.hook for site in SITES.values()}
-        hooks = [
-            (hook_of[name].format(layer), partial(self._keep, name=name, layer=layer))
-            for name in sorted(self.all_names)
-            for layer in range(len(self.layers) if "{}" in hook_of[name] else 1)
-        ]
-        if drop_layers:
-            hooks += [
-                (SITES[name].hook.format(layer), partial(self._droppable, layer=layer))
-                for name in ("attn_out", "mlp_out")
-                for layer in range(len(self.layers))
-            ]
-        return hooks
-
-    def _keep(self, x: Tensor, hook: object, *, name: str, layer: int) -> Tensor:
-        self.layers[layer][name] = x
+    def keep(x: Tensor, hook: object, *, place: tuple[int, str]) -> Tensor:
+        kept[place] = x
         return x
 
-    def _droppable(self, x: Tensor, hook: object, *, layer: int) -> Tensor:
-        x.register_hook(lambda gradient: gradient * (self.dropped != layer))
-        return x
-
-    def backward(self, score: Float[Tensor, " row"]) -> ActivationCache | None:
-        if not score.requires_grad:
-            return None
-        places = [
-            (layer, name)
-            for layer, of in enumerate(self.layers)
-            for name in of
-            if name in self.names
-        ]
-        found = torch.autograd.grad(
-            score.sum(),
-            [self.layers[layer][name] for layer, name in places],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        gradient = [{} for _ in self.layers]
-        for (layer, name), x in zip(places, found):
-            if x is None:
-                raise ValueError(
-                    f"no metric depends on the activation {name!r} of layer {layer}, so effects "
-                    "can't be estimated there; leave that site out, or use method exact"
-                )
-            gradient[layer][name] = x
-        return gradient
+    hook_of = {site.activation: site.hook for site in SITES.values()}
+    return [
+        (hook_of[name].format(layer), partial(keep, place=(layer, name)))
+        for name in sorted(names)
+        for layer in range(n_layers if "{}" in hook_of[name] else 1)
+    ]
 
 
-def _held(n_layers: int) -> list[tuple]:
-    """Hooks that hold LayerNorm's scale and gelu(x) ÷ x in the backward pass (RelP)."""
-    pre: dict[str, Tensor] = {}
-
-    def hold(x: Tensor, hook: object) -> Tensor:
-        return x.detach()
-
-    def keep(x: Tensor, hook: object) -> None:
-        pre[hook.name.replace("hook_pre", "hook_post")] = x
-
-    def linear(x: Tensor, hook: object) -> Tensor:
-        before = pre[hook.name]
-        away_from_0 = torch.where(before.abs() < _STABLE, _STABLE, before.detach())
-        return x.detach() + (before - before.detach()) * (x / away_from_0).detach()
-
-    hooks = [("ln_final.hook_scale", hold)]
-    for layer in range(n_layers):
-        hooks += [(f"blocks.{layer}.{norm}.hook_scale", hold) for norm in ("ln1", "ln2")]
-        hooks += [(f"blocks.{layer}.mlp.hook_pre", keep), (f"blocks.{layer}.mlp.hook_post", linear)]
-    return hooks
+def _backward(
+    score: Float[Tensor, " row"], kept: dict[tuple[int, str], Tensor]
+) -> dict[tuple[int, str], Tensor]:
+    """Gradients of one metric by each activation that was kept."""
+    inputs = list(kept.values())
+    found = torch.autograd.grad(score.sum(), inputs, retain_graph=True, allow_unused=True)
+    for (layer, name), x in zip(kept, found):
+        if x is None:
+            raise ValueError(
+                f"no metric depends on the activation {name!r} of layer {layer}, so effects can't "
+                "be estimated there; leave that site out, or use method exact"
+            )
+    return dict(zip(kept, found))

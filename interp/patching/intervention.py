@@ -47,7 +47,9 @@ class Intervention:
     """Sources of an edge or a knockout, written as ``groups`` are; by default the same as those."""
     direction: Direction = "denoising"
     method: Method = "exact"
-    """How effects are found: exactly, or estimated (see ``attribution_patching``)."""
+    """How effects are found: exactly, or estimated (see ``attribution_patching``, and
+    ``edge_estimates`` for paths of two stops).
+    """
     replacement: Replacement = "run"
     """What is pasted. run: the activation of the other prompt's run. noise: the other run is the
     clean prompt with Gaussian noise on the embeddings of its name tokens. For noising only are
@@ -192,8 +194,7 @@ def _check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
             raise ValueError(f"frozen goes with {' and '.join(before)}, not with {site!r}")
         if how.sources and site not in (edges := names_of(at="edge")):
             raise ValueError(f"sources go with {', '.join(edges)}, not with {site!r}; use groups")
-        if is_path(site) and how.method != "exact":
-            raise ValueError(f"{how.method} estimates no paths; use method exact for {site!r}")
+        _check_method(site, how.method)
         if is_path(site):
             _check_path(cfg, site, how)
         elif how.replacement in SITES[site].not_replaced_by:
@@ -204,6 +205,17 @@ def _check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
                 else f"site {site!r} of different prompts can't be compared; paste from the "
                 "corrupted run, with another name or noise, or paste zero"
             )
+
+
+def _check_method(site: str, method: Method) -> None:
+    """Raises a ValueError where ``method`` can't estimate what ``site`` does."""
+    if not is_path(site):
+        if method == "eap":
+            raise ValueError(f"eap estimates paths of two stops; use atp for the site {site!r}")
+    elif method in ("atp", "atp-star"):
+        raise ValueError(f"{method} estimates no paths; use eap, relp or eap-ig for {site!r}")
+    elif method != "exact" and len(parse_path(site)) > 2:
+        raise ValueError(f"{method} estimates paths of two stops; use method exact for {site!r}")
 
 
 def _check_path(cfg: Shape, path: str, how: Intervention) -> None:

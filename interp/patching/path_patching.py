@@ -131,6 +131,13 @@ def arrivals(sweep: Sweep, stops: list[Stop]) -> Iterator[tuple[Delta, Activatio
             yield delta, [received.get(at, layer) for at, layer in enumerate(sweep.base)], layers
 
 
+def first_readers(stop: Stop, layer: int, *, parallel: bool) -> tuple[int, int]:
+    """The first layer whose attention reads what ``stop`` writes, and the first whose MLP does."""
+    if stop.site == "embed":
+        return 0, 0
+    return layer + 1, layer if stop.in_attention and not parallel else layer + 1
+
+
 def count_ways(
     before: list[Stop], last: Stop, layer: int, cfg: DecoderConfig, n_neurons: int
 ) -> int:
@@ -143,8 +150,7 @@ def count_ways(
             for at in stop.layers(cfg):
                 if i and at < starts[stop.site == "mlp_out"]:
                     continue
-                same_block = not cfg.parallel and stop.in_attention
-                after = (0, 0) if stop.site == "embed" else (at + 1, at + (not same_block))
+                after = first_readers(stop, at, parallel=cfg.parallel)
                 n_parts = len(stop.parts(cfg, n_neurons))
                 onward[after] = onward.get(after, 0) + n * n_parts
         ways = onward
@@ -170,7 +176,7 @@ def _starts(sweep: Sweep, stop: Stop) -> Iterator[Delta]:
     for layer in stop.layers(weights.cfg):
         block = weights.blocks[layer]
         change = source[layer][stop.site] - base[layer][stop.site]
-        mlp_from = layer if stop.in_attention and not block.parallel else layer + 1
+        readers = first_readers(stop, layer, parallel=block.parallel)
         for part in stop.parts(weights.cfg, grid.n_neurons):
             written = change
             if stop.has_heads:
@@ -178,7 +184,7 @@ def _starts(sweep: Sweep, stop: Stop) -> Iterator[Delta]:
             if stop.part == "neuron":
                 units = slice(part * grid.n_neurons, (part + 1) * grid.n_neurons)
                 written = change[..., units] @ block.down.weight[:, units].mT
-            yield Delta((layer, part), written, layer + 1, mlp_from, grid, None)
+            yield Delta((layer, part), written, *readers, grid, None)
 
 
 def _onward(sweep: Sweep, stop: Stop, delta: Delta, layer: int) -> Iterator[Delta]:
