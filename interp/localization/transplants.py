@@ -68,12 +68,13 @@ def distances(before: HookedDecoder, after: HookedDecoder, groups: Sequence[str]
     """How far each group of weights moved: ``distance``, the root of the sum of squared changes,
     and ``relative``, that ÷ the norm of the weights before.
     """
-    theirs, rows = dict(after.named_parameters()), []
+    theirs = {name: weight.detach() for name, weight in after.named_parameters()}
+    rows = []
     for group in groups:
         masks = weight_group(before, group)
         changed = total = 0.0
         for name, weight in before.named_parameters():
-            kept = weight.double()[masks[name]]
+            kept = weight.detach().double()[masks[name]]
             changed += float((theirs[name].double()[masks[name]] - kept).square().sum())
             total += float(kept.square().sum())
         rows.append((group, changed**0.5, (changed / total) ** 0.5 if total else 0.0))
