@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
 from analyses.options import CheckpointsConfig
@@ -12,6 +14,14 @@ from interp.model.decoder import device_of
 from interp.results.store import join_steps
 from interp.results.sweep import over_checkpoints
 from interp.suite import Suite, load_suite, select_steps
+
+
+def halves(attribute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the facts to choose by, and of those to measure on: every other fact of each
+    attribute, so that what is chosen is not measured where chance favoured it.
+    """
+    turn = pd.Series(attribute).groupby(attribute).cumcount().to_numpy() % 2
+    return np.flatnonzero(turn == 0), np.flatnonzero(turn == 1)
 
 
 def analyse_checkpoints(

@@ -56,7 +56,8 @@ def gap_is_precise(gap: Float[np.ndarray, "*cell fact"]) -> Bool[np.ndarray, "*c
     if gap.shape[-1] < 2:
         return np.zeros(gap.shape[:-1], bool)
     with np.errstate(invalid="ignore"):
-        return np.asarray(gap.mean(-1) >= 10 * gap.std(-1, ddof=1) / gap.shape[-1] ** 0.5)
+        mean, error = gap.mean(-1), gap.std(-1, ddof=1) / gap.shape[-1] ** 0.5
+        return np.asarray((mean > 0) & (mean >= 10 * error))
 
 
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:

@@ -147,7 +147,11 @@ def test_top_edges_are_those_of_largest_importance():
     signed, absolute = (np.argwhere(top_edges(scores, 3, how)) for how in ("signed", "absolute"))
     assert signed.tolist() == [[0, 0, 1], [0, 1, 0], [1, 3, 0]]
     assert absolute.tolist() == [[0, 0, 1], [0, 1, 0], [0, 2, 0]]
-    assert top_edges(scores, 1000).sum() == np.isfinite(scores).sum()
+    assert top_edges(scores, 16).sum() == np.isfinite(scores).sum() == 16
+    with pytest.raises(ValueError, match="n is 17, and there are 16 edges"):
+        top_edges(scores, 17)
+    with pytest.raises(ValueError, match="n is -3; it must be at least 0"):
+        top_edges(scores, -3)
 
 
 def test_greedy_edges_grow_backwards_from_the_logits():
@@ -215,9 +219,25 @@ def test_where_the_runs_do_not_differ_nothing_is_faithful(wide, few, exact):
 def test_circuits_of_another_shape_or_role_are_refused(wide, few, exact):
     roles = exact.role.values.tolist()
     whole = everything(graph_of(wide.cfg), len(roles))
-    with pytest.raises(ValueError, match=r"circuits is bool of shape \(1, 11, 27, 5\); give true"):
+    with pytest.raises(ValueError, match=r"circuits is bool of shape \(1, 11, 27, 5\); give a"):
         run_circuits(wide, few, whole[None, ..., :5], roles)
     with pytest.raises(ValueError, match="no role 'shoe'; these facts have bos, context, name"):
         run_circuits(wide, few, whole[None], [*roles[:-1], "shoe"])
     with pytest.raises(ValueError, match="roles lacks 'final', which these facts have"):
         run_circuits(wide, few, whole[None, ..., :-1], roles[:-1])
+    twice = np.concatenate([whole, whole[..., :1]], -1)[None]
+    with pytest.raises(ValueError, match=f"roles has '{roles[0]}' twice"):
+        faithfulness(wide, few, twice, [*roles, roles[0]])
+    with pytest.raises(ValueError, match=r"circuits has the edge .* which does not exist"):
+        faithfulness(wide, few, np.ones_like(whole)[None], roles)
+    with pytest.raises(ValueError, match="circuits has no circuit"):
+        run_circuits(wide, few, whole[None][:0], roles)
+
+
+def test_scores_that_are_not_of_every_edge_are_refused(wide, few, exact):
+    scores, roles = importance(exact), exact.role.values.tolist()
+    for wrong in (np.full_like(scores, np.nan), np.nan_to_num(scores), scores[..., :-1]):
+        with pytest.raises(ValueError, match="scores must be numbers for each of the"):
+            areas(wide, few, wrong, roles)
+    with pytest.raises(ValueError, match="effects is not what edge_effects returns"):
+        importance(exact.mean("fact"))

@@ -7,8 +7,9 @@ import pytest
 import xarray as xr
 
 from analyses import interp_analyse
+from analyses.checkpoints import halves
 from analyses.circuits.circuits_page import _overlap, final_edges, said, when
-from analyses.circuits.over_training import SIZES, halves, of_model
+from analyses.circuits.over_training import SIZES, heads, of_model
 from analyses.circuits.takeovers import head_shares, takeovers
 from interp.attribution import areas, faithfulness, importance, top_edges
 from interp.attribution.edges import edge_effects
@@ -18,11 +19,20 @@ from interp.results.store import join_steps
 
 @pytest.fixture(scope="module")
 def few(model, suite):
-    """Six facts of which the random model, by chance, prefers the right value about as much."""
+    """Eight facts on two attributes of which the random model, by chance, prefers the right value
+    about as much.
+    """
     facts = suite.facts(60, seed=3)
-    ends = edge_effects(model, facts, method="eap")
+    ends, attribute = edge_effects(model, facts, method="eap"), facts.texts.attribute.to_numpy()
     gap = (ends.clean - ends.corrupted).values
-    return facts[np.argsort(-gap)[4:10]]
+    places = [np.flatnonzero(attribute == name) for name in ("major", "company")]
+    return facts[np.concatenate([at[np.argsort(-gap[at])][:4] for at in places])]
+
+
+@pytest.fixture(scope="module")
+def both(few):
+    """The facts chosen by and those measured on."""
+    return [few[at] for at in halves(few.texts.attribute.to_numpy())]
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +40,15 @@ def found(model, few):
     return of_model(model, few, 0.5)
 
 
-def test_halves_share_no_fact_and_are_of_the_same_size(facts):
-    chosen_by, others = halves(facts[range(7)])
-    assert chosen_by.texts.person.tolist() == facts.texts.person[[0, 2, 4]].tolist()
-    assert others.texts.person.tolist() == facts.texts.person[[1, 3, 5]].tolist()
+def test_halves_alternate_within_each_attribute():
+    one, other = halves(np.array(["a", "a", "b", "a", "b", "c", "a"]))
+    assert one.tolist() == [0, 2, 3, 5] and other.tolist() == [1, 4, 6]
 
 
 def test_the_circuit_is_the_smallest_that_is_faithful_enough_and_is_measured_on_other_facts(
-    model, few, found
+    model, both, found
 ):
-    chosen_by, others = halves(few)
+    chosen_by, others = both
     scores = importance(edge_effects(model, chosen_by, method="exact"))
     size, roles = int(found["size"]), found.role.values.tolist()
     before = SIZES[SIZES.index(size) - 1]
@@ -55,8 +64,8 @@ def test_the_circuit_is_the_smallest_that_is_faithful_enough_and_is_measured_on_
     assert 0 < float(found.connected_size) <= size
 
 
-def test_areas_are_of_edges_chosen_on_one_half_and_measured_on_the_other(model, few, found):
-    chosen_by, others = halves(few)
+def test_areas_are_of_edges_chosen_on_one_half_and_measured_on_the_other(model, both, found):
+    chosen_by, others = both
     scores = importance(edge_effects(model, chosen_by, method="eap"))
     theirs = areas(model, others, scores, found.role.values.tolist())
     ours = found.sel(estimate="eap")
@@ -64,8 +73,8 @@ def test_areas_are_of_edges_chosen_on_one_half_and_measured_on_the_other(model, 
     assert float(ours.cmd) == pytest.approx(float(theirs.cmd), abs=1e-5)
 
 
-def test_a_head_is_lost_by_hooks_as_its_share_says(model, few, found):
-    fact = few[3]  # the second of those measured on
+def test_a_head_is_lost_by_hooks_as_its_share_says(model, few):
+    found, fact = heads(model, few), few[3]
     pair = int(fact.answer[0]), int(fact.corrupted_answer[0])
     _, cache = model.run_with_cache(fact.corrupted[None])
 
@@ -79,12 +88,12 @@ def test_a_head_is_lost_by_hooks_as_its_share_says(model, few, found):
         return float(logits[pair[0]] - logits[pair[1]])
 
     lost = logit_diff([]) - logit_diff([("blocks.1.attn.hook_z", put)])
-    ours = found.head_lost.sel(half="measured on", layer=1, head=2)[1]
+    ours = found.head_lost.sel(layer=1, head=2)[3]
     assert float(ours) == pytest.approx(lost, abs=2e-4)
 
 
-def test_estimates_of_nodes_are_held_against_exact_patching(model, few, found):
-    chosen_by, _ = halves(few)
+def test_estimates_of_nodes_are_held_against_exact_patching(model, both, found):
+    chosen_by, _ = both
     options = dict(site="z", direction="noising", whole_value=False)
     atp, exact = (patch(model, chosen_by, method=x, **options) for x in ("atp", "exact"))
     x, y = ((of.patched - of.clean).values.ravel() for of in (atp, exact))
@@ -94,50 +103,69 @@ def test_estimates_of_nodes_are_held_against_exact_patching(model, few, found):
     assert found.node_agreement.max() <= 1 + 1e-9
 
 
-def part_handed_over(n_facts=60, seed=0):
-    """Head 0 makes 0.8 of the difference up to step 300 and 0.1 from then on, head 1 the reverse;
-    head 2 makes 0.1 throughout, head 3 nothing.
+def part_handed_over(n_facts=120, seed=0):
+    """Head 0 makes 0.8 of the difference up to step 300 and 0.3 from then on, head 1 the reverse;
+    head 2 makes 0.1 throughout, head 3 nothing. At step 0 nothing is known.
     """
     rng, steps = np.random.default_rng(seed), np.arange(0, 600, 100)
     late = steps >= 300
-    shares = np.stack([np.where(late, 0.1, 0.8), np.where(late, 0.8, 0.1),
+    shares = np.stack([np.where(late, 0.3, 0.8), np.where(late, 0.8, 0.3),
                        np.full(6, 0.1), np.zeros(6)])  # fmt: skip
-    gap = rng.normal(5, 1, (2, 6, n_facts))
-    lost = shares[None, :, :, None] * gap[:, None] + rng.normal(0, 0.3, (2, 4, 6, n_facts))
+    gap = rng.normal(5, 1, (6, n_facts)) - 5 * (steps == 0)[:, None]
+    lost = shares[:, :, None] * gap + rng.normal(0, 0.3, (4, 6, n_facts))
     return xr.Dataset(
         {
-            "head_lost": (("half", "layer", "head", "step", "fact"), lost.reshape(2, 2, 2, 6, -1)),
-            "gap": (("half", "step", "fact"), gap),
+            "head_lost": (("layer", "head", "step", "any_fact"), lost.reshape(2, 2, 6, -1)),
+            "head_gap": (("step", "any_fact"), gap),
         },
-        {"half": ["chosen by", "measured on"], "step": steps, "layer": [0, 1], "head": [0, 1]},
+        {"step": steps, "layer": [0, 1], "head": [0, 1], "asked": ("any_fact", ["a"] * n_facts)},
     )
 
 
 def test_a_part_that_goes_from_one_head_to_another_is_found_and_no_other():
     table = takeovers(part_handed_over()).set_index("head")
-    assert table.index[table.hands_over].tolist() == ["L0H0"]
-    assert table.index[table.takes_over].tolist() == ["L0H1"]
+    assert table.index[table.falls].tolist() == ["L0H0"]
+    assert table.index[table.rises].tolist() == ["L0H1"]
+    assert (table.first_step == 100).all()  # at step 0 the difference is not precise
     first = table.loc["L0H0"]
-    assert first.peak_step < 300
-    assert first.change == pytest.approx(-0.7, abs=0.05) and first.low < -0.7 < first.high
-    assert table.loc["L0H1"].rise == pytest.approx(0.7, abs=0.05)
-    shares = head_shares(part_handed_over()).isel(step=0)
-    np.testing.assert_allclose(shares.values.ravel(), [0.8, 0.1, 0.1, 0], atol=0.05)
+    assert first.peak_step in (100, 200)
+    assert first.change == pytest.approx(-0.5, abs=0.05) and first.low < -0.5 < first.high
+    second = table.loc["L0H1"]
+    assert second.rise == pytest.approx(0.5, abs=0.05) and second.rise_low < 0.5 < second.rise_high
+    shares = head_shares(part_handed_over())
+    np.testing.assert_allclose(shares.isel(step=1).values.ravel(), [0.8, 0.3, 0.1, 0], atol=0.05)
+    assert bool(shares.isel(step=0).isnull().all())
 
 
-def test_where_heads_differ_by_chance_none_hands_over():
+def test_intervals_of_a_change_are_those_of_a_bootstrap():
+    """Half as wide as 2.24 standard deviations of the resampled change (1 − 0.05 ÷ 4 ÷ 2)."""
+    given, rng = part_handed_over(), np.random.default_rng(1)
+    row = takeovers(given).set_index("head").loc["L1H0"]
+    measured = halves(given.asked.values)[1]
+    lost = given.head_lost.isel(layer=1, head=0).values[:, measured]
+    gap, changes = given.head_gap.values[:, measured], []
+    first = int(row.first_step) // 100
+    for _ in range(4000):
+        at = rng.integers(len(measured), size=len(measured))
+        shares = lost[:, at].mean(1) / gap[:, at].mean(1)
+        changes.append(shares[-1] - shares[first])
+    assert (row.rise_high - row.rise_low) / 2 == pytest.approx(2.5 * np.std(changes), rel=0.1)
+
+
+def test_where_heads_differ_by_chance_none_falls_or_rises():
     given, n_found = part_handed_over(), 0
-    for seed in range(20):
-        noise = np.random.default_rng(seed).normal(1, 3, given.head_lost.shape)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        noise = 0.3 * given.head_gap.values + rng.normal(0, 1, given.head_lost.shape)
         table = takeovers(given.assign(head_lost=given.head_lost.copy(data=noise)))
-        n_found += table.hands_over.any()
-    assert n_found <= 3  # 5 % of 20 are expected; 4 or more have a probability of 0.016
+        n_found += table.falls.any()
+    assert n_found <= 8  # 5 % of 60 are expected; 9 or more have a probability of 0.004
 
 
-def test_without_differing_runs_there_is_no_takeover():
+def test_where_no_difference_is_precise_there_is_no_takeover():
     same = part_handed_over()
-    assert takeovers(same.assign(gap=0 * same.gap)).empty
-    assert bool(head_shares(same.assign(gap=0 * same.gap)).isnull().all())
+    assert takeovers(same.assign(head_gap=0 * same.head_gap)).empty
+    assert bool(head_shares(same.assign(head_gap=0 * same.head_gap)).isnull().all())
 
 
 def test_exact_effects_agree_with_themselves_and_estimates_less(found):
@@ -168,6 +196,8 @@ def test_the_final_edges_are_those_of_largest_importance(found):
 def test_a_step_without_a_circuit_says_so(found):
     none = found.assign(size=np.nan)
     assert said(join_steps({7: none})) == ["step 7: no circuit reaches a faithfulness of 0.5"]
+    alike = none.assign(gap=0 * none.gap)
+    assert "can't be told apart" in said(join_steps({7: alike}))[0]
 
 
 def test_the_command_writes_results_and_a_page(suite, tmp_path, monkeypatch, capsys):

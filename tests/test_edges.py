@@ -168,9 +168,7 @@ def test_exact_effects_are_those_of_path_patching(wide, few):
 def test_facts_that_lack_what_edges_need_are_refused(wide, few):
     with pytest.raises(ValueError, match="the facts have no corrupted twins"):
         edge_effects(wide, replace(few, corrupted=None))
-    with pytest.raises(
-        ValueError, match="token 0 of fact 0 has no role; edges need one for each token"
-    ):
+    with pytest.raises(ValueError, match="token 0 of fact 0 has no role; give one for each token"):
         edge_effects(wide, replace(few, roles=torch.full_like(few.roles, -1)))
 
 

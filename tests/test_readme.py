@@ -16,7 +16,8 @@ SHORTER = {
     "interp-train --preset tiny --out runs/tiny": "--n-steps 20 --dense-until 10",
     "interp-analyse localization --ckpt checkpoints/demo": "--facts 4 --people 40 --workers 1",
     "interp-analyse attention-attribution --ckpt checkpoints/demo": "--facts 12 --workers 1",
-    "interp-analyse circuits --ckpt checkpoints/demo": "--steps 600,6500 --facts 6 --workers 1",
+    "interp-analyse circuits --ckpt checkpoints/demo": "--steps 600,6500 --facts 12 --workers 1",
+    "interp-analyse associative-memory": "--preset smoke --seeds 1",
 }
 ELSEWHERE = {f"interp-analyse {name}" for name in N_TABLES}
 """Commands that ``test_studies`` runs, at their smallest size."""

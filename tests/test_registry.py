@@ -64,10 +64,10 @@ def test_a_new_folder_is_listed_documented_and_run(colours, ask, capsys):
 
 def test_the_registry_holds_all_analyses_those_that_train_runs_last():
     assert list(registered()) == [
-        "attention-attribution", "circuits", "emergence", "localization", "attention-patching",
-        "curriculum", "distributions", "phases", "scaling", "templates",
+        "associative-memory", "attention-attribution", "circuits", "emergence", "localization",
+        "attention-patching", "curriculum", "distributions", "phases", "scaling", "templates",
     ]  # fmt: skip
-    assert [name for name, x in registered().items() if x.study] == list(registered())[4:]
+    assert [name for name, x in registered().items() if x.study] == list(registered())[5:]
 
 
 def test_listing_the_analyses_imports_nothing_slow():

@@ -11,7 +11,7 @@ from interp.fields import number
 class AttentionAttributionConfig(CheckpointsConfig):
     """A run, its checkpoints, and the number of facts."""
 
-    facts: int = number(120, least=2)
+    facts: int = number(120, least=12)
     """How many (person, attribute) pairs, spread evenly over the attributes."""
 
 

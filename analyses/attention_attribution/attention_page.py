@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 
 from analyses.agreement import MEASURES, interval_text
+from analyses.checkpoints import halves
 from interp.dynamics.emergence import MIN_CHECKPOINTS, emergence
 from interp.report.figures.localization_maps import lines
 from interp.report.figures.waterfall import waterfall
@@ -17,7 +18,8 @@ _METHOD = (
     "part of the residual stream wrote into the query times what another wrote into the keys. "
     "bias stands for all that no token decides. Each section shows the head whose attention to the "
     "first tokens the answer needs most at the last step: cutting it before the softmax costs most "
-    "logit difference. A large term says what the attention is made of, not that it matters."
+    "logit difference. It is found on one half of the facts, and what it costs is of the other. A "
+    "large term says what the attention is made of, not that it matters."
 )
 _N_PAIRS, _N_HEADS, _N_MOVERS = 3, 6, 3
 EXTRACTION = "final: names − cue"
@@ -38,12 +40,13 @@ def said(found: xr.Dataset) -> list[str]:
 def _said_of(found: xr.Dataset, contrast: str) -> str:
     of_head = _head(found, contrast)
     last = of_head.isel(step=-1)
+    cost = last.needed.values[halves(found.attribute.values)[1]]
     (query, key), *_ = _largest(last)
     largest = last.sel(query_part=query, key_part=key)
-    needed, half = float(last.needed.mean()), float(margin(last.needed.values))
-    head = f"{last.leading.item()} is needed most ({_mean(last.needed)} nats)"
-    if not needed > half:
-        head = f"no head is needed; the most is {last.leading.item()}, {_mean(last.needed)} nats"
+    said = f"{cost.mean():+.2f} ± {float(margin(cost)):.2f} nats"
+    head = f"{last.leading.item()} is needed most ({said})"
+    if not cost.mean() > margin(cost):
+        head = f"no head is shown to be needed; first is {last.leading.item()}, {said}"
     return (
         f"{contrast}: {head}. Its score, "
         f"{_pm(last, 'score')}, is largest in {query} · {key}, {_pm(largest, 'terms')}; "
@@ -86,14 +89,10 @@ def _largest(last: xr.Dataset) -> list[tuple[str, str]]:
     return list(pairs.sortby(-np.abs(pairs)).pair.values[:_N_PAIRS])
 
 
-def _mean(of_fact: xr.DataArray) -> str:
-    return f"{float(of_fact.mean()):+.2f} ± {float(margin(of_fact.values)):.2f}"
-
-
 def _when(curve: xr.DataArray) -> str:
     """When a curve (step, fact) rose, or fell, in words."""
     if curve.sizes["step"] < MIN_CHECKPOINTS:
-        return f"too few checkpoints ({curve.sizes['step']}) to say since when"
+        return f"too few checkpoints to say since when ({curve.sizes['step']})"
     sign = -1 if float(curve.isel(step=-1).mean() - curve.isel(step=0).mean()) < 0 else 1
     change = (sign * curve).dropna("fact", how="all").reset_coords(drop=True)
     rose = emergence(change)
@@ -133,7 +132,12 @@ def _evidence(found: xr.Dataset, contrast: str) -> list[Block]:
             ),
         ),
         Table(
-            ["query part · key part", "score", "difference between names", "since when"],
+            [
+                "query part · key part",
+                "score at the last step",
+                "difference between names",
+                "since when",
+            ],
             [_pair_row(of_head, last, pair) for pair in _largest(last)],
         ),
         Plot(
@@ -191,8 +195,8 @@ def _moves(last: xr.Dataset, layer: int, head: int) -> str:
     places = of_head.moved.stack(place=("role", "part")).dropna("place")
     role, part = places.place.values[int(np.abs(places).values.argmax())]
     return (
-        f"L{layer}H{head} writes {_pm(of_head, 'wrote')} nats towards the answer directly, most of "
-        f"it {part} at {role}, {_pm(of_head.sel(role=role, part=part), 'moved')}."
+        f"L{layer}H{head} writes {_pm(of_head, 'wrote')} nats towards the answer directly; its "
+        f"largest part is {part} at {role}, {_pm(of_head.sel(role=role, part=part), 'moved')}."
     )
 
 
@@ -221,15 +225,15 @@ def _moved(found: xr.Dataset) -> list[Block]:
                 ),
             )
         )
-    last = found.moved_by_attribute.isel(step=-1)
-    rows = []
+    last, rows = found.isel(step=-1), []
     for layer, head in _movers(found):
         of_head = last.isel(layer=layer, head=head)
         row = [f"L{layer}H{head}"]
         for asked in last.asked.values:
-            places = of_head.sel(asked=asked).stack(place=("part", "role")).dropna("place")
+            of_asked = of_head.sel(asked=asked)
+            places = of_asked.moved_by_attribute.stack(place=("part", "role")).dropna("place")
             part, role = places.place.values[int(np.abs(places).values.argmax())]
-            row.append(f"{float(places.sum()):+.2f} (most: {part} at {role})")
+            row.append(f"{_pm(of_asked, 'wrote_by_attribute')} (most: {part} at {role})")
         rows.append(row)
     heads = ["nats at the last step, asked for", *map(str, last.asked.values)]
     return [*blocks, Table(heads, rows)]

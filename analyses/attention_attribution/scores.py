@@ -12,7 +12,7 @@ import xarray as xr
 from analyses.agreement import MEASURES, agreement_of
 from analyses.attention_attribution import AttentionAttributionConfig
 from analyses.attention_attribution.attention_page import report, said
-from analyses.checkpoints import analyse_checkpoints
+from analyses.checkpoints import analyse_checkpoints, halves
 from interp.attribution import pattern_attribution, score_attribution, value_attribution
 from interp.attribution.attention_scores import CONTRASTS
 from interp.data.facts import FactSet
@@ -38,8 +38,9 @@ def run_and_report(config: AttentionAttributionConfig, *, command: str, bar) -> 
 def _leading_heads(
     suite: Suite, step: int, *, facts: FactSet, device: str
 ) -> dict[str, tuple[str, ...]]:
-    """For each contrast the head that is needed most at ``step``."""
-    needed = needs(suite.load(step, device=device), facts).needed.mean("fact")
+    """For each contrast the head that is needed most at ``step``, by one half of the facts."""
+    chosen_by, _ = halves(facts.texts.attribute.to_numpy(object))
+    needed = needs(suite.load(step, device=device), facts[chosen_by]).needed.mean("fact")
     flat = needed.stack(at=("layer", "head")).fillna(0).sel(contrast=list(CONTRASTS))
     places = flat["at"].values[flat.argmax("at").values]
     return {"heads": tuple(f"L{layer}H{head}" for layer, head in places)}
@@ -68,17 +69,15 @@ def of_model(model: HookedDecoder, facts: FactSet, heads: tuple[str, ...]) -> xr
         of ``score_attribution``; ``changed`` and ``changed_terms``, by how much they differ between
         the clean and the corrupted prompt, sign apart (names are drawn alike, so that signed
         differences would average to 0); ``moved`` of ``value_attribution`` and ``wrote``, its sum;
-        ``moved_by_attribute``.
+        ``moved_by_attribute`` and
+        ``wrote_by_attribute``, means over the facts that are ``asked`` for one attribute.
         Of single facts: ``score_of_fact``, ``terms_of_fact``, ``needed`` (see ``needs``).
         ``agreement`` (pair, contrast, measure) with ``_low`` and ``_high``: of what a part of the
         query, or of all keys, is estimated to change with what patching it changes; and of
         integrated gradients of attention with zeroing it.
     """
-    scores, cuts, moved = (
-        score_attribution(model, facts),
-        needs(model, facts),
-        value_attribution(model, facts),
-    )
+    scores, moved = score_attribution(model, facts), value_attribution(model, facts)
+    cuts = needs(model, facts)
     clean, corrupted = (scores.sel(prompt=x, drop=True) for x in scores.prompt.values)
     of_fact = {
         "score": clean.score,
@@ -95,6 +94,11 @@ def of_model(model: HookedDecoder, facts: FactSet, heads: tuple[str, ...]) -> xr
     }
     by_attribute = moved.moved.groupby("attribute").mean("fact")
     found["moved_by_attribute"] = by_attribute.rename(attribute="asked")
+    wrote = of_fact["wrote"].groupby("attribute")
+    found["wrote_by_attribute"] = wrote.mean("fact").rename(attribute="asked")
+    found["wrote_by_attribute_margin"] = wrote.map(
+        lambda x: xr.apply_ufunc(margin, x, input_core_dims=[["fact"]])
+    ).rename(attribute="asked")
     found["score_of_fact"] = clean.score
     at = [(int(x[1:].split("H")[0]), int(x.split("H")[1])) for x in heads]
     found["terms_of_fact"] = xr.concat(

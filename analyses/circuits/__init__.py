@@ -11,11 +11,11 @@ from interp.fields import number
 class CircuitsConfig(CheckpointsConfig):
     """A run, its checkpoints, and how faithful a circuit must be."""
 
-    facts: int = number(96, least=4)
+    facts: int = number(192, least=12)
     """How many (person, attribute) pairs: edges are chosen on one half and circuits measured on the
-    other."""
+    other. Shares of single heads are always of 768, or as many as there are."""
     faithfulness: float = number(0.8, above=0, below=1)
-    """What a circuit must reach; its size is the least that does."""
+    """What a circuit must reach on the facts that choose it; its size is the least that does."""
 
 
 ANALYSIS = Analysis(

@@ -11,10 +11,10 @@ from interp.report.figures.circuit_graph import MOST_DRAWN, circuit_graph
 from interp.report.figures.labels import site_label
 from interp.report.figures.localization_maps import line_panels, lines
 from interp.report.page import Bullets, Paragraph, Plot, Section, Table, anchor, page
-from interp.statistics import margin
+from interp.statistics import margin, runs_differ
 from interp.suite import Suite
 
-_N_EDGES, _N_HEADS = 12, 8
+_N_EDGES, _N_HEADS, _N_TOLD = 12, 8, 4
 _EDGES = "Its edges over training"
 _METHOD = (
     "An edge joins what a component writes at tokens of one role to what reads it: queries, keys "
@@ -31,37 +31,59 @@ _METHOD = (
 def said(found: xr.Dataset) -> list[str]:
     """The circuit at the last step, how far estimates agree, and which heads hand over."""
     last = found.isel(step=-1)
-    step, n = int(last.step), found.sizes["fact"]
+    step, n, n_others = int(last.step), found.sizes["fact"], found.sizes["measured"]
+    if not runs_differ(last.gap.values):
+        return [f"step {step}: clean and corrupted run can't be told apart, so there is no circuit"]
     if np.isnan(float(last["size"])):
         return [f"step {step}: no circuit reaches a faithfulness of {found.attrs['target']}"]
     n_all = int(last.n_edges.max())
     size, kept = int(last["size"]), int(last.connected_size)
     text = [
-        f"step {step}: {size} of {n_all:,} edges, chosen on {n} facts, have a faithfulness of "
-        f"{interval_text(last, 'circuit_faithfulness')} on {n} others, and all "
-        f"other edges one of {interval_text(last, 'without_circuit')}. {kept} of the {size} lie on "
-        "a way from the embedding to the logits"
+        f"step {step}: {size} of {n_all:,} edges keep {float(last.chosen_faithfulness):.2f} of the "
+        f"difference on the {n} facts that choose them, and "
+        f"{interval_text(last, 'circuit_faithfulness')} on {n_others} others; without them "
+        f"{interval_text(last, 'without_circuit')} is kept. {kept} of the {size} lie on a way from "
+        "the embedding to the logits",
+        f"its strongest edges, as shares of the difference: {_strongest(last)}",
+        _handed_over(takeovers(found), found.sizes["step"]),
     ]
-    for method in found.estimate.values:
-        at = last.sel(estimate=method)
-        areas = f"{method}: CPR {float(at.cpr):.3f}, CMD {float(at.cmd):.3f}"
-        pearson = interval_text(at.sel(measure="pearson"))
-        agrees = f", Pearson correlation with exact effects {pearson}"
-        text.append(areas if method == "exact" else areas + agrees)
-    return [*text, _handed_over(takeovers(found))]
+    agree = [
+        f"{method} {interval_text(last.sel(estimate=method, measure='pearson'))}"
+        for method in found.estimate.values
+        if method != "exact"
+    ]
+    return [*text, f"correlation of estimated with exact effects of edges: {', '.join(agree)}"]
 
 
-def _handed_over(table: pd.DataFrame) -> str:
-    if table.empty or not table.hands_over.any():
-        return "No head hands its part over to another: no share falls to less than half"
-    lost = table[table.hands_over].sort_values("change")
-    gained = table[table.takes_over].sort_values("rise", ascending=False)
+def _strongest(last: xr.Dataset) -> str:
+    gap = float((last.clean - last.corrupted).mean())
+    shares = (-last.effect.sel(estimate="exact") / gap).where(last.circuit > 0)
+    flat = shares.stack(edge=("writer", "reader", "role")).dropna("edge")
+    flat = flat.sortby(flat, ascending=False).isel(edge=slice(_N_TOLD))
+    return ", ".join(
+        f"{writer} → {reader} at {role} ({float(x):.2f})"
+        for (writer, reader, role), x in zip(flat.edge.values, flat)
+    )
+
+
+def _handed_over(table: pd.DataFrame, n_steps: int) -> str:
+    if n_steps == 1:
+        return "one checkpoint: no heads to compare over time"
+    if table.empty:
+        return "What is known is too little, at all checkpoints but one, to compare heads over time"
+    first = table.first_step.iloc[0]
+    lost = table[table.falls].sort_values("change")
+    gained = table[table.rises].sort_values("rise", ascending=False)
     names = ", ".join(
         f"{x.head} ({x.peak:.2f} at step {x.peak_step}, {x.last:.2f} at the end)"
         for x in lost.itertuples()
     )
     others = ", ".join(f"{x.head} ({x.rise:+.2f})" for x in gained.itertuples())
-    return f"Heads that hand over: {names}. Since then have risen: {others or 'none'}"
+    return (
+        f"Heads that do less of the whole than at their best, from step {first} on: "
+        f"{names or 'none is shown to'}; heads that do more at the end than at step {first}: "
+        f"{others or 'none is shown to'}"
+    )
 
 
 def report(suite: Suite, found: xr.Dataset, command: str) -> str:
@@ -70,8 +92,12 @@ def report(suite: Suite, found: xr.Dataset, command: str) -> str:
     facts = f"n = {n} facts"
     half = xr.apply_ufunc(margin, found.effect_of_fact, input_core_dims=[["fact"]])
     drawn = xr.Dataset({"importance": -found.effect, "margin": half, "circuit": found.circuit})
-    title = f"Smallest circuit with a faithfulness of {found.attrs['target']}"
-    sub = f"blue: for the answer, orange: against; at most {MOST_DRAWN} edges drawn; {facts}"
+    title = f"Smallest circuit that keeps {found.attrs['target']} on the facts that choose it"
+    sub = (
+        "blue: for the answer, orange: against; dashed: read as queries, dotted: as keys; width: "
+        f"size;<br>attention carries values on to later roles; the {MOST_DRAWN} strongest edges at "
+        f"most; {facts}"
+    )
     sections = [
         Section(
             "The circuit",
@@ -82,7 +108,7 @@ def report(suite: Suite, found: xr.Dataset, command: str) -> str:
         ),
         Section("Its size over training", _size(found, facts)),
         Section(_EDGES, _edges(found, facts)),
-        Section("Heads that take over from others", _takeovers(found, facts)),
+        Section("Heads that take over from others", _takeovers(found)),
         Section("Where estimates mislead", _estimates(found, facts)),
     ]
     rows = {"command": command, "asked": found.attrs.get("request", "")}
@@ -109,11 +135,11 @@ def _size(found: xr.Dataset, facts: str) -> list:
 
 
 def _overlap(one: xr.DataArray, two: xr.DataArray) -> xr.DataArray:
-    """Edges in both ÷ edges in either; NaN where neither has any."""
+    """Edges in both ÷ edges in either; NaN where one has none."""
     one, two = one > 0, two.fillna(0) > 0
     dims = ("writer", "reader", "role")
-    either = (one | two).sum(dims)
-    return ((one & two).sum(dims) / either).where(either > 0)
+    shared = (one & two).sum(dims) / (one | two).sum(dims)
+    return shared.where(one.any(dims) & two.any(dims))
 
 
 def final_edges(found: xr.Dataset) -> list[tuple[str, str, str]]:
@@ -167,10 +193,10 @@ def _edges(found: xr.Dataset, facts: str) -> list:
     ]
 
 
-def _takeovers(found: xr.Dataset, facts: str) -> list:
+def _takeovers(found: xr.Dataset) -> list:
     table = takeovers(found)
     if table.empty:
-        return [Paragraph("The runs differ at fewer than two checkpoints.")]
+        return [Paragraph("Clean − corrupted is precise at fewer than two checkpoints.")]
     shares, curves = head_shares(found), {}
     top = table.sort_values("peak", ascending=False).head(_N_HEADS)
     for name in top["head"]:
@@ -179,23 +205,29 @@ def _takeovers(found: xr.Dataset, facts: str) -> list:
     rows = [
         [x.head, str(x.peak_step), f"{x.peak:.2f}", f"{x.last:.2f}",
          f"{x.change:+.2f} [{x.low:+.2f}, {x.high:+.2f}]",
-         "–" if np.isnan(x.rise) else f"{x.rise:+.2f} [{x.rise_low:+.2f}, {x.rise_high:+.2f}]",
-         "hands over" if x.hands_over else "takes over" if x.takes_over else ""]
+         f"{x.rise:+.2f} [{x.rise_low:+.2f}, {x.rise_high:+.2f}]",
+         ", ".join(["falls"] * x.falls + ["rises"] * x.rises)]
         for x in top.itertuples()
     ]  # fmt: skip
+    first, n = table.first_step.iloc[0], found.sizes["any_fact"]
     heads = ["head", "step of its largest share", "share then", "share at the end", "change"]
-    heads += ["change since the first to hand over peaked", ""]
     return [
         Plot(
             "head-shares",
-            lines(curves, "What is lost without a head", facts, "share of clean − corrupted"),
+            lines(
+                curves,
+                "What is lost without a head",
+                f"n = {n} facts",
+                "share of clean − corrupted",
+            ),
         ),
         Paragraph(
-            "Shares of the difference that is lost when all of a head's output is that of the "
-            "corrupted run. Each head's step is found on one half of the facts and its shares are "
-            "of the other; intervals are 95 % for all heads together."
+            f"Shares of the difference that is lost when all of a head's output is that of the "
+            f"corrupted run, from step {first}, at which the difference is ten standard errors. "
+            "Each head's step is found on one half of the facts and its shares are of the other; "
+            "intervals are 95 % for all heads of a column together."
         ),
-        Table(heads, rows),
+        Table([*heads, f"change since step {first}", ""], rows),
     ]
 
 

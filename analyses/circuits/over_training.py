@@ -2,8 +2,9 @@
 
 At each checkpoint every edge's effect (``interp.attribution.edges``) is found exactly and by each
 estimate, on one half of the facts. The circuit of a checkpoint is the smallest, of ``SIZES``, whose
-edges of largest signed importance reach the faithfulness asked for on that half. How faithful
-circuits are is measured on the other half (``interp.attribution.circuits``: run exactly).
+edges of largest signed importance reach the faithfulness asked for on that half, if the runs can be
+told apart on the other. How faithful circuits are is measured on the other half
+(``interp.attribution.circuits``: run exactly).
 """
 
 from typing import get_args
@@ -12,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from analyses.agreement import MEASURES, agreement_of
-from analyses.checkpoints import analyse_checkpoints
+from analyses.checkpoints import analyse_checkpoints, halves
 from analyses.circuits import CircuitsConfig
 from analyses.circuits.circuits_page import report, said
 from interp.attribution.circuits import (
@@ -27,12 +28,15 @@ from interp.attribution.edges import EdgeMethod, edge_effects, graph_of
 from interp.data.facts import FactSet
 from interp.model.decoder import HookedDecoder
 from interp.patching import patch, patch_sites
+from interp.statistics import runs_differ
 from interp.suite import Suite
 
 NAME = "circuits"
 METHODS = get_args(EdgeMethod)
 NODES = ("resid_pre", "z", "q", "k", "v", "mlp_out")
 NODE_METHODS = ("exact", "atp", "atp-star", "relp", "eap-ig")
+N_FOR_HEADS = 768
+"""Facts, or as many as there are, for the shares of single heads, which are compared over time."""
 SIZES = tuple(dict.fromkeys(int(1.25**k) for k in range(0, 40)))
 """Numbers of edges that are tried, up to 6,000, a quarter more each time."""
 
@@ -50,33 +54,28 @@ def run_and_report(config: CircuitsConfig, *, command: str, bar) -> str:
 def _of_step(
     suite: Suite, step: int, names: list[str], *, facts: FactSet, device: str, target: float
 ) -> dict[str, xr.Dataset]:
-    return {NAME: of_model(suite.load(step, device=device), facts, target)}
-
-
-def halves(facts: FactSet) -> tuple[FactSet, FactSet]:
-    """Every other fact, to choose by; and as many others, to measure on."""
-    n = len(facts) // 2 * 2
-    return facts[range(0, n, 2)], facts[range(1, n, 2)]
+    model, more = suite.load(step, device=device), suite.facts(N_FOR_HEADS, fewer=True)
+    return {NAME: of_model(model, facts, target).merge(heads(model, more))}
 
 
 def of_model(model: HookedDecoder, facts: FactSet, target: float) -> xr.Dataset:
-    """Effects, agreement, areas and the circuit of one checkpoint.
+    """Effects of edges, agreement, areas and the circuit of one checkpoint.
 
     Returns:
         On the facts chosen by: ``effect`` (estimate, writer, reader, role), mean over facts,
-        noising, nats; ``effect_of_fact`` (writer, reader, role, fact), the exact one; ``agreement``
+        noising, nats; ``effect_of_fact`` (writer, reader, role, fact), the exact one; ``clean`` and
+        ``corrupted`` (fact), ``logit_diff``; ``agreement``
         (estimate, measure) of edges and ``node_agreement`` (node_estimate, site, measure) with
         ``_low`` and ``_high``; ``circuit`` (writer, reader, role), 1 in it, with ``size``, NaN if
         none of ``SIZES`` suffices, ``connected_size`` and ``chosen_faithfulness``. On the others:
         ``faithfulness`` (estimate, ranking, fraction), ``circuit_faithfulness`` and
-        ``without_circuit``, with ``_low`` and ``_high``; ``cpr`` and ``cmd`` (estimate). On both:
-        ``head_lost`` (half, layer, head, fact), clean − patched with all of a head's output
-        from the corrupted run, and ``gap`` (half, fact), clean − corrupted, nats.
+        ``without_circuit``, with ``_low`` and ``_high``; ``cpr`` and ``cmd`` (estimate); ``gap``
+        (measured), clean − corrupted of each fact, nats.
     """
-    chosen_by, others = halves(facts)
+    chosen_by, others = (facts[at] for at in halves(facts.texts.attribute.to_numpy(object)))
     effects = {method: edge_effects(model, chosen_by, method=method) for method in METHODS}
     exact = effects["exact"]
-    roles = exact.role.values.tolist()
+    roles, gap = exact.role.values.tolist(), _gap(model, others)
     of_method = [areas(model, others, importance(x), roles) for x in effects.values()]
     estimate = xr.IndexVariable("estimate", list(METHODS))
     found = xr.concat(of_method, estimate)[
@@ -84,19 +83,25 @@ def of_model(model: HookedDecoder, facts: FactSet, target: float) -> xr.Dataset:
     ]
     found["effect"] = xr.concat([x.effect.mean("fact") for x in effects.values()], estimate)
     found["effect_of_fact"] = exact.effect
+    found = found.merge(exact[["clean", "corrupted"]])
     found = found.merge(_agreement(effects)).merge(node_agreement(model, chosen_by))
-    found = found.merge(_circuit(model, chosen_by, others, exact, target))
-    cuts = [_heads(model, half) for half in (chosen_by, others)]
-    half = xr.IndexVariable("half", ["chosen by", "measured on"])
-    return found.merge(xr.concat(cuts, half)).assign_attrs(target=target)
+    found = found.merge(_circuit(model, chosen_by, others, exact, target, gap))
+    found["gap"] = ("measured", gap)
+    return found.assign_attrs(target=target)
 
 
-def _heads(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
+def heads(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
+    """What every head as a whole does for the answer: ``head_lost`` (layer, head, any_fact), clean
+    − patched ``logit_diff`` with all of its output from the corrupted run, and ``head_gap``
+    (any_fact), clean − corrupted, nats; with the attribute that each fact is ``asked`` for.
+    """
     cut = patch(
         model, facts, site="z", groups=("all",), direction="noising", whole_value=False
     ).squeeze("role", drop=True)
-    lost = {"head_lost": cut.clean - cut.patched, "gap": cut.clean - cut.corrupted}
-    return xr.Dataset(lost).drop_vars([x for x in cut.coords if x not in ("layer", "head")])
+    lost = {"head_lost": cut.clean - cut.patched, "head_gap": cut.clean - cut.corrupted}
+    found = xr.Dataset(lost).drop_vars([x for x in cut.coords if x not in ("layer", "head")])
+    asked = facts.texts.attribute.to_numpy(object)
+    return found.rename(fact="any_fact").assign_coords(asked=("any_fact", asked))
 
 
 def node_agreement(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
@@ -107,10 +112,12 @@ def node_agreement(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     options = {"sites": NODES, "direction": "noising", "whole_value": False}
     of = {method: patch_sites(model, facts, method=method, **options) for method in NODE_METHODS}
     rows = []
-    for estimates in (of[method] for method in NODE_METHODS[1:]):
+    for method in NODE_METHODS[1:]:
         pairs = [
-            [(x[site].patched - x[site].clean).transpose(..., "fact") for x in (estimates, exact)]
-            for exact in [of["exact"]]
+            [
+                (of[x][site].patched - of[x][site].clean).transpose(..., "fact")
+                for x in (method, "exact")
+            ]
             for site in NODES
         ]
         rows.append([
@@ -142,14 +149,25 @@ def _agreement(effects: dict[str, xr.Dataset]) -> xr.Dataset:
     )
 
 
+def _gap(model: HookedDecoder, facts: FactSet) -> np.ndarray:
+    """Clean − corrupted ``logit_diff`` of each fact, nats."""
+    ends = edge_effects(model, facts, method="eap")
+    return (ends.clean - ends.corrupted).values
+
+
 def _circuit(
-    model: HookedDecoder, chosen_by: FactSet, others: FactSet, exact: xr.Dataset, target: float
+    model: HookedDecoder,
+    chosen_by: FactSet,
+    others: FactSet,
+    exact: xr.Dataset,
+    target: float,
+    gap: np.ndarray,
 ) -> xr.Dataset:
     graph, roles, scores = graph_of(model.cfg), exact.role.values.tolist(), importance(exact)
     sizes = [size for size in SIZES if size <= np.isfinite(scores).sum()]
     tried = np.stack([top_edges(scores, size, "signed") for size in sizes])
     shares = faithfulness(model, chosen_by, tried, roles).faithfulness.values
-    reached = bool((shares >= target).any())
+    reached = bool((shares >= target).any()) and bool(runs_differ(gap))
     first = int((shares >= target).argmax())
     circuit = tried[first] if reached else np.zeros_like(tried[0])
     both = np.stack([circuit, everything_but(circuit, graph)])

@@ -59,10 +59,7 @@ def score_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         later, and where a prompt lacks the destination or either kind of sources.
     """
     check_inputs(model, facts, names=True, twins=True)
-    pieces = [
-        _of_batch(model, facts[range(start, min(len(facts), start + FACTS_AT_ONCE))])
-        for start in range(0, len(facts), FACTS_AT_ONCE)
-    ]
+    pieces = [_of_batch(model, part) for part in facts.batches(FACTS_AT_ONCE)]
     return xr.concat(pieces, "fact").transpose(..., "fact")
 
 

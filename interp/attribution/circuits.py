@@ -33,7 +33,7 @@ from interp.attribution.edges import (
     logit_diff,
 )
 from interp.data.facts import FactSet
-from interp.fields import argument
+from interp.fields import argument, shortened
 from interp.localization.inputs import check_inputs
 from interp.model.attention import attend
 from interp.model.block import silent
@@ -55,7 +55,12 @@ Edges = Bool[np.ndarray, "writer reader role"]
 def importance(effects: xr.Dataset) -> Float[np.ndarray, "writer reader role"]:
     """Mean over facts of what each edge does for the answer, in nats: positive if the answer is
     better with the edge in its clean state. −∞ for edges that do not exist.
+
+    Args:
+        effects: what ``edge_effects`` returns.
     """
+    if not (isinstance(effects, xr.Dataset) and "fact" in effects.dims and "effect" in effects):
+        raise ValueError("effects is not what edge_effects returns; give that, with all its facts")
     sign = 1.0 if effects.attrs["direction"] == "denoising" else -1.0
     mean = sign * effects.effect.mean("fact").transpose("writer", "reader", "role").values
     return np.where(np.isfinite(mean), mean, -np.inf)
@@ -64,8 +69,12 @@ def importance(effects: xr.Dataset) -> Float[np.ndarray, "writer reader role"]:
 def top_edges(
     scores: Float[np.ndarray, "writer reader role"], n: int, ranking: Ranking = "absolute"
 ) -> Edges:
-    """The ``n`` edges of largest importance, or of largest absolute importance."""
-    argument("ranking", ranking, Ranking)
+    """The ``n`` edges of largest importance, or of largest absolute importance.
+
+    Raises:
+        ValueError: there are not so many edges.
+    """
+    argument("ranking", ranking, Ranking), _check_number(n, scores)
     flat = scores.ravel() if ranking == "signed" else _size(scores).ravel()
     chosen = np.zeros(flat.size, bool)
     order = np.argsort(-flat, kind="stable")[:n]
@@ -75,8 +84,16 @@ def top_edges(
 
 def greedy_edges(scores: Float[np.ndarray, "writer reader role"], n: int, graph: Graph) -> Edges:
     """``n`` edges found from the logits backwards: always the one of largest absolute importance
-    among those whose reader belongs to a component that the circuit already uses.
+    among those whose reader belongs to a component that the circuit already uses; fewer where the
+    rest is out of reach.
+
+    Args:
+        graph: ``graph_of(model.cfg)``.
+
+    Raises:
+        ValueError: there are not so many edges, or no such graph.
     """
+    _check_number(n, scores), _check_graph(graph)
     size, chosen = _size(scores), np.zeros(scores.shape, bool)
     n_roles, seen, queue = scores.shape[2], set(), []
 
@@ -97,6 +114,17 @@ def greedy_edges(scores: Float[np.ndarray, "writer reader role"], n: int, graph:
         use(own, [role])
         use(elsewhere, range(n_roles))
     return chosen
+
+
+def _check_number(n: int, scores: np.ndarray) -> None:
+    n_edges = int(np.isfinite(scores).sum())
+    if argument("n", n, int, least=0) > n_edges:
+        raise ValueError(f"n is {n}, and there are {n_edges} edges; ask for fewer")
+
+
+def _check_graph(graph: Graph) -> None:
+    if not isinstance(graph, Graph):
+        raise ValueError(f"graph is {shortened(graph)}; give graph_of(model.cfg)")
 
 
 def _size(scores: np.ndarray) -> np.ndarray:
@@ -142,28 +170,13 @@ def run_circuits(
             ``roles``.
 
     Raises:
-        ValueError: facts without corrupted prompts, an unknown role, or circuits of another shape.
+        ValueError: facts without corrupted prompts; an unknown role, or one that is missing or
+            there twice; circuits of another shape, or with edges that do not exist.
     """
     check_inputs(model, facts, twins=True)
     argument("ablation", ablation, Ablation), check_token_roles(facts)
-    graph, there = (
-        graph_of(model.cfg),
-        [facts.role_names[i] for i in facts.roles.unique() if i >= 0],
-    )
-    for role in roles:
-        if role not in facts.role_names:
-            raise ValueError(f"no role {role!r}; these facts have {', '.join(facts.role_names)}")
-    for role in there:
-        if role not in roles:
-            raise ValueError(
-                f"roles lacks {role!r}, which these facts have; add it to the circuits"
-            )
-    wanted = (len(graph.writers), len(graph.readers), len(roles))
-    if circuits.dtype != bool or circuits.shape[1:] != wanted:
-        raise ValueError(
-            f"circuits is {circuits.dtype} of shape {circuits.shape}; give true or false for each "
-            f"(circuit, writer, reader, role), {wanted} a circuit"
-        )
+    graph = graph_of(model.cfg)
+    _check_circuits(circuits, roles, facts, graph)
     weights, device = Weights(model), model.embed.weight.device
     clean, corrupted = prompts(first_tokens(facts), device)
     (_, own), (_, other) = (
@@ -189,6 +202,41 @@ def run_circuits(
         logits = runner.run(f, mask.to(own[0].dtype))
         found.append(logit_diff(logits, _rows(clean, f)))
     return torch.cat(found).unflatten(0, (n_circuits, n_facts)).cpu().numpy()
+
+
+def _check_circuits(
+    circuits: np.ndarray, roles: Sequence[str], facts: FactSet, graph: Graph
+) -> None:
+    there = [facts.role_names[i] for i in facts.roles.unique() if i >= 0]
+    for role in roles:
+        if role not in facts.role_names:
+            raise ValueError(f"no role {role!r}; these facts have {', '.join(facts.role_names)}")
+        if list(roles).count(role) > 1:
+            raise ValueError(f"roles has {role!r} twice; name each once")
+    for role in there:
+        if role not in roles:
+            raise ValueError(
+                f"roles lacks {role!r}, which these facts have; add it to the circuits"
+            )
+    one = (len(graph.writers), len(graph.readers), len(roles))
+    kind, shape = getattr(circuits, "dtype", type(circuits).__name__), np.shape(circuits)
+    if (
+        not isinstance(circuits, np.ndarray)
+        or kind != np.bool_
+        or shape[1:] != one
+        or not len(shape)
+    ):
+        raise ValueError(
+            f"circuits is {kind} of shape {shape}; give a NumPy array of bool, (circuit, writer, "
+            f"reader, role), of which each circuit is {one}"
+        )
+    if not len(circuits):
+        raise ValueError("circuits has no circuit; give one or more")
+    for writer, reader in np.argwhere((circuits & ~graph.exists[..., None]).any((0, 3)))[:1]:
+        raise ValueError(
+            f"circuits has the edge {graph.writers[writer]} → {graph.readers[reader]}, which does "
+            "not exist; take those of everything(graph, n_roles)"
+        )
 
 
 def _rows(given: Prompts, fact: Int[Tensor, " row"]) -> Prompts:
@@ -284,7 +332,9 @@ def faithfulness(
         95 % bootstrap interval over facts; NaN where everything makes no difference (see
         ``statistics.runs_differ``). ``n_edges`` (circuit).
     """
-    whole = everything(graph_of(model.cfg), len(roles))
+    graph = graph_of(model.cfg)
+    check_inputs(model, facts, twins=True), _check_circuits(circuits, roles, facts, graph)
+    whole = everything(graph, len(roles))
     ends = np.stack([np.zeros_like(whole), whole])
     found = run_circuits(model, facts, np.concatenate([ends, circuits]), roles, ablation=ablation)
     part, difference = found[2:] - found[0], found[1] - found[0]
@@ -302,6 +352,7 @@ def faithfulness(
 
 def everything(graph: Graph, n_roles: int) -> Edges:
     """Every edge that exists."""
+    _check_graph(graph)
     return np.repeat(graph.exists[:, :, None], n_roles, 2)
 
 
@@ -328,8 +379,17 @@ def areas(
 ) -> xr.Dataset:
     """Faithfulness of the top edges at ``FRACTIONS`` of all edges, by ``ranking``, and the areas
     ``cpr`` and ``cmd``.
+
+    Raises:
+        ValueError: scores of edges that exist are not finite, or those of edges that don't are.
     """
-    n = np.isfinite(scores).sum()
+    whole = everything(graph_of(model.cfg), len(roles))
+    if np.shape(scores) != whole.shape or (np.isfinite(scores) != whole).any():
+        raise ValueError(
+            f"scores must be numbers for each of the {whole.sum()} edges that exist, and −∞ for "
+            f"the others, of shape {whole.shape}; importance(edge_effects(...)) makes such"
+        )
+    n = whole.sum()
     sizes = [int(n * fraction) for fraction in FRACTIONS]
     rankings: tuple[Ranking, ...] = ("signed", "absolute")
     circuits = np.stack([top_edges(scores, size, how) for how in rankings for size in sizes])

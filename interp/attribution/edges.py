@@ -32,7 +32,7 @@ from interp.data.facts import FactSet, role_masks
 from interp.fields import argument
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import DecoderConfig, HookedDecoder
-from interp.model.weights import Weights
+from interp.model.weights import Weights, widened
 from interp.patching import patch_sites
 from interp.patching.activations import Prompts, prompts
 from interp.patching.edge_estimates import input_gradients, midpoints
@@ -98,6 +98,7 @@ class Graph:
 
 
 def graph_of(cfg: DecoderConfig) -> Graph:
+    """The graph of a model, from its ``cfg``: which edges exist, in the order of circuits."""
     return Graph(cfg.n_layers, cfg.n_heads, cfg.parallel)
 
 
@@ -123,11 +124,10 @@ def edge_effects(
     if method == "exact":
         effect, ends = _exact(model, facts, graph, direction)
     else:
-        parts = [
-            facts[range(start, min(len(facts), start + FACTS_AT_ONCE))]
-            for start in range(0, len(facts), FACTS_AT_ONCE)
+        pieces = [
+            _estimated(model, part, graph, method, direction)
+            for part in facts.batches(FACTS_AT_ONCE)
         ]
-        pieces = [_estimated(model, part, graph, method, direction) for part in parts]
         effect, ends = (np.concatenate(arrays, -1) for arrays in zip(*pieces))
         effect = effect[:, :, roles]
     effect[~graph.exists] = np.nan
@@ -151,10 +151,10 @@ def edge_effects(
 
 
 def check_token_roles(facts: FactSet) -> None:
-    """Raises a ValueError unless every token of every prompt has a role: edges are by role."""
+    """Raises a ValueError unless every token of every prompt has a role: results are by role."""
     pos = torch.arange(facts.roles.shape[1])
     for fact, at in ((facts.roles < 0) & (pos < facts.lengths[:, None])).nonzero()[:1].tolist():
-        raise ValueError(f"token {at} of fact {fact} has no role; edges need one for each token")
+        raise ValueError(f"token {at} of fact {fact} has no role; give one for each token")
 
 
 def _exact(
@@ -240,8 +240,14 @@ def first_tokens(facts: FactSet) -> FactSet:
 
 
 def logit_diff(logits: Float[Tensor, "fact pos d_vocab"], given: Prompts) -> Float[Tensor, " fact"]:
-    """``logit_diff`` of each fact, at the last token of its prompt."""
-    last = logits[torch.arange(len(logits), device=logits.device), given.n_prompt - 1]
+    """``logit_diff`` of each fact, at the last token of its prompt.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    last = widened(logits)[torch.arange(len(logits), device=logits.device), given.n_prompt - 1]
     pair = torch.stack((given.answers[:, 0], given.other), 1)
     correct, other = last.gather(1, pair).unbind(1)
+    if not (correct - other).isfinite().all():
+        raise ValueError("the model's logits on these facts are not finite; load it again")
     return correct - other

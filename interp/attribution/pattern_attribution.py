@@ -1,11 +1,11 @@
 """Attention attribution by integrated gradients (Hao et al. 2021, https://arxiv.org/abs/2004.11207):
 how much of the answer goes through each head's attention from one token to another.
 
-With A the attention patterns of one layer in the clean run, α A in their place, and m the
-``logit_diff``, the attribution is A ∘ ∫ ∂m/∂(α A) dα from 0 to 1, by ``n_points`` midpoints. Over
-the heads and edges of a layer it adds up to m(A) − m(0), as points grow. The path from 0 to A leads
-through patterns that no softmax makes, so that a large attribution is no evidence of an effect;
-compare with patching ``edge`` by zero.
+With A the attention patterns of all heads of one layer in the clean run, α A in their place, and m
+the ``logit_diff``, the attribution is A ∘ ∫ ∂m/∂(α A) dα from 0 to 1, by ``n_points`` midpoints.
+Over the heads and edges of a layer it adds up to m(A) − m(0), as points grow. A head is credited
+while the others of its layer are scaled down with it, so that a large attribution is no evidence of
+an effect of its own; compare with patching ``edge`` by zero.
 """
 
 import torch
@@ -35,10 +35,7 @@ def pattern_attribution(model: HookedDecoder, facts: FactSet, *, n_points: int =
     """
     check_inputs(model, facts, twins=True), check_token_roles(facts)
     argument("n_points", n_points, int, least=1)
-    pieces = [
-        _of_batch(model, facts[range(start, min(len(facts), start + FACTS_AT_ONCE))], n_points)
-        for start in range(0, len(facts), FACTS_AT_ONCE)
-    ]
+    pieces = [_of_batch(model, part, n_points) for part in facts.batches(FACTS_AT_ONCE)]
     found = xr.concat(pieces, "fact").transpose(..., "fact")
     there = [bool((facts.roles == i).any()) for i in range(len(facts.role_names))]
     return found.isel(dest=there, src=there)
@@ -57,7 +54,7 @@ def _of_batch(model: HookedDecoder, facts: FactSet, n_points: int) -> xr.Dataset
     for layer in layers:
         pattern = cache[_hook(layer)].clone()
         slope = _mean_gradient(model, given, layer, pattern, n_points)
-        of_edge = widened(pattern * slope)
+        of_edge = widened(pattern) * slope
         found = einsum(of_edge, by_role, by_role, "f h i j, d f i, s f j -> h d s f")
         attributions.append(found.masked_fill(absent, torch.nan))
         without.append(logit_diff(_run(model, given, layer, torch.zeros_like(pattern)), given))
@@ -82,7 +79,7 @@ def _mean_gradient(
     n_points: int,
 ) -> Float[Tensor, "fact head dest src"]:
     """The mean gradient of ``logit_diff`` by a layer's pattern, over midpoints from 0 to it."""
-    total = torch.zeros_like(pattern)
+    total = torch.zeros_like(pattern, dtype=widened(pattern).dtype)
     for i in range(n_points):
         with torch.enable_grad():
             point = ((i + 0.5) / n_points * pattern).requires_grad_()

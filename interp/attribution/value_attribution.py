@@ -39,10 +39,7 @@ def value_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         share of the attention from ``final`` that the role's tokens get.
     """
     check_inputs(model, facts, twins=True), check_token_roles(facts)
-    pieces = [
-        _of_batch(model, facts[range(start, min(len(facts), start + FACTS_AT_ONCE))])
-        for start in range(0, len(facts), FACTS_AT_ONCE)
-    ]
+    pieces = [_of_batch(model, part) for part in facts.batches(FACTS_AT_ONCE)]
     found = xr.concat(pieces, "fact").transpose(..., "fact")
     return found.isel(role=found.attention.notnull().any(("layer", "head", "fact")).values)
 

@@ -94,6 +94,10 @@ class FactSet:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def batches(self, size: int) -> "Iterator[FactSet]":
+        """At most ``size`` facts at a time, in their order."""
+        return (self[i : i + size] for i in range(0, len(self), size))
+
     def __iter__(self) -> Iterator[Fact]:
         return (self[i] for i in range(len(self)))
 

@@ -47,10 +47,7 @@ def attention(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     """
     check_plain(model)
     check_inputs(model, facts, names=True)
-    parts = [
-        _of_batch(model, facts[range(start, min(len(facts), start + FACTS_AT_ONCE))])
-        for start in range(0, len(facts), FACTS_AT_ONCE)
-    ]
+    parts = [_of_batch(model, part) for part in facts.batches(FACTS_AT_ONCE)]
     names = ("pattern", "value_weighted", "entropy")
     values = {name: np.concatenate([part[i] for part in parts], -1) for i, name in enumerate(names)}
     units = {"pattern": "share of attention", "value_weighted": "share of what is moved"}

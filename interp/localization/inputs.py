@@ -5,6 +5,7 @@ values that each question uses.
 import numpy as np
 
 from interp.data.facts import PROMPT_ROLES, FactSet, check_tokens, check_vocabulary
+from interp.fields import shortened
 from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_plain
 
@@ -27,6 +28,8 @@ def check_inputs(
         values: of each attribute two or more first tokens of values must be there to choose from.
     """
     check_plain(model)
+    if not isinstance(facts, FactSet):
+        raise ValueError(f"facts is {shortened(facts)}; give a FactSet, such as suite.facts()")
     if sequential and model.cfg.parallel:
         raise ValueError(
             "the model has parallel blocks, whose MLP does not read what its attention wrote; this "

@@ -83,8 +83,7 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
     check_inputs(model, facts, sequential=True, names=True)
     device, pieces = model.embed.weight.device, []
     names = [f"blocks.{i}.hook_{x}" for i in range(model.cfg.n_layers) for x in STREAM]
-    for start in range(0, len(facts), FACTS_AT_ONCE):
-        part = facts[range(start, min(len(facts), start + FACTS_AT_ONCE))]
+    for part in facts.batches(FACTS_AT_ONCE):
         _, cache = model.run_with_cache(part.clean.to(device), names_filter=names)
         at = last_of_roles(part).to(device)
         row = torch.arange(len(part), device=device)

@@ -6,10 +6,10 @@ estimated by (x′ − x) · ∂m/∂x, summed over what is patched together:
 - ``atp`` (attribution patching, Kramár et al. 2024, https://arxiv.org/abs/2403.00745): the gradient
   is that of the base run.
 - ``atp-star`` (the same authors): changes of queries, keys and attention scores are followed
-  through the softmax exactly, (p′ − p) · ∂m/∂p; and the size of an estimate is Σ |estimate| ÷
-  (layers − 1) over backward passes that drop one layer each (GradDrop), so that effects that cancel
-  along different paths are not missed. Its sign is that of the estimate without dropping, and
-  means nothing where paths cancel.
+  through the softmax exactly, (p′ − p) · ∂m/∂p; and the size of an estimate is the mean |estimate|
+  over backward passes that drop one layer each (GradDrop), but for the layer that the site itself
+  is in, so that effects that cancel along different paths are not missed. Its sign is that of the
+  estimate without dropping, and means nothing where paths cancel.
 - ``relp`` (Jafari et al. 2025, https://arxiv.org/abs/2508.21258): the gradient holds LayerNorm's
   scale and each neuron's gelu(x) ÷ x.
 - ``eap-ig`` (integrated gradients, Hanna et al. 2024, https://arxiv.org/abs/2403.17806): the mean

@@ -116,7 +116,7 @@ def _gradients_at(
         layers = [cfg.n_layers - 1] if stop == LOGITS else range(cfg.n_layers)
         of_layers = []
         for layer in layers:
-            of_metrics = [found.of[0][i][layer][_GRADIENT_OF.get(stop, stop)] for i in metrics]
+            of_metrics = [found.of[i][layer][_GRADIENT_OF.get(stop, stop)] for i in metrics]
             slope = widened(torch.stack(of_metrics))
             if stop == LOGITS:
                 of_layers.append(slope[:, :, :, None])

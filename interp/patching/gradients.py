@@ -32,10 +32,8 @@ class Gradients:
 
     cache: ActivationCache
     """The activations whose gradients are taken, and others that were asked for."""
-    of: list[list[ActivationCache | None]]
-    """By backward pass, of which there is one, and metric; None for a metric that can't be
-    computed.
-    """
+    of: list[ActivationCache | None]
+    """By metric; None for one that can't be computed."""
 
 
 def gradients(
@@ -68,7 +66,7 @@ def gradients(
     ]
     kept = {*names, *also}
     cache = [{name: x for name, x in layer.items() if name in kept} for layer in cache]
-    return Gradients(cache, [of_metrics])
+    return Gradients(cache, of_metrics)
 
 
 def distinct_metrics(given: Prompts) -> list[int]:

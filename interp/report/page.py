@@ -140,6 +140,8 @@ def repeated_weights_note(results: Mapping[str, xr.Dataset]) -> list[Block]:
 _GO_TO = """
 document.getElementById('{plot_id}').on('plotly_click', event => {
   const place = event.points[0].customdata;
-  if (typeof place === 'string' && place.startsWith('#')) location.hash = place;
+  const there = typeof place === 'string' && place.startsWith('#')
+    && document.getElementById(place.slice(1));
+  if (there) there.scrollIntoView();
 });
 """

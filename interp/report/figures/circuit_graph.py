@@ -46,7 +46,7 @@ def circuit_graph(found: xr.Dataset, title: str, subtitle: str, *, link: str) ->
         template="simple_white",
         font=FONT,
         height=200 + 55 * len(rows),
-        margin={"t": 90},
+        margin={"t": 110},
         showlegend=False,
     )  # fmt: skip
     add_controls(figure, steps)
@@ -107,11 +107,18 @@ def _drawn(found: xr.Dataset, at: dict[str, tuple[float, int]], link: str) -> li
         text=list(ends.values()),
         hovertemplate="%{text}<extra></extra>",
     )
+    if not texts:
+        center = (len(roles) - 1) / 2, max(y for _, y in at.values()) / 2
+        nothing = go.Scatter(
+            x=[center[0]], y=[center[1]], mode="text", text=["no circuit at this step"]
+        )
+        return [*lines, components, nothing]
     explained = go.Scatter(
         x=[x for x, *_ in texts],
         y=[y for _, y, _ in texts],
         mode="markers",
         marker={"size": 14, "opacity": 0},
+        hoverlabel={"bgcolor": "white"},
         text=[text for *_, text in texts],
         customdata=[link] * len(texts),
         hovertemplate="%{text}<extra></extra>",
