@@ -209,7 +209,7 @@ def test_a_population_as_it_is_drawn_is_one(tmp_path):
         ),
         (
             lambda people: people.assign(sampling_weight=[0] * 4 + [1, 1]),
-            "no training person has a",
+            "no person has a",
         ),
     ],
 )

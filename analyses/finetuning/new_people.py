@@ -52,7 +52,7 @@ def base_of(config: StudyConfig) -> TrainConfig:
     if config.preset != "laptop":
         return config.base
     return replace(
-        config.base, n_people=160, n_held_out=64, n_layers=4, n_steps=3000, n_evaluated=160
+        config.base, n_people=160, n_held_out=64, n_layers=4, n_steps=2500, n_evaluated=160
     )
 
 
