@@ -27,12 +27,15 @@ LARGEST_RATE = 1e30
 _NOT_IN_OLDER_RUNS = (
     *("celebrities", "celebrity_weight", "schedule", "shuffled", "removed", "keep"),
     *("reference", "reference_step", "start_step"),
+    *("from_run", "from_step", "new_people", "replay", "mitigation"),
 )
 """Fields that run.json did not record before they existed; then the default counts."""
 _TOGETHER = (
     *(("celebrities", "celebrity_weight"), ("celebrity_weight", "celebrities")),
     *(("warmup_people", "warmup_steps"), ("warmup_steps", "warmup_people")),
     *(("reference_step", "reference"), ("start_step", "reference")),
+    *(("from_step", "from_run"), ("new_people", "from_run"), ("mitigation", "from_run")),
+    ("replay", "new_people"),
 )
 """Fields that do nothing while their partner has its default."""
 
@@ -109,6 +112,19 @@ class TrainConfig(PoolSizes):
     """Step of the reference checkpoint; 0 is untrained."""
     start_step: int = number(0, least=0)
     """Step from which the reference patterns are used; the optimizer is reset there."""
+    from_run: str = ""
+    """A run to fine-tune: training starts from the weights of its checkpoint, with its people,
+    tokenizer and shape, and a fresh optimizer."""
+    from_step: int = number(0, least=0)
+    """Step of that checkpoint."""
+    new_people: int = number(0, least=0)
+    """Train on the first so many of the held-out people, too."""
+    replay: float = number(1.0, least=0, most=LARGEST_WEIGHT)
+    """How often a training person is sampled beside new people, relative to one of them; 0 is
+    never."""
+    mitigation: str = ""
+    """How forgetting is held back, such as freeze:attention, l2:0.1, ewc:100, distil:1, lora:4,
+    sparse-gradient:0.05, sparse-unused:0.05, slots:64 or warmup:50."""
 
     n_layers: int = number(8, least=1, most=MOST_LAYERS)
     """Transformer blocks."""
@@ -187,6 +203,11 @@ class TrainConfig(PoolSizes):
                     f"{name} is {getattr(self, name)}, more than n_people, {self.n_people}; ask "
                     "for fewer"
                 )
+        if self.new_people >= self.n_held_out:
+            raise ValueError(
+                f"new_people is {self.new_people}, and there are {self.n_held_out} held-out people "
+                "of whom one must stay held out; ask for fewer"
+            )
         default = {field.name: field.default for field in fields(self)}
         for name, partner in _TOGETHER:
             value = getattr(self, name)

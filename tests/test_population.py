@@ -208,8 +208,8 @@ def test_a_population_as_it_is_drawn_is_one(tmp_path):
             "sampling weights are str, not numbers",
         ),
         (
-            lambda people: people.assign(sampling_weight=[0] * 4 + [1, 1]),
-            "no training person has a",
+            lambda people: people.assign(sampling_weight=0),
+            "no person has a",
         ),
     ],
 )

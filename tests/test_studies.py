@@ -70,6 +70,7 @@ N_TABLES = {
     "curriculum": 4,
     "attention-patching": 3,
     "templates": 2,
+    "finetuning": 3,
 }
 
 

@@ -33,17 +33,35 @@ def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies
     all if there are fewer. People are evenly spaced, so that frequent and rare ones are represented
     alike.
     """
-    first, size = {"train": (0, config.n_people), "held-out": (config.n_people, config.n_held_out)}[
-        split
-    ]
+    first, size = people_of(config, split)
     n = min(size, config.n_evaluated)
     people = first + np.arange(n) * size // n
     rng = np.random.default_rng([config.seed, 3, first])
     return _in_random_order(texts, people, evaluation_templates(texts, people, rng), rng)
 
 
+def people_of(config: TrainConfig, split: str) -> tuple[int, int]:
+    """The first person of a split, and how many there are. New people, whom fine-tuning adds, are
+    the first of those held out.
+    """
+    n, n_new = config.n_people, config.new_people
+    return {
+        "train": (0, n),
+        "new": (n, n_new),
+        "held-out": (n + n_new, config.n_held_out - n_new),
+    }[split]
+
+
 def sampling_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " person"]:
-    """Probability with which each training person is sampled at ``step``."""
+    """Probability with which each training person, and each new one, is sampled at ``step``."""
+    old = _old_weights(config, step)
+    if not config.new_people:
+        return old
+    new = np.full(config.new_people, 1 / config.n_people)
+    return _normalised(np.concatenate((config.replay * old, new)))
+
+
+def _old_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " person"]:
     end = 0
     for n_steps, weights in _stages(config):
         end += n_steps

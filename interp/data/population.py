@@ -111,8 +111,8 @@ def _wrong_weights(people: pd.DataFrame) -> str | None:
     weights = people.sampling_weight.to_numpy(float)
     if (wrong := ~(np.isfinite(weights) & (weights >= 0))).any():
         return f"the sampling weight in row {wrong.argmax() + 1} is {weights[wrong.argmax()]}"
-    if not weights[people.split == "train"].sum() > 0:
-        return "no training person has a sampling weight above 0"
+    if not weights.sum() > 0:
+        return "no person has a sampling weight above 0"
     return None
 
 

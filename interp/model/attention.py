@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from interp.model.block import Tap
@@ -76,15 +76,15 @@ def split_qkv(
 
 
 def split_qkv_weight(
-    fused: Float[Tensor, "width *rest"], n_heads: int
-) -> Float[Tensor, "qkv head d_head *rest"]:
+    fused: Shaped[Tensor, "width *rest"], n_heads: int
+) -> Shaped[Tensor, "qkv head d_head *rest"]:
     """A view of the fused projection's weight or bias."""
     return rearrange(fused, "(head qkv d) ... -> qkv head d ...", head=n_heads, qkv=3)
 
 
 def split_output_weight(
-    weight: Float[Tensor, "d_model width"], n_heads: int
-) -> Float[Tensor, "head d_model d_head"]:
+    weight: Shaped[Tensor, "d_model width"], n_heads: int
+) -> Shaped[Tensor, "head d_model d_head"]:
     """A view of the weight that takes z, heads side by side, to the residual stream."""
     return rearrange(weight, "m (head d) -> head m d", head=n_heads)
 

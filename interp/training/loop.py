@@ -21,8 +21,7 @@ from torch.nn import functional as F
 
 from interp.config import TrainConfig
 from interp.data.batches import training_batch
-from interp.data.biographies import Biographies, Texts, lay_out, tokenizer_for
-from interp.data.population import draw_population
+from interp.data.biographies import Biographies, Texts, lay_out
 from interp.data.tokenizer import read_tokenizer
 from interp.fields import argument
 from interp.files import check_writable, only_process
@@ -30,8 +29,10 @@ from interp.model.checkpoint_folder import step_folders, step_name
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
 from interp.model.decoder import HookedDecoder, device_of, has_bf16
 from interp.model.packed_attention import Ragged
+from interp.training.finetune import begin_from, people_and_tokenizer
 from interp.training.memory_estimate import check_memory
 from interp.training.metrics_table import Metrics
+from interp.training.mitigation import NOTHING, Mitigation
 from interp.training.optimizer import Trainee, learning_rate, make_optimizer, make_trainee
 from interp.training.packing import next_tokens, to_ragged
 from interp.training.reference_attention import patched_hidden
@@ -82,21 +83,24 @@ def train(
             people, tokenizer = read_population(config, out), read_tokenizer(out)
             check_recorded(out / "tokenizer.json")
         else:
-            people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
-            tokenizer = tokenizer_for(people)
+            people, tokenizer = people_and_tokenizer(config)
         reference = read_reference(config, tokenizer)
         if not begun:
             begin(config, out, people, tokenizer, command)
         texts = lay_out(people, tokenizer, seed=config.seed)
         trainee = make_trainee(config, tokenizer.get_vocab_size())
-        _run(config, out, texts, trainee, reference, on_step or (lambda step, loss: None))
+        ways = begin_from(config, trainee, texts)
+        _run(config, out, texts, trainee, reference, ways, on_step or (lambda step, loss: None))
         if config.keep == "last":
             shutil.rmtree(out / "resume", ignore_errors=True)
     return out
 
 
 def make_step(
-    config: TrainConfig, trainee: Trainee, reference: HookedDecoder | None = None
+    config: TrainConfig,
+    trainee: Trainee,
+    reference: HookedDecoder | None = None,
+    ways: Mitigation = NOTHING,
 ) -> Callable[[Biographies], Tensor]:
     """A function that takes one optimizer step on a batch and returns its loss, nats per token;
     with ``reference``, the model uses that model's attention patterns.
@@ -108,23 +112,31 @@ def make_step(
     def loss(tokens: Tensor, ragged: Ragged, target: Tensor, has_next: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits = model.unembed(hidden(tokens, ragged))
-        return (
-            F.cross_entropy(logits.float(), target, reduction="none") * has_next
-        ).sum() / has_next.sum()
+        of_token = F.cross_entropy(logits.float(), target, reduction="none")
+        if ways.distil:
+            with torch.no_grad():
+                theirs = ways.base.unembed(ways.base.hidden(tokens, ragged))
+            of_token = of_token + ways.of_logits(logits.float(), theirs)
+        value = (of_token * has_next).sum() / has_next.sum()
+        return value if ways.penalty is None else value + ways.penalty(model)
 
     value_of = _compiled(loss) if config.compile and _has_compiler() else loss
 
     def step(batch: Biographies) -> Tensor:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, trainee.step)
+            group["lr"] = learning_rate(config, trainee.step) * ways.rate(trainee.step)
         target, has_next = (
             torch.from_numpy(x).to(device, non_blocking=True) for x in next_tokens(batch)
         )
         value = value_of(*to_ragged(batch, model.cfg, device), target, has_next)
         value.backward()
+        ways.before_optimizer(model)
         if config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            torch.nn.utils.clip_grad_norm_(
+                [weight for _, weight in trainee.named_parameters()], config.clip_norm
+            )
         optimizer.step()
+        ways.after_optimizer(model)
         optimizer.zero_grad()
         trainee.step += 1
         trainee.tokens_seen += len(batch.tokens)
@@ -157,6 +169,7 @@ def _run(
     texts: Texts,
     trainee: Trainee,
     reference: HookedDecoder | None,
+    ways: Mitigation,
     on_step: OnStep,
 ) -> None:
     metrics, steps = Metrics(config, out, texts, reference), config.checkpoint_steps
@@ -173,11 +186,11 @@ def _run(
         metrics.go_on_from([])
         _checkpoint(config, out, trainee, metrics)
     begun = reference if trainee.step > config.start_step else None
-    step, last, wanted = make_step(config, trainee, begun), config.n_steps, set(steps)
+    step, last, wanted = make_step(config, trainee, begun, ways), config.n_steps, set(steps)
     while trainee.step < last:
         if reference is not None and trainee.step == config.start_step:
             trainee.optimizer = make_optimizer(config, trainee.model)
-            step = make_step(config, trainee, reference)
+            step = make_step(config, trainee, reference, ways)
         loss = step(training_batch(texts, config, trainee.step))
         metrics.losses.append(loss)
         on_step(trainee.step, loss)

@@ -18,6 +18,8 @@ from interp.training.optimizer import Trainee
 from interp.training.run_folder import config_digest, read_record
 
 SPLITS = ("train", "held-out")
+NEW = "new"
+"""People whom fine-tuning adds."""
 _TEXTS = ("split", "attribute")
 _MEASURES = ("loss", "accuracy", "max_probability", "entropy")
 COLUMNS = ("step", *_TEXTS, *_MEASURES, "learning_rate", "tokens_seen", "training_loss")
@@ -32,7 +34,8 @@ class Metrics:
         self, config: TrainConfig, out: Path, texts: Texts, reference: HookedDecoder | None
     ) -> None:
         self.config, self.path, self.reference = config, out / "metrics.parquet", reference
-        self.sets = {split: evaluation_set(texts, config, split) for split in SPLITS}
+        splits = (*SPLITS, NEW) if config.new_people else SPLITS
+        self.sets = {split: evaluation_set(texts, config, split) for split in splits}
         self.table = read_metrics(self.path) if self.path.is_file() else pd.DataFrame()
         self.losses: list[Tensor] = []
 
@@ -44,7 +47,7 @@ class Metrics:
         """
         if len(self.table):
             self.table = self.table[self.table.step.isin(steps)]
-        wanted = sorted((split, name) for split in SPLITS for name in (*ATTRIBUTES, AVERAGE))
+        wanted = sorted((split, name) for split in self.sets for name in (*ATTRIBUTES, AVERAGE))
         for step in steps:
             rows = self.table[self.table.step == step] if len(self.table) else self.table
             if not len(rows) or sorted(zip(rows.split, rows.attribute)) != wanted:

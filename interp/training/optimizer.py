@@ -1,9 +1,11 @@
 """A fresh model under training, its optimizer and its learning rate."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from math import cos, pi
 
 import torch
+from torch import nn
 
 from interp.config import TrainConfig
 from interp.model.decoder import DecoderConfig, HookedDecoder, device_of, initialise, remove
@@ -19,6 +21,12 @@ class Trainee:
     optimizer: torch.optim.AdamW
     step: int = 0
     tokens_seen: int = 0
+    beside: dict[str, nn.Parameter] = field(default_factory=dict)
+    """What is trained beside the model's own weights."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.model.named_parameters()
+        yield from self.beside.items()
 
 
 def make_trainee(config: TrainConfig, d_vocab: int) -> Trainee:

@@ -22,14 +22,14 @@ def write_state(trainee: Trainee, folder: Path) -> None:
     """Replaces the state in ``folder``."""
     folder.mkdir(exist_ok=True)
     tensors = {}
-    for name, weight in trainee.model.named_parameters():
+    for name, weight in trainee.named_parameters():
         tensors[name] = weight.detach()
         moments = trainee.optimizer.state.get(weight) or {
             moment: torch.zeros_like(weight) for moment in _MOMENTS
         }
         tensors |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS}
-    first = next(trainee.model.parameters())
-    optimizer_step = int(trainee.optimizer.state.get(first, {}).get("step", 0))
+    taken = [int(state["step"]) for state in trainee.optimizer.state.values()]
+    optimizer_step = max(taken, default=0)
     position = {
         "step": str(trainee.step),
         "optimizer_step": str(optimizer_step),  # fewer, where the optimizer was begun anew
@@ -50,7 +50,7 @@ def read_state(trainee: Trainee, folder: Path, *, steps: Collection[int]) -> Non
     tensors = read_tensors(path)
     with opened(path) as file:
         position = file.metadata() or {}
-    weights = dict(trainee.model.named_parameters())
+    weights = dict(trainee.named_parameters())
     if wrong := _wrong_tensor(tensors, weights):
         raise _damaged(path, wrong)
     numbers = {}

@@ -152,7 +152,7 @@ def begin(
 ) -> None:
     """Writes the files that a run folder has before its first checkpoint; run.json last."""
     weights = sampling_weights(config, config.n_steps - 1)
-    people = people.assign(sampling_weight=np.pad(weights, (0, config.n_held_out)))
+    people = people.assign(sampling_weight=np.pad(weights, (0, len(people) - len(weights))))
     files = tokenizer_files(tokenizer)
     files["population.parquet"] = table_bytes(people)
     _check_free(out, files)

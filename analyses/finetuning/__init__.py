@@ -1,0 +1,11 @@
+"""What fine-tuning on new people does to what is known of old ones, and which weights carry it."""
+
+from analyses.registry import training_study
+
+ANALYSIS = training_study(
+    "finetuning",
+    "What fine-tuning on new people costs what is known of old ones, and which weights carry it.",
+    "analyses.finetuning.new_people",
+    takes="3 runs, 66 fine-tunings, 40 minutes",
+    examples=("finetuning", "finetuning --preset smoke"),
+)

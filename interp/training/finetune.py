@@ -1,0 +1,123 @@
+"""Fine-tuning: a training run that starts from a checkpoint of another, with its people, and trains
+on some of its held-out people.
+"""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Tokenizer
+
+from interp.config import PoolSizes, TrainConfig
+from interp.data.biographies import Texts, tokenizer_for
+from interp.data.population import draw_population
+from interp.data.tokenizer import read_tokenizer
+from interp.model.checkpoint_folder import step_folders
+from interp.model.checkpoint_io import read_checkpoint
+from interp.model.decoder import HookedDecoder
+from interp.training.mitigation import Mitigation, mitigation
+from interp.training.optimizer import Trainee
+from interp.training.run_folder import read_config, read_population
+
+RATE = 3 / 40
+"""Of the base run's peak learning rate, as in arXiv 2503.21676: 3e-5 of 4e-4."""
+_AS_IN_BASE = ("n_people", "n_held_out", "seed", "n_layers", "n_heads", "d_model", "parallel")
+
+
+def finetune_config(
+    base: TrainConfig, run: str | Path, step: int, *, new_people: int, **changes: object
+) -> TrainConfig:
+    """Fine-tuning of a run's checkpoint on new people, without replay: a constant learning rate,
+    ``RATE`` of the base's, and evaluations every few steps at first.
+
+    Args:
+        changes: fields of ``TrainConfig``, such as replay, n_steps or mitigation.
+    """
+    rate = RATE * base.learning_rate
+    plain = {
+        "from_run": str(run),
+        "from_step": step,
+        "new_people": new_people,
+        "replay": 0.0,
+        "learning_rate": rate,
+        "final_learning_rate": rate,
+        "n_steps": 500,
+        "dense_every": 5,
+        "dense_until": 50,
+        "checkpoint_every": 25,
+        "checkpoint_dtype": "float32",
+        "warmup_people": 0,
+        "warmup_steps": 0,
+        "compile": False,
+    }
+    changed = replace(base, **plain | changes)
+    return replace(changed, d_mlp=base.d_mlp + n_slots(changed))
+
+
+def people_and_tokenizer(config: TrainConfig) -> tuple[pd.DataFrame, Tokenizer]:
+    """Drawn anew or, when fine-tuning, those of the run to start from.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run or checkpoint, or it is of other people
+            or another shape.
+    """
+    if not config.from_run:
+        people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
+        return people, tokenizer_for(people)
+    run = Path(config.from_run)
+    base, folders = read_config(run), step_folders(run)
+    if config.from_step not in folders:
+        raise ValueError(
+            f"no checkpoint at from_step {config.from_step} in {run}; there are "
+            f"{', '.join(map(str, folders))}"
+        )
+    same = [field.name for field in fields(PoolSizes)] + list(_AS_IN_BASE)
+    for name in same:
+        if getattr(config, name) != getattr(base, name):
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, and in from_run {run} it is "
+                f"{getattr(base, name)}; fine-tuning starts from the same people and shape"
+            )
+    slots = n_slots(config)
+    if config.d_mlp != base.d_mlp + slots:
+        raise ValueError(
+            f"d_mlp is {config.d_mlp}; {run} has {base.d_mlp} and mitigation adds {slots}, so "
+            f"give d_mlp {base.d_mlp + slots}"
+        )
+    people = read_population(base, run).drop(columns="sampling_weight")
+    return people, read_tokenizer(run)
+
+
+def n_slots(config: TrainConfig) -> int:
+    """Neurons that ``mitigation`` adds to each MLP."""
+    way, _, strength = config.mitigation.partition(":")
+    return int(strength) if way == "slots" and strength.isdecimal() else 0
+
+
+@torch.no_grad()
+def start_from(model: HookedDecoder, base: HookedDecoder) -> None:
+    """Copies the weights of ``base``; neurons that ``model`` has besides write nothing yet."""
+    ours, theirs = model.state_dict(), base.state_dict()
+    for name, weight in ours.items():
+        if weight.shape == theirs[name].shape:
+            weight.copy_(theirs[name])
+        elif name.endswith("down.weight"):
+            weight.zero_()
+            weight[:, : base.cfg.d_mlp] = theirs[name]
+        else:
+            weight[: base.cfg.d_mlp] = theirs[name]
+
+
+def begin_from(config: TrainConfig, trainee: Trainee, texts: Texts) -> Mitigation:
+    """Sets the weights that fine-tuning starts from, and what else is trained."""
+    if config.from_run:
+        folder = step_folders(Path(config.from_run))[config.from_step]
+        start_from(trainee.model, read_checkpoint(folder))
+    ways = mitigation(config, trainee.model, texts)
+    for name, (b, a) in ways.factors.items():
+        trainee.beside |= {f"lora_b.{name}": b, f"lora_a.{name}": a}
+    if trainee.beside:
+        factors = {"params": list(trainee.beside.values()), "weight_decay": 0.0}
+        trainee.optimizer.add_param_group(factors)
+    return ways
