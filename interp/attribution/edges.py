@@ -12,7 +12,8 @@ the role's tokens, so that different roles do not cancel:
   midpoints between the two runs' embeddings; the effects of the embedding's edges and of all they
   lead to add up to the difference of the runs as points grow.
 
-A large estimate is no evidence of an effect; compare with ``exact``.
+The mean of both runs' gradients is half of ``eap`` when noising minus ``eap`` when denoising. A
+large estimate is no evidence of an effect; compare with ``exact``.
 """
 
 from dataclasses import dataclass, replace
