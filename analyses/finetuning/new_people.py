@@ -28,13 +28,13 @@ SEEDS = {"smoke": 2, "laptop": 3, "paper": 3}
 N_STEPS = {"smoke": 10, "laptop": 500, "paper": 4000}
 SHARES = {
     "smoke": (1 / 8,),
-    "laptop": (1 / 32, 1 / 16, 1 / 8, 1 / 4),
+    "laptop": (1 / 16, 1 / 8, 1 / 4),
     "paper": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
 }
 """New people, as shares of the old."""
 SHOWN = 1 / 8
 """The share that replay, transplants and restricted training are asked at."""
-REPLAY = {"smoke": (0.5,), "laptop": (1 / 32, 1 / 8, 1 / 2, 2), "paper": (1 / 32, 1 / 8, 1 / 2, 2)}
+REPLAY = {"smoke": (0.5,), "laptop": (1 / 32, 1 / 8, 1 / 2), "paper": (1 / 32, 1 / 8, 1 / 2, 2)}
 TRANSPLANTED = {
     "smoke": (10,),
     "laptop": (5, 10, 20, 50, 100, 500),

@@ -14,8 +14,9 @@ from interp.localization.transplants import distances, transplants
 from interp.statistics import margin
 from interp.suite import load_suite
 
-GROUPS = ("attention", "mlp", "qk", "ov", "embed+unembed", "norms")
+GROUPS = ("attention", "mlp", "L0+L1", "L2+L3")
 """Groups that fine-tuning is restricted to, or kept from."""
+OTHERS = ("qk", "ov", "embed+unembed", "norms")
 
 
 def transplanted_groups(n_layers: int) -> list[str]:
@@ -24,7 +25,7 @@ def transplanted_groups(n_layers: int) -> list[str]:
     parts = [f"L{i}-{part}" for i in range(n_layers) for part in ("attention", "MLP")]
     half = n_layers // 2
     halves = ["+".join(layers[:half]), "+".join(layers[half:])] if n_layers > 2 else []
-    return [*GROUPS, *layers, *halves, *parts]
+    return ["attention", "mlp", *OTHERS, *layers, *halves, *parts]
 
 
 def transplants_of_run(run: Path, steps: tuple[int, ...]) -> pd.DataFrame:
