@@ -336,7 +336,7 @@ def test_the_command_writes_the_page_and_help_is_short(asked, found, monkeypatch
     cli.analyse()
     assert "interp-analyse localization --ckpt checkpoints/demo" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["interp-analyse", "nonsense"])
-    with pytest.raises(ValueError, match="no analysis 'nonsense'; there are attention-attr"):
+    with pytest.raises(ValueError, match="no analysis 'nonsense'; there are associative-mem"):
         cli.analyse()
 
 

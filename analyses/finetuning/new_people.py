@@ -16,7 +16,12 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.finetuning.weights import GROUPS, group_figure, largest_shares, transplants_of_run
+from analyses.finetuning.weights import (
+    group_figure,
+    largest_shares,
+    restricted_groups,
+    transplants_of_run,
+)
 from analyses.options import StudyConfig
 from analyses.studies import Study, average_metrics, mean_in_words, sample_in_words, trained
 from interp.config import LARGEST_WEIGHT, TrainConfig
@@ -106,7 +111,7 @@ def _ways(size: str, base: TrainConfig) -> list[dict]:
         plain | {"replay": weight, "kind": "replay", "name": f"replay-{weight:g}"}
         for weight in REPLAY[size]
     ]
-    groups = GROUPS if size != "smoke" else GROUPS[:2]
+    groups = restricted_groups(base.n_layers)
     return ways + [
         plain | {"mitigation": f"{how}:{group}", "kind": how, "name": f"{how}-{group}"}
         for how in ("only", "freeze")

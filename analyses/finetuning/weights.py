@@ -14,18 +14,25 @@ from interp.localization.transplants import distances, transplants
 from interp.statistics import margin
 from interp.suite import load_suite
 
-GROUPS = ("attention", "mlp", "L0+L1", "L2+L3")
-"""Groups that fine-tuning is restricted to, or kept from."""
-OTHERS = ("qk", "ov", "embed+unembed", "norms")
+KINDS = ("attention", "mlp", "qk", "ov", "embed+unembed", "norms")
 
 
 def transplanted_groups(n_layers: int) -> list[str]:
     """Groups of which weights are transplanted: kinds, layers, and attention and MLP of each."""
     layers = [f"L{i}" for i in range(n_layers)]
     parts = [f"L{i}-{part}" for i in range(n_layers) for part in ("attention", "MLP")]
-    half = n_layers // 2
-    halves = ["+".join(layers[:half]), "+".join(layers[half:])] if n_layers > 2 else []
-    return ["attention", "mlp", *OTHERS, *layers, *halves, *parts]
+    return [*KINDS, *layers, *(layer_halves(n_layers) if n_layers > 2 else []), *parts]
+
+
+def restricted_groups(n_layers: int) -> list[str]:
+    """Groups that fine-tuning is restricted to, or kept from."""
+    return ["attention", "mlp", *(layer_halves(n_layers) if n_layers > 1 else [])]
+
+
+def layer_halves(n_layers: int) -> list[str]:
+    """The earlier and the later half of the layers."""
+    layers = [f"L{i}" for i in range(n_layers)]
+    return ["+".join(layers[: n_layers // 2]), "+".join(layers[n_layers // 2 :])]
 
 
 def transplants_of_run(run: Path, steps: tuple[int, ...]) -> pd.DataFrame:
