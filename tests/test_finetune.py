@@ -2,6 +2,7 @@
 say: masks bit by bit, penalties and Fisher information by hand, low-rank changes by their rank.
 """
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -241,13 +242,33 @@ def test_a_killed_fine_tuning_resumes_to_the_same_weights(tuning, tmp_path, way)
         ({"n_layers": 7}, "n_layers is 7, and in from_run"),
         ({"d_mlp": 8}, "d_mlp is 8;"),
         ({"mitigation": "pray:1"}, "no mitigation 'pray:1'; there are sparse-gradient"),
-        ({"mitigation": "l2:x"}, "has no strength above 0"),
+        ({"mitigation": "l2:x"}, "has the strength 'x'; give a number above 0"),
+        ({"mitigation": "lora:1.5"}, "has the strength '1.5'; give a whole number above 0"),
+        (
+            {"mitigation": "warmup:0"},
+            "has the strength '0'; give a whole number above 0, at most 4",
+        ),
+        ({"mitigation": "slots:1.5"}, "has the strength '1.5'; give a whole number"),
+        (
+            {"mitigation": "sparse-random:5"},
+            "has the strength '5'; give a number above 0, at most 1",
+        ),
         ({"mitigation": "freeze:heads"}, "no group of weights 'heads'"),
     ],
 )
 def test_what_does_not_fit_is_refused(tuning, tmp_path, changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(replace(tuning, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_resuming_without_the_run_to_start_from_says_so(tuning, tmp_path):
+    given = replace(tuning, from_run=str(tmp_path / "base"))
+    shutil.copytree(tuning.from_run, given.from_run)
+    train(replace(given, n_steps=4), tmp_path / "run")
+    shutil.rmtree(given.from_run)
+    with pytest.raises(ValueError, match=r"no checkpoint at from_step .* there are none"):
+        train(given, tmp_path / "run", resume=True)
 
 
 def test_options_of_fine_tuning_need_a_run_to_start_from(suite):

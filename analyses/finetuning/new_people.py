@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.finetuning.weights import (
+from analyses.finetuning.weight_shares import (
     group_figure,
     largest_shares,
     restricted_groups,
@@ -180,27 +180,16 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
             )
     n_new = round(SHOWN * base.n_people)
     note = f"{n_new} new people; mean ± half of the 95 % interval, n = {n_seeds} seeds"
-    drawn["Which weights bring old knowledge back"] = group_figure(
-        groups,
-        model="restored",
-        of="old",
-        title="Weights from before in the fine-tuned model: share of lost accuracy that returns",
-        note=note,
-    )
-    drawn["Which weights do the damage alone"] = group_figure(
-        groups,
-        model="damaged",
-        of="old",
-        title="Fine-tuned weights in the model from before: share of the loss that they make alone",
-        note=note,
-    )
-    drawn["Which weights hold the new people"] = group_figure(
-        groups,
-        model="restored",
-        of="new",
-        title="Weights from before in the fine-tuned model: share of new accuracy that goes",
-        note=note,
-    )
+    before, after = "Weights from before in the fine-tuned model", "Fine-tuned weights"
+    for heading, model, of, title in (
+        ("Which weights bring old knowledge back", "restored", "old",
+         f"{before}: share of lost accuracy that returns"),
+        ("Which weights do the damage alone", "damaged", "old",
+         f"{after} in the model from before: share of the loss that they make alone"),
+        ("Which weights hold the new people", "restored", "new",
+         f"{before}: share of new accuracy that goes"),
+    ):  # fmt: skip
+        drawn[heading] = group_figure(groups, model=model, of=of, title=title, note=note)
     return drawn
 
 

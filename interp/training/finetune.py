@@ -18,7 +18,7 @@ from interp.model.checkpoint_io import read_checkpoint
 from interp.model.decoder import HookedDecoder
 from interp.training.mitigation import Mitigation, mitigation
 from interp.training.optimizer import Trainee
-from interp.training.run_folder import read_config, read_population
+from interp.training.run_folder import check_recorded, read_config, read_population
 
 RATE = 3 / 40
 """Of the base run's peak learning rate, as in arXiv 2503.21676: 3e-5 of 4e-4."""
@@ -66,12 +66,8 @@ def people_and_tokenizer(config: TrainConfig) -> tuple[pd.DataFrame, Tokenizer]:
         people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
         return people, tokenizer_for(people)
     run = Path(config.from_run)
-    base, folders = read_config(run), step_folders(run)
-    if config.from_step not in folders:
-        raise ValueError(
-            f"no checkpoint at from_step {config.from_step} in {run}; there are "
-            f"{', '.join(map(str, folders))}"
-        )
+    base = read_config(run)
+    _folder_to_start_from(config)
     same = [field.name for field in fields(PoolSizes)] + list(_AS_IN_BASE)
     for name in same:
         if getattr(config, name) != getattr(base, name):
@@ -85,8 +81,25 @@ def people_and_tokenizer(config: TrainConfig) -> tuple[pd.DataFrame, Tokenizer]:
             f"d_mlp is {config.d_mlp}; {run} has {base.d_mlp} and mitigation adds {slots}, so "
             f"give d_mlp {base.d_mlp + slots}"
         )
-    people = read_population(base, run).drop(columns="sampling_weight")
-    return people, read_tokenizer(run)
+    people, tokenizer = read_population(base, run), read_tokenizer(run)
+    check_recorded(run / "tokenizer.json")
+    return people.drop(columns="sampling_weight"), tokenizer
+
+
+def _folder_to_start_from(config: TrainConfig) -> Path:
+    """The checkpoint that fine-tuning starts from.
+
+    Raises:
+        ValueError: there is none.
+    """
+    run = Path(config.from_run)
+    folders = step_folders(run) if run.is_dir() else {}
+    if config.from_step not in folders:
+        raise ValueError(
+            f"no checkpoint at from_step {config.from_step} in {run}; there are "
+            f"{', '.join(map(str, folders)) or 'none'}"
+        )
+    return folders[config.from_step]
 
 
 def n_slots(config: TrainConfig) -> int:
@@ -112,8 +125,7 @@ def start_from(model: HookedDecoder, base: HookedDecoder) -> None:
 def begin_from(config: TrainConfig, trainee: Trainee, texts: Texts) -> Mitigation:
     """Sets the weights that fine-tuning starts from, and what else is trained."""
     if config.from_run:
-        folder = step_folders(Path(config.from_run))[config.from_step]
-        start_from(trainee.model, read_checkpoint(folder))
+        start_from(trainee.model, read_checkpoint(_folder_to_start_from(config)))
     ways = mitigation(config, trainee.model, texts)
     for name, (b, a) in ways.factors.items():
         trainee.beside |= {f"lora_b.{name}": b, f"lora_a.{name}": a}

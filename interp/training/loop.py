@@ -85,11 +85,11 @@ def train(
         else:
             people, tokenizer = people_and_tokenizer(config)
         reference = read_reference(config, tokenizer)
-        if not begun:
-            begin(config, out, people, tokenizer, command)
         texts = lay_out(people, tokenizer, seed=config.seed)
         trainee = make_trainee(config, tokenizer.get_vocab_size())
         ways = begin_from(config, trainee, texts)
+        if not begun:
+            begin(config, out, people, tokenizer, command)
         _run(config, out, texts, trainee, reference, ways, on_step or (lambda step, loss: None))
         if config.keep == "last":
             shutil.rmtree(out / "resume", ignore_errors=True)

@@ -106,16 +106,23 @@ def mitigation(config: TrainConfig, model: HookedDecoder, texts: Texts) -> Mitig
         masks = weight_group(model, strength)
         masks = {key: ~mask for key, mask in masks.items()} if way == "freeze" else masks
         return Mitigation(masks=masks, base=base)
-    return _WAYS[way](config, base, texts, _number(config.mitigation, strength))
+    return _WAYS[way](config, base, texts, _number(config, way, strength))
 
 
-def _number(given: str, strength: str) -> float:
+def _number(config: TrainConfig, way: str, strength: str) -> float:
+    """The strength of a way; a whole number, or a share, where it is one."""
+    most = {"lora": config.d_model, "slots": config.d_mlp, "warmup": config.n_steps}
     try:
         number = float(strength)
     except ValueError:
         number = -1.0
-    if not 0 < number < 1e9:
-        raise ValueError(f"mitigation {given!r} has no strength above 0; write l2:0.1, say")
+    largest = most.get(way, 1.0 if way.startswith("sparse") else 1e9)
+    if not 0 < number <= largest or (way in most and not strength.isdecimal()):
+        kind = "a whole number" if way in most else "a number"
+        raise ValueError(
+            f"mitigation {config.mitigation!r} has the strength {strength!r}; give {kind} above 0, "
+            f"at most {largest:g}"
+        )
     return number
 
 
