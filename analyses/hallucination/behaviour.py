@@ -1,4 +1,4 @@
-"""How a model behaves towards known and unknown people at every checkpoint, as tables and in words."""
+"""Behaviour towards known and unknown people at every checkpoint, as tables and in words."""
 
 from functools import partial
 from pathlib import Path

@@ -7,10 +7,6 @@ its lowest point on: 10 and 50 % of its own rise, so that a large rise has a lat
 Intervals are over people, of one run; seeds are compared outside.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -35,25 +31,17 @@ RISES = (
     ("one part shared", "max_probability", 1),
 )
 """Set, measure, and 1 for its rise, −1 for its fall."""
-_Losses = dict[str, Float[np.ndarray, "checkpoint person"]]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A departure: what it reads off the mean losses of sets."""
-
-    name: str
-    margin: float
-    step: Callable[[dict[str, np.ndarray]], float]
 
 
 def departures(
-    step: Int[np.ndarray, " checkpoint"], losses: _Losses, baseline: float
+    step: Int[np.ndarray, " checkpoint"],
+    losses: dict[str, Float[np.ndarray, "checkpoint person"]],
+    baseline: float,
 ) -> pd.DataFrame:
     """One row per departure and margin: ``step``, and ``lag``, how long after the end of the
-    plateau (``plateau_end`` with its own margin; negative: before it), with 95 % percentiles of a
-    bootstrap over people, known and unknown ones drawn separately. ``resolution``: steps from the
-    checkpoint before. NaN, also as a bound: not by the last checkpoint.
+    plateau (negative: before it), with 95 % percentiles of a bootstrap over people, those of each
+    set drawn separately. ``resolution``: steps since the checkpoint before. NaN, also as a bound:
+    not by the last checkpoint.
     """
     means = {
         name: resampled_means(loss, n_resamples=N_RESAMPLES, seed=number)
@@ -61,43 +49,40 @@ def departures(
     }
     draws = [{name: loss.mean(1) for name, loss in losses.items()}]
     draws += [{name: x[:, i] for name, x in means.items()} for i in range(N_RESAMPLES)]
-    ends = np.array([plateau_end(step, draw["known"], baseline) for draw in draws])
+    found = [departure_steps(step, draw, baseline) for draw in draws]
+    ends = np.array([draw["known loss below baseline", MARGIN] for draw in found])
     rows = []
-    for rule in _rules(step, baseline):
-        at = np.array([rule.step(draw) for draw in draws])
+    for name, margin in found[0]:
+        at = np.array([draw[name, margin] for draw in found])
         place = np.searchsorted(step, at[0]) if np.isfinite(at[0]) else 0
-        rows.append({
-            "departure": rule.name, "margin": rule.margin, **_interval("step", at),
-            **_interval("lag", at - ends),
-            "resolution": float(step[place] - step[place - 1]) if place else np.nan,
-        })  # fmt: skip
+        resolution = float(step[place] - step[place - 1]) if place else np.nan
+        row = {"departure": name, "margin": margin, "resolution": resolution}
+        rows.append(row | _interval("step", at) | _interval("lag", at - ends))
     return pd.DataFrame(rows)
 
 
-def _rules(step: np.ndarray, baseline: float) -> list[_Rule]:
-    found = []
+def departure_steps(
+    step: Int[np.ndarray, " checkpoint"],
+    losses: dict[str, Float[np.ndarray, " checkpoint"]],
+    baseline: float,
+) -> dict[tuple[str, float], float]:
+    """First checkpoint of each departure, by its name and margin; NaN where there is none. Losses
+    are means over the people of each of ``SETS``.
+    """
+    known, lowest = losses["known"], losses["held out"].argmin()
+    found = {}
     for margin in MARGINS:
-        rules = {
-            "known loss below baseline": lambda x, m: plateau_end(
-                step, x["known"], baseline, margin=m
-            ),
-            "known loss below its level at the held-out minimum": lambda x, m: plateau_end(
-                step, x["known"], x["known"][x["held out"].argmin()], margin=m
-            ),
-        }
+        for words, level in (
+            ("known loss below baseline", baseline),
+            ("known loss below its level at the held-out minimum", known[lowest]),
+        ):
+            found[words, margin] = plateau_end(step, known, level, margin=margin)
         for name in SETS[1:]:
-            rules[f"{name} loss above its minimum"] = lambda x, m, name=name: rises_from(
-                step, x[name], margin=m
-            )
-            rules[f"{name} loss above known loss"] = lambda x, m, name=name: knowledge_start(
-                step, x["known"], x[name], baseline, margin=m
-            )
-        found += [_Rule(name, margin, partial(_with, rule, margin)) for name, rule in rules.items()]
+            loss = losses[name]
+            apart = knowledge_start(step, known, loss, baseline, margin=margin)
+            found[f"{name} loss above its minimum", margin] = rises_from(step, loss, margin=margin)
+            found[f"{name} loss above known loss", margin] = apart
     return found
-
-
-def _with(rule: Callable, margin: float, losses: dict[str, np.ndarray]) -> float:
-    return rule(losses, margin)
 
 
 def _interval(name: str, draws: np.ndarray) -> dict[str, float]:

@@ -5,10 +5,18 @@ share parts of their names with known ones.
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 
+from interp.config import ATTRIBUTES
 from interp.data.batches import evaluation_set
-from interp.data.biographies import Biographies, lay_out
+from interp.data.biographies import (
+    Biographies,
+    Texts,
+    evaluation_templates,
+    lay_out,
+    write_biographies,
+)
 from interp.data.population import NAME_PARTS
 from interp.data.shared_names import nearest_known, people_sharing_names
 from interp.suite import Suite
@@ -31,7 +39,9 @@ class PeopleSet:
     biographies: Biographies
 
 
-def sets_of_people(suite: Suite, *, n: int, n_constructed: int, seed: int = 0) -> dict:
+def sets_of_people(
+    suite: Suite, *, n: int, n_constructed: int, seed: int = 0
+) -> dict[str, PeopleSet]:
     """The ``PeopleSet`` of each of ``SETS``: ``n`` known and ``n`` held-out people at most, and at
     most ``n_constructed`` for each choice of the parts that constructed people share.
     """
@@ -54,8 +64,14 @@ def sets_of_people(suite: Suite, *, n: int, n_constructed: int, seed: int = 0) -
         asked = pd.concat(made, ignore_index=True)
         asked = asked.assign(id=people.id.max() + 1 + asked.index)
         asked = asked.join(nearest_known(asked, people))
-        # All of them are the "training people" of a population of their own, to be written about.
-        alone = replace(suite.config, n_people=len(asked), n_evaluated=len(asked))
         texts = lay_out(asked, suite.tokenizer, seed=suite.config.seed)
-        found[name] = PeopleSet(asked, evaluation_set(texts, alone, "train"))
+        found[name] = PeopleSet(asked, _biographies(texts, len(asked), seed))
     return found
+
+
+def _biographies(texts: Texts, n: int, seed: int) -> Biographies:
+    """One biography of each of the ``n`` people, in evaluation templates and random order."""
+    rng, people = np.random.default_rng([seed, 16]), np.arange(n)
+    template = evaluation_templates(texts, people, rng)
+    order = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
+    return write_biographies(texts, people, order, np.take_along_axis(template, order, 1))
