@@ -344,3 +344,41 @@ def test_a_run_that_has_not_left_its_plateau_says_so():
     table = pd.DataFrame({"seed": [0, 1], "plateau_end": [100.0, np.nan], "step": [5, 5]})
     said = behaviour.said({"hallucination": table, "hallucination_departures": None})
     assert said == ["the plateau had not ended by step 5 in every run"]
+
+
+def test_what_is_said_of_two_runs_by_hand():
+    at = {"baseline": 4.0, "ece_calibrated": 0.01, "step": 900, "max_probability": 0.8}
+    rows = [
+        at | {"seed": seed, "set": name, "plateau_end": 500.0 + 20 * seed, "loss": loss + seed,
+              "accuracy": 0.5, "ece": 0.25}
+        for seed in (0, 1)
+        for name, loss in (("known", 0.5), ("held out", 9.0))
+    ]  # fmt: skip
+    rules = ("held out loss above its minimum", "one part shared loss above known loss",
+             "known loss below its level at the held-out minimum")  # fmt: skip
+    when = [
+        {"departure": rule, "margin": margin, "lag": -40.0 + 10 * seed, "seed": seed}
+        for rule in rules
+        for margin in MARGINS
+        for seed in (0, 1)
+    ]
+    answers = [
+        {"set": "held out", "among": "all", "kind": kind, "share": share, "chance": 0.1,
+         "step": 900}
+        for kind, share in (("nearest", 0.3), ("nearest", 0.5), ("prior", 0.9))
+    ]  # fmt: skip
+    tables = {"hallucination": rows, "hallucination_departures": when,
+              "hallucination_answers": answers}  # fmt: skip
+    said = behaviour.said({name: pd.DataFrame(table) for name, table in tables.items()})
+    assert said[0] == "end of the plateau by seed: step 500, 520"
+    # Student's t with one degree of freedom: 12.7062 · 10 / √2 / √2 = 64
+    assert said[1] == (
+        "loss on held-out people rises above its minimum by 0.5% at -35 ± 64 steps after the end "
+        "of the plateau (by seed -40, -30; negative is before)"
+    )
+    assert said[7].startswith("known, last step: loss 1.00 ± 6.35 nats per value (baseline 4.00)")
+    assert said[-1] == (
+        "held out (all): 0.400 ± 1.271 of answers are the value of the nearest known person, 0.100 "
+        "by chance"
+    )
+    assert len(said) == 10

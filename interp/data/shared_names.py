@@ -92,17 +92,14 @@ def _recombined(
     """A new name with the parts ``kept`` of ``own`` and others from ``values``; None if none of
     those tried will do.
     """
-    held = tuple(part for part in NAME_PARTS if part in kept)
-    if len(held) == 2 and bearers[held][tuple(own[part] for part in held)] > 1:
-        return None
     changed = [part for part in NAME_PARTS if part not in kept]
     for choice in zip(*(rng.choice(values[part], _TRIES) for part in changed)):
         new = own | dict(zip(changed, choice))
         name = tuple(new[part] for part in NAME_PARTS)
         if name in taken or any(new[part] == own[part] for part in changed):
             continue
-        shared = sum(bearers[pair][tuple(new[part] for part in pair)] for pair in _PAIRS)
-        if shared == (len(kept) == 2):
+        sharers = sum(bearers[pair][tuple(new[part] for part in pair)] for pair in _PAIRS)
+        if sharers == (len(kept) == 2):  # of two parts: the neighbour alone, or nobody
             return name
     return None
 
