@@ -16,7 +16,7 @@ from analyses.hallucination.answers import (
     shares_of_kinds,
 )
 from analyses.hallucination.departures import MARGINS, departure_steps, departures, rises
-from analyses.hallucination.people_sets import SETS, sets_of_people
+from analyses.hallucination.people_sets import SETS, PeopleSet, sets_of_people
 from analyses.hallucination.reliability import (
     calibration,
     expected_calibration_error,
@@ -338,6 +338,18 @@ def test_the_tables_of_a_run_agree_with_its_metrics(run, suite, monkeypatch):
     assert parts.groupby("among").n.first().sum() == of_all.n.iloc[0]
     weighted = (parts.share * parts.n).groupby(parts.kind).sum() / of_all.n
     assert np.allclose(weighted[of_all.index], of_all.share)
+
+
+def test_what_is_said_of_a_group_is_judged_by_its_own_peoples_relations():
+    people = pd.DataFrame({"kept": ["last", "first", "last", "first"]})
+    kinds = np.array([0, 3, 0, 3])[:, None, None] + np.zeros((1, 1, 2), int)
+    answers = np.zeros((4, 1), int)
+    found = pd.concat(
+        behaviour._answers(answers, kinds, PeopleSet(people, None), "two parts shared", 5)
+    ).set_index(["among", "kind"])
+    assert found.share["all", "nearest"] == found.share["all", "other"] == 0.5
+    assert found.share["last", "nearest"] == found.share["first", "other"] == 1
+    assert set(found.step) == {5} and found.n["first", "other"] == 2
 
 
 def test_a_run_that_has_not_left_its_plateau_says_so():

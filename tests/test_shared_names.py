@@ -67,6 +67,14 @@ def test_two_people_of_the_same_two_names_are_no_ones_only_neighbour(people):
     assert len(made) == 6  # one a known person of the others
 
 
+def test_no_name_is_made_twice_where_there_are_few(people):
+    """Of the names that share nothing but Ann with anybody there are far fewer than draws."""
+    few = people[people["first"].isin(["Ann", "Eve", "Gil"])]
+    for seed in range(20):
+        made = people_sharing_names(few, kept=("first",), n=4, seed=seed)
+        assert not made.duplicated(list(NAME_PARTS)).any()
+
+
 def test_draws_depend_on_the_seed_and_leave_the_callers_stream_alone(people):
     np.random.seed(5)
     state = np.random.get_state()[1].copy()

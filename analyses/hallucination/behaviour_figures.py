@@ -52,7 +52,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
 
 def _calibration(found: pd.DataFrame, bins: pd.DataFrame, seeds: str) -> go.Figure:
     """ECE over training, and the reliability of each run at its last checkpoint."""
-    last = f"accuracy by confidence, step {bins.step.max()}, a marker per bin and seed"
+    last = f"accuracy by confidence, step {bins.step.max()}"
     figure = make_subplots(1, 2, subplot_titles=["expected calibration error", last])
     sets = [name for name in dict.fromkeys(found.set) if "part" not in name]
     for name, color in zip(sets, qualitative.D3):
@@ -69,7 +69,7 @@ def _calibration(found: pd.DataFrame, bins: pd.DataFrame, seeds: str) -> go.Figu
     figure.update_xaxes(title_text="confidence (probability)", col=2)
     figure.update_yaxes(title_text="ECE (probability)", col=1)
     figure.update_yaxes(title_text="accuracy (share)", col=2)
-    note = f"first token of each value; ten bins of equal mass; dotted: by chance alone; {seeds}"
+    note = f"first token of each value; ten bins of equal mass, on the right one marker per bin and seed; dotted: by chance alone; {seeds}"
     return with_title(figure, "Calibration", note, height=450, width=1100)
 
 

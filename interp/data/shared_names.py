@@ -96,10 +96,10 @@ def _recombined(
     for choice in zip(*(rng.choice(values[part], _TRIES) for part in changed)):
         new = own | dict(zip(changed, choice))
         name = tuple(new[part] for part in NAME_PARTS)
-        if name in taken or any(new[part] == own[part] for part in changed):
-            continue
+        # Of two parts: the neighbour alone, or nobody. A name that keeps more of the neighbour's
+        # parts than it is to is either taken or shares two.
         sharers = sum(bearers[pair][tuple(new[part] for part in pair)] for pair in _PAIRS)
-        if sharers == (len(kept) == 2):  # of two parts: the neighbour alone, or nobody
+        if name not in taken and sharers == (len(kept) == 2):
             return name
     return None
 
