@@ -69,7 +69,10 @@ def _calibration(found: pd.DataFrame, bins: pd.DataFrame, seeds: str) -> go.Figu
     figure.update_xaxes(title_text="confidence (probability)", col=2)
     figure.update_yaxes(title_text="ECE (probability)", col=1)
     figure.update_yaxes(title_text="accuracy (share)", col=2)
-    note = f"first token of each value; ten bins of equal mass, on the right one marker per bin and seed; dotted: by chance alone; {seeds}"
+    note = (
+        "first token of each value; ten bins of equal mass, on the right a marker per bin and "
+        f"seed; dotted on the left: by chance alone; {seeds}"
+    )
     return with_title(figure, "Calibration", note, height=450, width=1100)
 
 
