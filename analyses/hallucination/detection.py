@@ -20,20 +20,21 @@ from plotly.colors import qualitative
 from analyses.beside_paper import across_seeds, with_title
 from analyses.localization.findings import place_of
 from analyses.studies import mean_in_words
-from interp.config import ATTRIBUTES
-from interp.data.batches import people_of
-from interp.data.biographies import evaluation_templates
 from interp.data.facts import FactSet
-from interp.localization import mechanisms, needs, read_off, readable_gain
 from interp.localization.answer_confidence import answer_confidence, mlp_activity
 from interp.localization.attention_to_names import attention
+from interp.localization.located import locate
 from interp.localization.people_probe import (
     left_out_scores,
     scores_of_chosen_layer,
     shuffled_by_person,
 )
 from interp.localization.probes import PLACES, STREAM, stream
-from interp.localization.prompts_about import first_value_tokens, prompts_about
+from interp.localization.prompts_about import (
+    known_and_unknown,
+    prompts_about,
+    value_tokens,
+)
 from interp.localization.selective_prediction import (
     aurc,
     auroc,
@@ -48,10 +49,8 @@ from interp.suite import Suite, load_suite
 
 N_STEPS = 12
 """Checkpoints asked, evenly spaced in their order, first and last included."""
-MOST_PEOPLE = 256
-"""Of each kind."""
-N_LOCATED = 192
-"""Facts about training people from which the memory and the extraction heads are located."""
+N_SHUFFLES = 20
+"""Of the labels of people, at the last step."""
 CONFIDENCE = "maximum probability"
 CONTROL = "prompt length (control)"
 FROM_OUTPUT = {
@@ -75,15 +74,17 @@ def detection_of_run(run: Path, device: str) -> dict[str, pd.DataFrame]:
     the last step, answering only where a detector is high.
     """
     suite = load_suite(run)
-    facts, known = known_and_unknown(suite)
-    located = locate(suite, device)
+    asked = known_and_unknown(suite)
+    facts, known = prompts_about(suite, asked), asked.known.to_numpy()
+    located = locate(suite.load(suite.steps[-1], device=device), suite)
     person = facts.texts.person.to_numpy()
     detected, probed = [], []
     steps = asked_steps(suite)
     for step in steps:
         model = suite.load(step, device=device)
         confidence, activity = _by_model(suite, model, facts, located)
-        of_probes, layers = _by_probes(model, facts, known)
+        n_shuffles = N_SHUFFLES if step == steps[-1] else 0
+        of_probes, layers = _by_probes(model, facts, known, n_shuffles)
         probed.append(layers.assign(step=step))
         scores = activity | of_probes | {CONTROL: facts.lengths.numpy().astype(float)}
         table = auroc_table(scores, known, person, reference=CONFIDENCE)
@@ -102,38 +103,6 @@ def asked_steps(suite: Suite) -> list[int]:
     """``N_STEPS`` of a run's checkpoints, the first and the last among them."""
     at = np.linspace(0, len(suite.steps) - 1, N_STEPS).round().astype(int)
     return [suite.steps[i] for i in dict.fromkeys(at)]
-
-
-def known_and_unknown(suite: Suite, *, seed: int = 0) -> tuple[FactSet, np.ndarray]:
-    """One prompt per (person, attribute), in an evaluation template, of as many known people as
-    unknown ones; and which prompts are about known people.
-    """
-    groups = [people_of(suite.config, split) for split in ("train", "held-out")]
-    n = min(MOST_PEOPLE, *(size for _, size in groups))
-    people = np.concatenate([first + np.arange(n) * size // n for first, size in groups])
-    template = evaluation_templates(suite.texts, people, np.random.default_rng([seed, 22]))
-    person, attribute = (
-        x.ravel() for x in np.meshgrid(people, np.arange(len(ATTRIBUTES)), indexing="ij")
-    )
-    known = np.repeat([True, False], n * len(ATTRIBUTES))
-    return prompts_about(suite, person, attribute, template.ravel()), known
-
-
-def locate(suite: Suite, device: str) -> pd.DataFrame:
-    """The memory MLP and the extraction heads at the last step, by the rule of
-    ``interp.localization.mechanisms`` on facts about training people: component, mechanism, place,
-    share, ``named``. Where the rule names none, the one with the largest share, not ``named``.
-    """
-    model = suite.load(suite.steps[-1], device=device)
-    facts = suite.facts(N_LOCATED, fewer=True)
-    found = mechanisms(needs(model, facts), readable_gain(read_off(model, facts)))
-    found = found[(found.attribute == "all") & found.kind.isin(["head", "mlp"])]
-    rows = []
-    for mechanism in ("memory", "extraction"):
-        of = found[found.mechanism == mechanism].sort_values("share", ascending=False)
-        named = of[of.named]
-        rows.append((named if mechanism == "extraction" else named[:1]) if len(named) else of[:1])
-    return pd.concat(rows)[["component", "mechanism", "place", "share", "named"]]
 
 
 def _by_model(
@@ -156,30 +125,32 @@ def _by_model(
     return confidence, scores
 
 
-def value_tokens(suite: Suite) -> dict[str, np.ndarray]:
-    """By attribute, the first tokens of training people's values."""
-    first = first_value_tokens(suite.texts)[(suite.population.split == "train").to_numpy()]
-    return {name: np.unique(first[:, i]) for i, name in enumerate(ATTRIBUTES)}
-
-
 def _by_probes(
-    model: HookedDecoder, facts: FactSet, known: np.ndarray
+    model: HookedDecoder, facts: FactSet, known: np.ndarray, n_shuffles: int
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Scores of the probes whose layer is chosen on the people they are fitted on, and a table of
-    AUROC after each layer, with true and with shuffled labels.
+    AUROC after each layer: with true labels, and the mean and the central 95 % over ``n_shuffles``
+    deals of the labels to other people.
     """
     streams, person = stream(model, facts), facts.texts.person.to_numpy()
-    shuffled = shuffled_by_person(known, person)
     scores, rows = {}, []
     for where, role in PROBED.items():
         features = streams[:, STREAM.index("resid_post"), PLACES.index(role)].astype(float)
         scores[f"probe, {where}"], _ = scores_of_chosen_layer(features, known, person)
-        for labels, y in (("true", known), ("shuffled", shuffled)):
-            for layer, score in enumerate(left_out_scores(features, y, person)):
-                low, high = percentiles(resampled_auroc(score, y, person), 0.95)
-                row = {"place": where, "layer": layer, "labels": labels, "auroc": auroc(score, y)}
-                rows.append(row | {"low": float(low), "high": float(high)})
+        dealt = [shuffled_by_person(known, person, seed=seed) for seed in range(n_shuffles)]
+        chance = [[auroc(x, y) for x in left_out_scores(features, y, person)] for y in dealt]
+        for layer, score in enumerate(left_out_scores(features, known, person)):
+            at = {"place": where, "layer": layer}
+            ends = percentiles(resampled_auroc(score, known, person), 0.95)
+            rows.append(at | _row("true", auroc(score, known), ends))
+            if n_shuffles:
+                of_layer = np.array(chance)[:, layer]
+                rows.append(at | _row("shuffled", of_layer.mean(), percentiles(of_layer, 0.95)))
     return scores, pd.DataFrame(rows)
+
+
+def _row(labels: str, mean: float, ends: tuple[np.ndarray, np.ndarray]) -> dict[str, object]:
+    return {"labels": labels, "auroc": mean, "low": float(ends[0]), "high": float(ends[1])}
 
 
 def _at_coverages(scores: dict[str, np.ndarray], correct: np.ndarray) -> pd.DataFrame:

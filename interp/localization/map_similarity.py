@@ -1,0 +1,48 @@
+"""How alike two maps of effects over the same cells are, and whether they name the same cells."""
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
+
+from interp.statistics import percentiles, resampled_means
+
+TOP = 10
+"""Cells with the largest |mean effect| that are compared."""
+
+
+def map_similarity(
+    one: Float[np.ndarray, "cell fact"],
+    other: Float[np.ndarray, "cell fact"],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Of two maps whose facts are paired: ``pearson`` and ``spearman`` correlation over cells of
+    the mean effects, and ``overlap``, the share of the ``TOP`` cells that they have in common
+    (``chance``: of random ones). ``pearson_low``, ``overlap_low`` and so on are 95 % percentile
+    intervals over facts, of which both maps are resampled alike; ``n_cells``, ``n_facts``.
+
+    Correlations of maps with noise are pulled towards 0: compare that of two maps of one kind.
+    """
+    if one.shape != other.shape or len(one) <= TOP:
+        raise ValueError(
+            f"got maps of {one.shape} and {other.shape}; give both more than {TOP} cells"
+        )
+    draws = [resampled_means(x, n_resamples=n_resamples, seed=seed).T for x in (one, other)]
+    means = [x.mean(1) for x in (one, other)]
+    found = {"pearson": float(pearsonr(*means).statistic)}
+    found["spearman"] = float(spearmanr(*means).statistic)
+    found["overlap"] = _overlap(*means)
+    resampled = {
+        "pearson": pearsonr(*draws, axis=1).statistic,
+        "overlap": np.array([_overlap(*pair) for pair in zip(*draws)]),
+    }
+    for name, values in resampled.items():
+        low, high = percentiles(values, 0.95)
+        found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return found | {"chance": TOP / len(one), "n_cells": len(one), "n_facts": one.shape[1]}
+
+
+def _overlap(one: Float[np.ndarray, " cell"], other: Float[np.ndarray, " cell"]) -> float:
+    tops = [set(np.argsort(-np.abs(x), kind="stable")[:TOP].tolist()) for x in (one, other)]
+    return len(tops[0] & tops[1]) / TOP
