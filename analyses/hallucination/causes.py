@@ -15,19 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import xarray as xr
+from plotly.subplots import make_subplots
 
+from analyses.beside_paper import across_seeds, with_title
+from analyses.hallucination.mlp_ablation import falls_without_mlps
 from analyses.localization.findings import plateau
+from analyses.studies import mean_in_words
 from interp.data.facts import FactSet
-from interp.localization.answer_confidence import answer_confidence, without_mlp
-from interp.localization.map_similarity import map_similarity
-from interp.localization.pairs_of_people import PAIRS, falsehood_pairs
+from interp.localization.map_similarity import map_similarity, share_difference
+from interp.localization.pairs_of_people import PAIRS, falsehood_pairs, with_other_answers
 from interp.localization.probes import PLACES
-from interp.localization.prompts_about import known_and_unknown, prompts_about, value_tokens
 from interp.model.decoder import HookedDecoder
 from interp.patching import patch_sites
 from interp.results.metrics import effect, moved
-from interp.statistics import percentiles, resampled_means
 from interp.suite import Suite, load_suite
 
 N_FACTS, FEWEST = 96, 12
@@ -37,6 +39,14 @@ DIRECTIONS = ("denoising", "noising")
 COMPARED = {"attention and MLPs": ("attn_out", "mlp_out"), "heads": ("z",)}
 NAME = "name_first+name_middle+name_last"
 PATCHED = {NAME: "name", "cue": "cue", "final": "answer position"}
+UNTRAINED, OTHERS = "falsehood in the untrained model", "recall of another fact's values"
+COMPARISONS = (
+    ("falsehood", "recall"),
+    ("recall", "recall again"),
+    ("falsehood", OTHERS),
+    ("falsehood", UNTRAINED),
+)
+"""Maps that are held against each other; the last two are controls."""
 NOTHING = 1e-9
 """Nats; a cell whose effect is below it for every fact cannot reach the answer."""
 
@@ -63,11 +73,13 @@ def causes_of_run(run: Path, device: str) -> dict[str, pd.DataFrame]:
         tables["maps"].append(_maps(results).assign(**at))
         tables["groups"].append(_groups(model, pairs).assign(**at))
         if step == suite.steps[-1]:
-            untrained = _of_pairs(suite.load(suite.steps[0], device=device), pairs["falsehood"])
-            tables["similarity"].append(_similarities(results, untrained).assign(**at))
+            untrained = suite.load(suite.steps[0], device=device)
+            results |= _results(untrained, {UNTRAINED: pairs["falsehood"]})
+            results |= _results(model, {OTHERS: with_other_answers(pairs["recall"])})
+            tables["similarity"].append(_similarities(results).assign(**at))
     last = suite.load(suite.steps[-1], device=device)
     named = {f"hallucination_cause_{name}": _joined(parts) for name, parts in tables.items()}
-    ablated = _ablations(last, suite).assign(step=suite.steps[-1])
+    ablated = falls_without_mlps(last, suite).assign(step=suite.steps[-1])
     return named | {"hallucination_cause_ablation": ablated}
 
 
@@ -86,16 +98,13 @@ Results = dict[tuple[str, str], dict[str, xr.Dataset]]
 """By (pairs, direction) and site."""
 
 
-def _of_pairs(
-    model: HookedDecoder, facts: FactSet, direction: str = "denoising", control: bool = False
-) -> dict[str, xr.Dataset]:
-    how = {"direction": direction, "whole_value": False, "control": control}
-    return patch_sites(model, facts, sites=list(SITES), **how)
+def _of_pairs(model: HookedDecoder, facts: FactSet, direction: str) -> dict[str, xr.Dataset]:
+    return patch_sites(model, facts, sites=list(SITES), direction=direction, whole_value=False)
 
 
 def _results(model: HookedDecoder, pairs: dict[str, FactSet]) -> Results:
     return {
-        (of, direction): _of_pairs(model, facts, direction, control=of == "recall")
+        (of, direction): _of_pairs(model, facts, direction)
         for of, facts in pairs.items()
         for direction in DIRECTIONS
     }
@@ -128,7 +137,7 @@ def _groups(model: HookedDecoder, pairs: dict[str, FactSet]) -> pd.DataFrame:
                 for role, place in PATCHED.items():
                     at = {"direction": direction, "site": site, "layers": layers, "place": place}
                     cells = [x[site].sel(role=role).isel(layer=0) for x in results]
-                    rows.append(at | _difference(*cells))
+                    rows.append(at | share_difference(*cells))
     return pd.DataFrame(rows)
 
 
@@ -142,84 +151,28 @@ def _ranges(n_layers: int) -> dict[str, dict]:
     return ranges
 
 
-def _difference(falsehood: xr.Dataset, recall: xr.Dataset) -> dict[str, float]:
-    """Shares moved of one cell and falsehood − recall, with 95 % bootstrap intervals over facts, of
-    which both are resampled alike.
-    """
-    row, draws, shares = {}, [], []
-    for name, of in (("falsehood", falsehood), ("recall", recall)):
-        gap = (of.clean - of.corrupted).to_numpy()
-        toward = of.patched - of.corrupted, of.clean - of.patched
-        part = toward[of.attrs["direction"] == "noising"].to_numpy()
-        both = resampled_means(np.stack((part, gap)), n_resamples=1000, seed=0)
-        shares.append(part.mean() / gap.mean())
-        draws.append(both[0] / both[1])
-        row |= {name: shares[-1]} | _ends(name, draws[-1])
-    return row | {"difference": shares[0] - shares[1]} | _ends("difference", draws[0] - draws[1])
-
-
-def _ends(name: str, draws: np.ndarray) -> dict[str, float]:
-    low, high = percentiles(draws, 0.95)
-    return {f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
-def _similarities(results: Results, untrained: dict[str, xr.Dataset]) -> pd.DataFrame:
+def _similarities(results: Results) -> pd.DataFrame:
     """One row per (direction, cells, comparison): ``map_similarity`` of effects in nats."""
     rows = []
     for direction in DIRECTIONS:
-        falsehood, recall, again = (results[of, direction] for of in PAIRS)
-        compared = {
-            "falsehood and recall": (falsehood, recall, "logit_diff"),
-            "recall and recall again": (recall, again, "logit_diff"),
-            "control: falsehood and recall of another fact's values": (
-                falsehood, recall, "control_logit_diff",
-            ),
-        }  # fmt: skip
-        if direction == "denoising":
-            compared["control: falsehood, trained and untrained"] = (
-                falsehood, untrained, "logit_diff",
-            )  # fmt: skip
         for cells, sites in COMPARED.items():
-            whole = _effects(falsehood, sites)
+            maps = {
+                of: _effects(by_site, sites)
+                for (of, way), by_site in results.items()
+                if way == direction
+            }
+            whole = maps["falsehood"]
             there = (np.abs(whole) > NOTHING).any(1) & np.isfinite(whole).all(1)
-            for comparison, (one, other, metric) in compared.items():
-                effects = _effects(one, sites)[there], _effects(other, sites, metric)[there]
-                at = {"direction": direction, "cells": cells, "comparison": comparison}
-                rows.append(at | map_similarity(*effects))
+            for one, other in COMPARISONS:
+                at = {"direction": direction, "cells": cells, "comparison": f"{one} and {other}"}
+                rows.append(at | map_similarity(maps[one][there], maps[other][there]))
     return pd.DataFrame(rows)
 
 
-def _effects(
-    by_site: dict[str, xr.Dataset], sites: tuple[str, ...], metric: str = "logit_diff"
-) -> np.ndarray:
+def _effects(by_site: dict[str, xr.Dataset], sites: tuple[str, ...]) -> np.ndarray:
     """Effects of all cells of ``sites`` (cell, fact), nats."""
-    values = [effect(by_site[site], metric).transpose(..., "fact").to_numpy() for site in sites]
+    values = [effect(by_site[site]).transpose(..., "fact").to_numpy() for site in sites]
     return np.concatenate([x.reshape(-1, x.shape[-1]) for x in values]).astype(float)
-
-
-def _ablations(model: HookedDecoder, suite: Suite) -> pd.DataFrame:
-    """One row per (layer, role): means of the maximum probability on known and on unknown people,
-    its fall with the MLP's output there replaced by the mean over all prompts, and how much more it
-    falls on unknown people; 95 % bootstrap intervals over people.
-    """
-    asked = known_and_unknown(suite)
-    facts = prompts_about(suite, asked)
-    before = answer_confidence(model, facts, value_tokens(suite)).max_probability.to_numpy()
-    rows = []
-    for layer in range(model.cfg.n_layers):
-        for role in PLACES:
-            after = without_mlp(model, facts, layer=layer, role=role)
-            table = asked.assign(before=before, fall=before - after)
-            of_person = table.groupby(["known", "person"])[["before", "fall"]].mean()
-            row, draws = {"layer": layer, "role": role}, {}
-            for seed, (name, known) in enumerate((("known", True), ("unknown", False))):
-                falls = of_person.fall[known].to_numpy()
-                draws[name] = resampled_means(falls, n_resamples=1000, seed=seed)
-                row |= {f"{name}_before": of_person.before[known].mean(), name: falls.mean()}
-                row |= _ends(name, draws[name]) | {f"n_{name}": len(falls)}
-            row["difference"] = row["unknown"] - row["known"]
-            rows.append(row | _ends("difference", draws["unknown"] - draws["known"]))
-    return pd.DataFrame(rows)
 
 
 def figures(tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:

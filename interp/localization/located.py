@@ -12,9 +12,9 @@ N_FACTS = 192
 
 
 def locate(model: HookedDecoder, suite: Suite) -> pd.DataFrame:
-    """One row per component: component, mechanism, place, share, ``named``. The MLP with the largest
-    share among the memories, and all extraction heads, that ``mechanisms`` names on facts about
-    training people; where it names none, the one with the largest share, not ``named``.
+    """One row per component: component, mechanism, place, share, ``named``. Of what ``mechanisms``
+    names on facts about training people, the memory with the largest share and all extraction
+    heads; where it names none, the component with the largest share, which is not ``named``.
     """
     facts = suite.facts(N_FACTS, fewer=True)
     found = mechanisms(needs(model, facts), readable_gain(read_off(model, facts)))

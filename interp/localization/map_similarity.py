@@ -1,6 +1,7 @@
-"""How alike two maps of effects over the same cells are, and whether they name the same cells."""
+"""How alike the maps of effects of two sets of paired facts are, and whether one cell differs."""
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
 
@@ -38,11 +39,32 @@ def map_similarity(
         "overlap": np.array([_overlap(*pair) for pair in zip(*draws)]),
     }
     for name, values in resampled.items():
-        low, high = percentiles(values, 0.95)
-        found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+        found |= _ends(name, values)
     return found | {"chance": TOP / len(one), "n_cells": len(one), "n_facts": one.shape[1]}
+
+
+def share_difference(falsehood: xr.Dataset, recall: xr.Dataset) -> dict[str, float]:
+    """Shares that one cell moves from the base run to the other, of two sets of paired facts, and
+    falsehood − recall: each with ``_low`` and ``_high``, 95 % bootstrap intervals over facts, of
+    which both are resampled alike.
+    """
+    row, draws = {}, []
+    for name, of in (("falsehood", falsehood), ("recall", recall)):
+        gap = (of.clean - of.corrupted).to_numpy()
+        toward = of.patched - of.corrupted, of.clean - of.patched
+        part = toward[of.attrs["direction"] == "noising"].to_numpy()
+        both = resampled_means(np.stack((part, gap)), n_resamples=1000, seed=0)
+        draws.append(both[0] / both[1])
+        row |= {name: float(part.mean() / gap.mean())} | _ends(name, draws[-1])
+    row["difference"] = row["falsehood"] - row["recall"]
+    return row | _ends("difference", draws[0] - draws[1])
 
 
 def _overlap(one: Float[np.ndarray, " cell"], other: Float[np.ndarray, " cell"]) -> float:
     tops = [set(np.argsort(-np.abs(x), kind="stable")[:TOP].tolist()) for x in (one, other)]
     return len(tops[0] & tops[1]) / TOP
+
+
+def _ends(name: str, draws: np.ndarray) -> dict[str, float]:
+    low, high = percentiles(draws, 0.95)
+    return {f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -70,10 +70,27 @@ def falsehood_pairs(
     }
     words = [suite.tokenizer.id_to_token(int(token)) for token in drawn.said]
     false = sets["falsehood"]
-    answers = torch.from_numpy(drawn.said.to_numpy())[:, None]
+    answers = torch.tensor(drawn.said.to_list())[:, None]
     return sets | {
         "falsehood": replace(false, answers=answers, texts=false.texts.assign(answer=words))
     }
+
+
+def with_other_answers(facts: FactSet, *, seed: int = 0) -> FactSet:
+    """The same prompts with another fact's pair of answers each, none of them its own: of the same
+    attribute where there is one. A patch that moves these as far says nothing about the fact.
+    """
+    pairs = torch.cat((facts.answers[:, :1], facts.corrupted_answers[:, :1]), 1).numpy()
+    apart = ~(pairs[:, None, :, None] == pairs[None, :, None, :]).any((2, 3))
+    attribute = facts.texts.attribute.to_numpy(object)
+    alike = apart & (attribute[:, None] == attribute)
+    for i in np.flatnonzero(~apart.any(1)):
+        raise ValueError(f"all other facts share a value with fact {i}; give more facts")
+    fits = np.where(alike.any(1)[:, None], alike, apart)
+    drawn = np.random.default_rng([seed, 24]).random(fits.shape)
+    others = np.where(fits, drawn, -1).argmax(1)
+    chosen = torch.from_numpy(pairs[others])
+    return replace(facts, answers=chosen[:, :1], corrupted_answers=chosen[:, 1:])
 
 
 def _answers(model: HookedDecoder, suite: Suite, asked: pd.DataFrame) -> pd.DataFrame:
