@@ -2,8 +2,6 @@
 detectors on prompts that differ in nothing; prompts about any people against suite.facts.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -310,10 +308,9 @@ def test_located_are_a_memory_and_its_extraction_heads(wide, suite):
 
 @pytest.fixture(scope="module")
 def tables(run):
-    at = SimpleNamespace(N_STEPS=2, N_SHUFFLES=2)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in vars(at).items():
-            patch.setattr(detection, name, value)
+        for name in ("N_STEPS", "N_SHUFFLES"):
+            patch.setattr(detection, name, 2)
         return detection.detection_of_run(run, "cpu")
 
 

@@ -157,6 +157,7 @@ def test_the_same_map_is_alike_and_noise_is_not():
     rng = np.random.default_rng(1)
     one = rng.normal(size=(200, 1)) + 0.1 * rng.normal(size=(200, 30))
     same = map_similarity(one, 3 * one)
+    assert same["size_ratio"] == pytest.approx(3)
     assert same["pearson"] == pytest.approx(1) and same["overlap"] == 1
     negative = map_similarity(one, -one)
     assert negative["pearson"] == pytest.approx(-1) and negative["overlap"] == 1

@@ -277,7 +277,8 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
                 f"maps of {cells}, {direction}, {pair}: Pearson r "
                 f"{mean_in_words(of.pearson.to_numpy(), 2)}, "
                 f"{mean_in_words(of.overlap.to_numpy(), 2)} of the top cells in common "
-                f"(chance {of.chance.mean():.2f})"
+                f"(chance {of.chance.mean():.2f}), effects "
+                f"{mean_in_words(of.size_ratio.to_numpy(), 2)} times as large in the second"
             )
     for (layer, role), of in ablated.groupby(["layer", "role"], sort=False):
         lines.append(

@@ -21,7 +21,9 @@ def map_similarity(
     """Of two maps whose facts are paired: ``pearson`` and ``spearman`` correlation over cells of
     the mean effects, and ``overlap``, the share of the ``TOP`` cells that they have in common
     (``chance``: of random ones). ``pearson_low``, ``overlap_low`` and so on are 95 % percentile
-    intervals over facts, of which both maps are resampled alike; ``n_cells``, ``n_facts``.
+    intervals over facts, of which both maps are resampled alike. ``size_ratio``: the root of the
+    mean square of ``other``'s mean effects ÷ that of ``one``'s, which no correlation tells.
+    ``n_cells``, ``n_facts``.
 
     Correlations of maps with noise are pulled towards 0: compare that of two maps of one kind.
     """
@@ -34,6 +36,8 @@ def map_similarity(
     found = {"pearson": float(pearsonr(*means).statistic)}
     found["spearman"] = float(spearmanr(*means).statistic)
     found["overlap"] = _overlap(*means)
+    sizes = [np.square(x).mean() ** 0.5 for x in means]
+    found["size_ratio"] = float(sizes[1] / sizes[0])
     resampled = {
         "pearson": pearsonr(*draws, axis=1).statistic,
         "overlap": np.array([_overlap(*pair) for pair in zip(*draws)]),
