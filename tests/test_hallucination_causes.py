@@ -253,7 +253,7 @@ def test_maps_are_shares_recovered_and_the_controls_are_beside_them(tables, wide
         for name, table in found.items()
     }
     assert len(causes.figures(with_seeds)) == 3
-    assert "attention, all layers, at the answer position, denoising: moves 1.00 ± 0.00" in (
+    assert "attention, all layers, at the answer position: moves 1.00 ± 0.00" in (
         causes.said(with_seeds)
     )
 
@@ -265,4 +265,10 @@ def test_a_run_without_confident_falsehoods_says_so(run):
     assert causes.figures(with_seeds) == {}
     said = causes.said(with_seeds).splitlines()
     assert said[0] == "no run has 12 confident falsehoods to patch from"
-    assert said[1].startswith("mean-ablated L0 MLP at name_first: the maximum probability falls by")
+    assert len(said) == 1 + causes.N_SAID
+    falls = found["hallucination_cause_ablation"].set_index(["layer", "role"]).known
+    layer, role = falls.idxmax()
+    expected = (
+        f"mean-ablated L{layer} MLP at {role}: the maximum probability falls by {falls.max():.3f}"
+    )
+    assert said[1].startswith(expected)

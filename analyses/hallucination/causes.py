@@ -47,6 +47,8 @@ COMPARISONS = (
     ("falsehood", UNTRAINED),
 )
 """Maps that are held against each other; the last two are controls."""
+N_SAID = 4
+"""Ablations that are put into words, those with the largest fall on known people."""
 NOTHING = 1e-9
 """Nats; a cell whose effect is below it for every fact cannot reach the answer."""
 
@@ -251,8 +253,8 @@ def _range_label(groups: pd.DataFrame) -> pd.Series:
 
 
 def said(tables: dict[str, pd.DataFrame]) -> str:
-    """The findings in words, one line each; tables with a column ``seed``; ± are 95 % intervals
-    over seeds.
+    """The findings of the last step in words, denoising, one line each; tables with a column
+    ``seed``; ± are 95 % intervals over seeds.
     """
     groups, alike = tables["hallucination_cause_groups"], tables["hallucination_cause_similarity"]
     ablated = tables["hallucination_cause_ablation"]
@@ -260,27 +262,28 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     if groups.empty:
         lines.append(f"no run has {FEWEST} confident falsehoods to patch from")
     else:
-        last = groups[(groups.step == groups.step.max()) & (groups.place != "cue")]
-        last = last.assign(label=_range_label(last))
-        for (label, direction), of in last.groupby(["label", "direction"], sort=False):
+        last = groups[(groups.step == groups.step.max()) & (groups.direction == "denoising")]
+        last = last[last.place != "cue"]
+        for label, of in last.assign(label=_range_label(last)).groupby("label", sort=False):
             falsehood, recall, difference = (
                 mean_in_words(of[x].to_numpy(), 2) for x in ("falsehood", "recall", "difference")
             )
             lines.append(
-                f"{label}, {direction}: moves {falsehood} of a confident falsehood, {recall} of a "
+                f"{label}: moves {falsehood} of a confident falsehood, {recall} of a "
                 f"recalled answer (difference {difference})"
             )
-        for (direction, cells, pair), of in alike.groupby(
-            ["direction", "cells", "comparison"], sort=False
-        ):
+        alike = alike[alike.direction == "denoising"]
+        for (cells, pair), of in alike.groupby(["cells", "comparison"], sort=False):
             lines.append(
-                f"maps of {cells}, {direction}, {pair}: Pearson r "
+                f"maps of {cells}, {pair}: Pearson r "
                 f"{mean_in_words(of.pearson.to_numpy(), 2)}, "
                 f"{mean_in_words(of.overlap.to_numpy(), 2)} of the top cells in common "
                 f"(chance {of.chance.mean():.2f}), effects "
                 f"{mean_in_words(of.size_ratio.to_numpy(), 2)} times as large in the second"
             )
-    for (layer, role), of in ablated.groupby(["layer", "role"], sort=False):
+    falls = ablated.groupby(["layer", "role"]).known.mean()
+    for layer, role in falls.nlargest(N_SAID).index:
+        of = ablated[(ablated.layer == layer) & (ablated.role == role)]
         lines.append(
             f"mean-ablated L{layer} MLP at {role}: the maximum probability falls by "
             f"{mean_in_words(of.known.to_numpy(), 3)} on known people, "
