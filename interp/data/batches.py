@@ -3,29 +3,69 @@
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from interp.config import ATTRIBUTES, TrainConfig
 from interp.data.biographies import (
     Biographies,
     Texts,
     evaluation_templates,
+    independent_values,
     training_templates,
+    with_other_dates,
     write_biographies,
 )
+
+UNKNOWN = "unknown"
 
 
 def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
     """The batch of optimizer step ``step``: people drawn by ``sampling_weights``, new templates,
-    sentences in random order.
+    sentences in random order. A share of the biographies is of unknown people instead, and of
+    values that are drawn for this biography.
     """
     rng = np.random.default_rng([config.seed, 2, step])
     people = _draw(sampling_weights(config, step), config.batch_size, rng)
+    if config.unknown_people:
+        return _with_unknown(texts, config, people, step, rng)
     template = training_templates(texts, people, config.n_train_templates, rng)
+    return _written(texts, config, people, template, None, rng)
+
+
+def _with_unknown(
+    texts: Texts,
+    config: TrainConfig,
+    people: Int[np.ndarray, " batch"],
+    step: int,
+    rng: np.random.Generator,
+) -> Biographies:
+    """A batch of ``people``, some of whom are replaced by unknown people. Their values are drawn
+    independently of one another by their frequency among training people, so that the best answer
+    to an unknown name has the no-knowledge baseline as its loss.
+    """
+    unknown_rng = np.random.default_rng([config.seed, 4, step])
+    unknown = unknown_rng.random(len(people)) < config.unknown_share
+    first, n = people_of(config, UNKNOWN)
+    people = np.where(unknown, first + unknown_rng.integers(n, size=len(people)), people)
+    drawn = independent_values(texts, config.n_people, len(people), unknown_rng)
+    values = np.where(unknown[:, None], drawn, texts.value[people])
+    template = training_templates(texts, people, config.n_train_templates, rng)
+    batch = _written(texts, config, people, template, values, rng)
+    return with_other_dates(batch, texts, config.n_people, unknown, unknown_rng)
+
+
+def _written(
+    texts: Texts,
+    config: TrainConfig,
+    people: Int[np.ndarray, " batch"],
+    template: Int[np.ndarray, "batch attribute"],
+    values: Int[np.ndarray, "batch attribute"] | None,
+    rng: np.random.Generator,
+) -> Biographies:
     if config.shuffled:
-        return _in_random_order(texts, people, template, rng)
+        return _in_random_order(texts, people, template, rng, values)
     order = np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape)
-    return write_biographies(texts, people, order, template)
+    return write_biographies(texts, people, order, template, values=values)
 
 
 def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
@@ -42,13 +82,15 @@ def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies
 
 def people_of(config: TrainConfig, split: str) -> tuple[int, int]:
     """The first person of a split, and how many there are. New people, whom fine-tuning adds, are
-    the first of those held out.
+    the first of those held out; unknown people, who have no values of their own in training, the
+    last.
     """
-    n, n_new = config.n_people, config.new_people
+    n, n_new, n_unknown = config.n_people, config.new_people, config.unknown_people
     return {
         "train": (0, n),
         "new": (n, n_new),
-        "held-out": (n + n_new, config.n_held_out - n_new),
+        "held-out": (n + n_new, config.n_held_out - n_new - n_unknown),
+        UNKNOWN: (n + config.n_held_out - n_unknown, n_unknown),
     }[split]
 
 
@@ -104,7 +146,12 @@ def _draw(weights: Float[np.ndarray, " person"], n: int, rng: np.random.Generato
 
 
 def _in_random_order(
-    texts: Texts, people: np.ndarray, template: np.ndarray, rng: np.random.Generator
+    texts: Texts,
+    people: np.ndarray,
+    template: np.ndarray,
+    rng: np.random.Generator,
+    values: np.ndarray | None = None,
 ) -> Biographies:
     order = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
-    return write_biographies(texts, people, order, np.take_along_axis(template, order, 1))
+    in_order = np.take_along_axis(template, order, 1)
+    return write_biographies(texts, people, order, in_order, values=values)
