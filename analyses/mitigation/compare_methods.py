@@ -11,9 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.finetuned_runs import base_of, curves_of, fine_tunings, trained_bases
-from analyses.mitigation import METHODS, MitigationConfig
+from analyses.mitigation import METHODS, UNKNOWN_PEOPLE, MitigationConfig
 from analyses.mitigation.frontier import accuracies, differences, mean_frontiers, measures
 from analyses.mitigation.methods import cost, ways_of
+from analyses.mitigation.unknown_people import unknown_tables
 from analyses.studies import Study, trained
 from interp.config import TrainConfig
 from interp.suite import load_suite
@@ -27,6 +28,8 @@ def study(config: MitigationConfig, *, command: str = "", on_step: OnStep) -> St
     tables = {}
     if methods := [name for name in METHODS if name in config.method]:
         tables |= _forgetting(config, folders, methods, base.n_layers, at)
+    if UNKNOWN_PEOPLE in config.method:
+        tables |= unknown_tables(config, folders, at)
     return Study(tables, figures(tables, base), said(tables, base))
 
 

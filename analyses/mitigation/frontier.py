@@ -43,8 +43,11 @@ def area(new: Float[np.ndarray, " point"], old: Float[np.ndarray, " point"]) -> 
 def accuracies(found: pd.DataFrame) -> pd.DataFrame:
     """One row per (method, strength, seed, step): accuracy on old and on new people."""
     by = ["method", "strength", "seed", "step"]
-    wide = found.pivot(index=by, columns="split", values="accuracy").reset_index()
-    return wide.rename(columns={"train": "old"})[[*by, "old", "new"]].rename_axis(columns=None)
+    old, new = (
+        found[found.split == split][[*by, "accuracy"]].rename(columns={"accuracy": name})
+        for split, name in (("train", "old"), ("new", "new"))
+    )
+    return old.merge(new, on=by, validate="one_to_one")
 
 
 def measures(points: pd.DataFrame) -> pd.DataFrame:

@@ -9,14 +9,14 @@ from interp.suite import Suite
 from interp.training.mitigation import N_BATCHES, N_FISHER, mitigation
 
 _STRENGTHS = {
-    "sparse-gradient": (0.05, 0.2),
-    "sparse-unused": (0.05, 0.2),
-    "sparse-random": (0.05, 0.2),
-    "lora": (4, 16),
+    "sparse-gradient": (0.2, 0.5),
+    "sparse-unused": (0.2, 0.5),
+    "sparse-random": (0.2, 0.5),
+    "lora": (16, 64),
     "l2": (0.01, 0.1, 1),
     "ewc": (1, 10, 100),
     "distil": (0.1, 0.5),
-    "slots": (64,),
+    "slots": (64, 256),
     "warmup": (100,),
 }
 """Chosen by a look at 250 steps of seed 0, so that the weakest changes little or the strongest

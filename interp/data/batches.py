@@ -1,71 +1,59 @@
 """Training batches and evaluation sets: pure functions of (configuration, seed, step)."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from interp.config import ATTRIBUTES, TrainConfig
 from interp.data.biographies import (
     Biographies,
     Texts,
     evaluation_templates,
-    independent_values,
     training_templates,
-    with_other_dates,
     write_biographies,
 )
+from interp.data.drawn_values import with_other_dates, with_other_values
 
 UNKNOWN = "unknown"
 
 
 def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
     """The batch of optimizer step ``step``: people drawn by ``sampling_weights``, new templates,
-    sentences in random order. A share of the biographies is of unknown people instead, and of
-    values that are drawn for this biography.
+    sentences in random order. With ``unknown_people``, some rows are of these instead.
     """
     rng = np.random.default_rng([config.seed, 2, step])
     people = _draw(sampling_weights(config, step), config.batch_size, rng)
     if config.unknown_people:
-        return _with_unknown(texts, config, people, step, rng)
-    template = training_templates(texts, people, config.n_train_templates, rng)
-    return _written(texts, config, people, template, None, rng)
+        return _with_unknown_people(texts, config, people, step, rng)
+    return _training_biographies(texts, config, people, rng)
 
 
-def _with_unknown(
-    texts: Texts,
-    config: TrainConfig,
-    people: Int[np.ndarray, " batch"],
-    step: int,
-    rng: np.random.Generator,
+def _training_biographies(
+    texts: Texts, config: TrainConfig, people: np.ndarray, rng: np.random.Generator
 ) -> Biographies:
-    """A batch of ``people``, some of whom are replaced by unknown people. Their values are drawn
-    independently of one another by their frequency among training people, so that the best answer
-    to an unknown name has the no-knowledge baseline as its loss.
+    template = training_templates(texts, people, config.n_train_templates, rng)
+    if config.shuffled:
+        return _in_random_order(texts, people, template, rng)
+    order = np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape)
+    return write_biographies(texts, people, order, template)
+
+
+def _with_unknown_people(
+    texts: Texts, config: TrainConfig, people: np.ndarray, step: int, rng: np.random.Generator
+) -> Biographies:
+    """Biographies of ``people``, of which ``unknown_share`` are of unknown people instead. All
+    values of these are drawn for each biography, as ``with_other_values`` does.
     """
     unknown_rng = np.random.default_rng([config.seed, 4, step])
     unknown = unknown_rng.random(len(people)) < config.unknown_share
     first, n = people_of(config, UNKNOWN)
     people = np.where(unknown, first + unknown_rng.integers(n, size=len(people)), people)
-    drawn = independent_values(texts, config.n_people, len(people), unknown_rng)
-    values = np.where(unknown[:, None], drawn, texts.value[people])
-    template = training_templates(texts, people, config.n_train_templates, rng)
-    batch = _written(texts, config, people, template, values, rng)
-    return with_other_dates(batch, texts, config.n_people, unknown, unknown_rng)
-
-
-def _written(
-    texts: Texts,
-    config: TrainConfig,
-    people: Int[np.ndarray, " batch"],
-    template: Int[np.ndarray, "batch attribute"],
-    values: Int[np.ndarray, "batch attribute"] | None,
-    rng: np.random.Generator,
-) -> Biographies:
-    if config.shuffled:
-        return _in_random_order(texts, people, template, rng, values)
-    order = np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape)
-    return write_biographies(texts, people, order, template, values=values)
+    of_row = with_other_values(texts, people, unknown, config.n_people, unknown_rng)
+    batch = _training_biographies(of_row, config, np.arange(len(people)), rng)
+    batch = with_other_dates(batch, texts, unknown, config.n_people, unknown_rng)
+    return replace(batch, people=people)
 
 
 def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
@@ -146,12 +134,7 @@ def _draw(weights: Float[np.ndarray, " person"], n: int, rng: np.random.Generato
 
 
 def _in_random_order(
-    texts: Texts,
-    people: np.ndarray,
-    template: np.ndarray,
-    rng: np.random.Generator,
-    values: np.ndarray | None = None,
+    texts: Texts, people: np.ndarray, template: np.ndarray, rng: np.random.Generator
 ) -> Biographies:
     order = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
-    in_order = np.take_along_axis(template, order, 1)
-    return write_biographies(texts, people, order, in_order, values=values)
+    return write_biographies(texts, people, order, np.take_along_axis(template, order, 1))

@@ -5,11 +5,11 @@ tokenized once and laid end to end in one array. A biography is a list of pieces
 one gather from that array.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int, Int8
+from jaxtyping import Int, Int8
 from tokenizers import Tokenizer
 
 from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES, N_TEMPLATES
@@ -18,8 +18,6 @@ from interp.data.tokenizer import BOS, build_tokenizer, encode
 
 ROLES = ("bos", "name_first", "name_middle", "name_last", "cue", "value", "punctuation")
 NO_ATTRIBUTE = -1
-_DATE_TOKENS = 3
-"""Day, month and year, one word each."""
 
 
 @dataclass(frozen=True)
@@ -98,25 +96,16 @@ def write_biographies(
     people: Int[np.ndarray, " batch"],
     attributes: Int[np.ndarray, "batch sentence"],
     template: Int[np.ndarray, "batch sentence"],
-    *,
-    values: Int[np.ndarray, "batch attribute"] | None = None,
 ) -> Biographies:
     """One biography per row: ``<bos>``, then one sentence per attribute in the given order and
     templates.
-
-    Args:
-        values: pieces to tell, in ``ATTRIBUTES`` order, instead of each person's own.
     """
-    if values is None:
-        told = texts.value[people[:, None], attributes]
-    else:
-        told = np.take_along_axis(values, attributes, axis=1)
     sentence = np.stack(
         [
             texts.before_name[attributes, template],
             np.broadcast_to(texts.name[people][:, None], attributes.shape),
             texts.after_name[attributes, template],
-            told,
+            texts.value[people[:, None], attributes],
             texts.after_value[attributes, template],
         ],
         axis=2,
@@ -137,37 +126,6 @@ def write_biographies(
         lengths=length.sum(1),
         people=people,
     )
-
-
-def independent_values(
-    texts: Texts, n_people: int, n: int, rng: np.random.Generator
-) -> Int[np.ndarray, "batch attribute"]:
-    """Pieces of values for ``n`` biographies: each attribute's is that of a random one of the first
-    ``n_people``.
-    """
-    columns = np.arange(len(ATTRIBUTES))
-    return texts.value[rng.integers(n_people, size=(n, len(columns))), columns]
-
-
-def with_other_dates(
-    batch: Biographies,
-    texts: Texts,
-    n_people: int,
-    rows: Bool[np.ndarray, " batch"],
-    rng: np.random.Generator,
-) -> Biographies:
-    """The batch with other birth dates in some rows: day, month and year are each that of a random
-    one of the first ``n_people``, independently, as ``no_knowledge_baseline`` takes them to be.
-    """
-    column = ATTRIBUTES.index("birth_date")
-    of_row = np.repeat(rows, batch.lengths)
-    is_date = (batch.attributes == column) & (batch.roles == ROLES.index("value"))
-    start = texts.start[texts.value[:n_people, column]]
-    part = np.arange(_DATE_TOKENS)
-    person = rng.integers(n_people, size=(int(rows.sum()), _DATE_TOKENS))
-    tokens = batch.tokens.copy()
-    tokens[of_row & is_date] = texts.tokens[start[person] + part].ravel()
-    return replace(batch, tokens=tokens)
 
 
 def evaluation_templates(
