@@ -14,6 +14,8 @@ from analyses.finetuned_runs import base_of, curves_of, fine_tunings, trained_ba
 from analyses.mitigation import METHODS, UNKNOWN_PEOPLE, MitigationConfig
 from analyses.mitigation.frontier import accuracies, differences, mean_frontiers, measures
 from analyses.mitigation.methods import cost, ways_of
+from analyses.mitigation.mitigation_figures import forgetting_figures, hallucination_figures
+from analyses.mitigation.mitigation_said import forgetting_said, hallucination_said
 from analyses.mitigation.unknown_people import unknown_tables
 from analyses.studies import Study, trained
 from interp.config import TrainConfig
@@ -30,7 +32,9 @@ def study(config: MitigationConfig, *, command: str = "", on_step: OnStep) -> St
         tables |= _forgetting(config, folders, methods, base.n_layers, at)
     if UNKNOWN_PEOPLE in config.method:
         tables |= unknown_tables(config, folders, at)
-    return Study(tables, figures(tables, base), said(tables, base))
+    said = forgetting_said(tables) if methods else []
+    said += hallucination_said(tables) if UNKNOWN_PEOPLE in config.method else []
+    return Study(tables, figures(tables, base), "\n".join(said))
 
 
 def _forgetting(
@@ -71,8 +75,5 @@ def _costs(folders: dict[str, Path], about: dict[str, dict]) -> pd.DataFrame:
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:
     """Figures, by section heading."""
-    return {}
-
-
-def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
-    return ""
+    drawn = forgetting_figures(tables) if "mitigation" in tables else {}
+    return drawn | (hallucination_figures(tables) if "mitigation_unknown" in tables else {})

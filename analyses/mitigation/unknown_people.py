@@ -17,6 +17,7 @@ from analyses.options import StudyConfig
 from analyses.studies import difference, paired, trained, with_holm
 from interp.config import TrainConfig
 from interp.data.batches import UNKNOWN, evaluation_set
+from interp.data.drawn_values import prior_confidence
 from interp.suite import Suite, load_suite
 from interp.training.evaluation import AVERAGE, evaluate
 from interp.training.finetune import finetune_config
@@ -30,7 +31,7 @@ SCRATCH, TUNED = "from the start", "fine-tuning"
 DETECTOR = "max_probability"
 """The detector by which trainings are compared."""
 MEASURES = (
-    *("known_accuracy", "learned_step", "held-out_loss", "held-out_confidence"),
+    *("known_accuracy", "learned_step", "held_out_loss", "held_out_confidence"),
     *("auroc", "aurc", "known_coverage"),
 )
 
@@ -59,6 +60,7 @@ def unknown_tables(
         of_detector = detected[-1][detected[-1].detector == DETECTOR].set_index("measure").value
         measured.append(
             {"run": run, **about[run], "baseline": train.baseline.iloc[0]}
+            | {"prior_confidence": prior_confidence(suite.texts, suite.config.n_people)}
             | {"learned_step": train.step[train.accuracy >= LEARNED].min()}
             | _final(suite, like)
             | of_detector.to_dict()
@@ -101,7 +103,7 @@ def _final(suite: Suite, like: TrainConfig) -> dict[str, float]:
     the held-out and unknown people of ``like``.
     """
     model, found = suite.load(suite.steps[-1]), {}
-    for name, split in (("known", "train"), ("held-out", "held-out"), ("unknown", UNKNOWN)):
+    for name, split in (("known", "train"), ("held_out", "held-out"), ("unknown", UNKNOWN)):
         table = evaluate(model, evaluation_set(suite.texts, like, split))
         row = table.set_index("attribute").loc[AVERAGE]
         found |= {

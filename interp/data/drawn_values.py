@@ -5,6 +5,7 @@ and year of the birth date. The distribution is the one whose entropy ``no_knowl
 so that this is the loss of the best answer to a name that nothing is known of.
 """
 
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -55,3 +56,31 @@ def with_other_dates(
     tokens = batch.tokens.copy()
     tokens[in_rows & is_date] = texts.tokens[start[person] + np.arange(_DATE_TOKENS)].ravel()
     return replace(batch, tokens=tokens)
+
+
+def prior_confidence(texts: Texts, n_people: int) -> float:
+    """The mean maximum probability, as ``evaluate`` takes it, of a model that answers with the
+    frequencies of values among the first ``n_people``: mean over attributes of the mean over value
+    tokens, each given the tokens before it; of a date, each part for itself.
+    """
+    means = []
+    for column, attribute in enumerate(ATTRIBUTES):
+        values = [_tokens(texts, piece) for piece in texts.value[:n_people, column]]
+        dated = attribute == "birth_date"
+        seen = defaultdict(Counter)
+        for value in values:
+            for place, token in enumerate(value):
+                seen[place if dated else value[:place]][token] += 1
+        likeliest = [
+            max(after.values()) / after.total()
+            for value in values
+            for place in range(len(value))
+            for after in [seen[place if dated else value[:place]]]
+        ]
+        means.append(np.mean(likeliest))
+    return float(np.mean(means))
+
+
+def _tokens(texts: Texts, piece: int) -> tuple[int, ...]:
+    start = texts.start[piece]
+    return tuple(texts.tokens[start : start + texts.length[piece]].tolist())
