@@ -65,7 +65,7 @@ def prior_confidence(texts: Texts, n_people: int) -> float:
     """
     means = []
     for column, attribute in enumerate(ATTRIBUTES):
-        values = [_tokens(texts, piece) for piece in texts.value[:n_people, column]]
+        values = [_tokens(texts, piece) for piece in texts.value[:n_people, column].tolist()]
         dated = attribute == "birth_date"
         seen = defaultdict(Counter)
         for value in values:
