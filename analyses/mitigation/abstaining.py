@@ -25,7 +25,6 @@ DETECTORS = ("max_probability", "negative_entropy")
 RISK = 0.05
 """Share of wrong answers that is put up with."""
 GRID = np.round(np.linspace(0.01, 1, 100), 2)
-_N_RESAMPLES = 200
 
 
 def answers(model: HookedDecoder, texts: Texts, config: TrainConfig) -> pd.DataFrame:
@@ -62,7 +61,7 @@ def _answers(model: HookedDecoder, biographies: Biographies) -> pd.DataFrame:
     return by.agg(right=("right", "all"), **first).reset_index()
 
 
-def abstaining(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def abstaining(table: pd.DataFrame, *, n_resamples: int, seed: int) -> pd.DataFrame:
     """One row per (detector, measure) of the table that ``answers`` returns: its value, with
     ``low`` and ``high`` of a 95 % interval over people (percentile bootstrap; known and held-out
     people are drawn apart, each with all values).
@@ -78,7 +77,7 @@ def abstaining(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     rng, rows = np.random.default_rng(seed), []
     drawn = [
         np.concatenate([rng.choice(kind, len(kind)) for kind in kinds]).ravel()
-        for _ in range(_N_RESAMPLES)
+        for _ in range(n_resamples)
     ]
     right = in_order.right.to_numpy()
     for detector in DETECTORS:

@@ -80,8 +80,9 @@ def hallucination_said(tables: dict[str, pd.DataFrame]) -> list[str]:
         said = {
             name: mean_in_words(table[name].to_numpy(), digits) for name, digits in _DIGITS.items()
         }
-        learned = table.learned_step.to_numpy()
-        step = f" (first {LEARNED} at step {mean_in_words(learned, 0)})"
+        learned = table.learned_step.dropna().to_numpy()
+        step = f" ({LEARNED} reached in {len(learned)} of {len(table)} seeds"
+        step += f", first at step {mean_in_words(learned, 0)})" if len(learned) else ")"
         lines.append(
             f"{training}, {share:g} of biographies of unknown people: accuracy on known people "
             f"{said['known_accuracy']}{step if training == SCRATCH else ''}; held-out people: loss "

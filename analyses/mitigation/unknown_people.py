@@ -25,6 +25,8 @@ from interp.training.finetune import finetune_config
 N_UNKNOWN = {"smoke": 4, "laptop": 32, "paper": 8000}
 SHARES = {"smoke": (0.5,), "laptop": (1 / 16, 1 / 4), "paper": (1 / 16, 1 / 4)}
 """Of biographies that are of unknown people."""
+N_RESAMPLES = {"smoke": 5, "laptop": 200, "paper": 200}
+"""Of people, for intervals."""
 LEARNED = 0.95
 """Accuracy on known people from which they count as learned."""
 SCRATCH, TUNED = "from the start", "fine-tuning"
@@ -47,17 +49,19 @@ def unknown_tables(
         at: further arguments of ``trained``.
     """
     runs, about = _runs(config, bases)
+    size = config.preset
     folders = bases | trained(config, runs, **at)
     curves = curves_of(folders, about)
     detected, risks, measured = [], [], []
     for run, folder in folders.items():
         suite = load_suite(folder)
-        like = replace(suite.config, unknown_people=N_UNKNOWN[config.preset], unknown_share=0.5)
+        like = replace(suite.config, unknown_people=N_UNKNOWN[size], unknown_share=0.5)
         found = answers(suite.load(suite.steps[-1]), suite.texts, like)
-        detected.append(abstaining(found).assign(run=run, **about[run]))
+        of_run = abstaining(found, n_resamples=N_RESAMPLES[size], seed=suite.config.seed)
+        detected.append(of_run.assign(run=run, **about[run]))
         risks.append(risk_curves(found).assign(run=run, **about[run]))
         train = curves[(curves.run == run) & (curves.split == "train")]
-        of_detector = detected[-1][detected[-1].detector == DETECTOR].set_index("measure").value
+        of_detector = of_run[of_run.detector == DETECTOR].set_index("measure").value
         measured.append(
             {"run": run, **about[run], "baseline": train.baseline.iloc[0]}
             | {"prior_confidence": prior_confidence(suite.texts, suite.config.n_people)}
