@@ -25,7 +25,7 @@ PLAIN = preset("tiny", n_people=10, n_held_out=6, n_evaluated=4, batch_size=8, n
 CONFIG = replace(PLAIN, unknown_people=3, unknown_share=0.4)
 PEOPLE = draw_population(10, 6, CONFIG, seed=0)
 TOKENIZER = tokenizer_for(PEOPLE)
-N_STEPS = 400
+N_STEPS = 150
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,10 @@ from analyses.mitigation.methods import ways_of
 from analyses.mitigation.mitigation_said import forgetting_said
 from analyses.options import StudyConfig
 from interp.data.batches import people_of
+from interp.model.decoder import HookedDecoder
 from interp.statistics import holm
-from interp.training.finetune import RATE
+from interp.training.finetune import RATE, finetune_config
+from interp.training.mitigation import NOTHING, mitigation
 
 NEW, OLD = np.array([0.2, 0.5, 0.5, 1.0, 0.8]), np.array([1.0, 0.9, 0.7, 0.4, 0.3])
 
@@ -137,6 +139,18 @@ def test_runs_that_the_study_of_new_people_has_too_are_the_same():
                for run in ours.values()}  # fmt: skip
     assert budgets == {(500, 16, 20, RATE * base.learning_rate)}
     assert {x["seed"] for x in about.values()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_way_to_fine_tune(suite, method):
+    for way in ways_of(method, "smoke", suite.config.n_layers).values():
+        given = finetune_config(
+            suite.config, suite.path, suite.steps[-1], new_people=2, n_steps=10,
+            mitigation=way["mitigation"], replay=way["replay"],
+        )  # fmt: skip
+        shape = replace(suite.shape, d_mlp=given.d_mlp)
+        ways = mitigation(given, HookedDecoder(shape), suite.texts)
+        assert (ways is NOTHING) == (method in ("plain", "replay"))
 
 
 def table_of(scores, right, known):
