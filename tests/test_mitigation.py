@@ -117,7 +117,7 @@ def test_what_is_said_names_the_best_method_and_the_seeds_that_fail(points):
     assert lines[0] == "the best frontier on average is that of l2"
     assert "new accuracy never reaches 0.95 at any strength: l2 (1 of 2 seeds)" in lines
     assert "l2 9 trains 7 numbers and needs besides: a copy" in lines
-    plain = next(line for line in lines if line.startswith("plain -: when"))
+    plain = next(line for line in lines if line.startswith("plain: when"))
     assert "is first 0.95 or more, at step 8 ± 32, old accuracy is 0.500 ± 1.271" in plain
 
 

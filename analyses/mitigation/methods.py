@@ -8,6 +8,8 @@ from analyses.finetuned_runs import PLAIN, REPLAY, with_mitigation, with_replay
 from interp.suite import Suite
 from interp.training.mitigation import N_BATCHES, N_FISHER, mitigation
 
+ONLY = "-"
+"""The strength of a method that has but one."""
 _STRENGTHS = {
     "sparse-gradient": (0.2, 0.5),
     "sparse-unused": (0.2, 0.5),
@@ -39,11 +41,11 @@ are not trained, the step copies them back."""
 def ways_of(method: str, size: str, n_layers: int) -> dict[str, dict]:
     """Fine-tunings of a method at each of its strengths, by strength as a label."""
     if method == "plain":
-        return {"-": PLAIN}
+        return {ONLY: PLAIN}
     if method == "replay":
         return {f"{weight:g}": with_replay(weight) for weight in REPLAY[size]}
     if method in ("freeze-attention", "freeze-mlp"):
-        return {"-": with_mitigation(method.replace("-", ":"), "freeze")}
+        return {ONLY: with_mitigation(method.replace("-", ":"), "freeze")}
     if method == "freeze-lower-layers":
         lower = "+".join(f"L{i}" for i in range(max(1, n_layers // 2)))
         groups = dict.fromkeys(("L0", lower))

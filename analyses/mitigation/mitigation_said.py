@@ -4,6 +4,7 @@ import pandas as pd
 
 from analyses.mitigation.abstaining import RISK
 from analyses.mitigation.frontier import ALL, COMPARED, KNOWN
+from analyses.mitigation.methods import ONLY
 from analyses.mitigation.unknown_people import LEARNED, SCRATCH
 from analyses.studies import difference_in_words, holm_in_words, mean_in_words
 
@@ -27,8 +28,8 @@ def forgetting_said(tables: dict[str, pd.DataFrame]) -> list[str]:
         lines.append(f"new accuracy never reaches {KNOWN} at any strength: {words}")
     for row in tables["mitigation_costs"].query("method == @best").itertuples():
         lines.append(
-            f"{best} {row.strength} trains {row.trained_parameters} numbers and needs besides: "
-            f"{row.besides}"
+            f"{_named(best, row.strength)} trains {row.trained_parameters} numbers and needs "
+            f"besides: {row.besides}"
         )
     return lines
 
@@ -60,13 +61,17 @@ def _when_known(measured: pd.DataFrame, order: pd.Index) -> list[str]:
         strength = max(reached, key=lambda x: reached[x].old_when_known.mean())
         table = reached[strength]
         lines.append(
-            f"{method} {strength}: when new accuracy is first {KNOWN} or more, at step "
+            f"{_named(method, strength)}: when new accuracy is first {KNOWN} or more, at step "
             f"{mean_in_words(table.known_step.to_numpy(), 0)}, old accuracy is "
             f"{mean_in_words(table.old_when_known.to_numpy(), 3)}; at the end old "
             f"{mean_in_words(table.final_old.to_numpy(), 3)}, new "
             f"{mean_in_words(table.final_new.to_numpy(), 3)}"
         )
     return lines
+
+
+def _named(method: str, strength: str) -> str:
+    return method if strength == ONLY else f"{method} {strength}"
 
 
 def hallucination_said(tables: dict[str, pd.DataFrame]) -> list[str]:
