@@ -23,7 +23,7 @@ from interp.dynamics.plateau import (
 from interp.process import local_workers
 from interp.statistics import ALPHA, format_p, holm, margin
 from interp.training.evaluation import AVERAGE
-from interp.training.metrics_table import NEW, SPLITS, read_metrics
+from interp.training.metrics_table import BESIDE, SPLITS, read_metrics
 from interp.training.run_folder import read_record
 from interp.training.run_many import OnStep, train_all
 
@@ -117,8 +117,9 @@ def average_metrics(folder: Path) -> pd.DataFrame:
     table = table[table.attribute == AVERAGE].sort_values("step", kind="stable")
     for row in table[table.duplicated(["step", "split"])].itertuples():
         raise ValueError(f"{path} has step {row.step}, {row.split}, twice; copy it again")
-    for split in table.split[~table.split.isin((*SPLITS, NEW))]:
-        raise ValueError(f"{path} has the split {split!r}; there are {', '.join((*SPLITS, NEW))}")
+    known = (*SPLITS, *BESIDE)
+    for split in table.split[~table.split.isin(known)]:
+        raise ValueError(f"{path} has the split {split!r}; there are {', '.join(known)}")
     steps = {split: set(table.step[table.split == split]) for split in SPLITS}
     if not all(steps.values()) or steps["train"] != steps["held-out"]:
         counts = " and ".join(f"{len(at)} of {split} people" for split, at in steps.items())

@@ -28,6 +28,7 @@ _NOT_IN_OLDER_RUNS = (
     *("celebrities", "celebrity_weight", "schedule", "shuffled", "removed", "keep"),
     *("reference", "reference_step", "start_step"),
     *("from_run", "from_step", "new_people", "replay", "mitigation"),
+    *("unknown_people", "unknown_share"),
 )
 """Fields that run.json did not record before they existed; then the default counts."""
 _TOGETHER = (
@@ -35,7 +36,8 @@ _TOGETHER = (
     *(("warmup_people", "warmup_steps"), ("warmup_steps", "warmup_people")),
     *(("reference_step", "reference"), ("start_step", "reference")),
     *(("from_step", "from_run"), ("new_people", "from_run"), ("mitigation", "from_run")),
-    ("replay", "new_people"),
+    *(("replay", "new_people"), ("unknown_people", "unknown_share")),
+    ("unknown_share", "unknown_people"),
 )
 """Fields that do nothing while their partner has its default."""
 
@@ -122,6 +124,11 @@ class TrainConfig(PoolSizes):
     replay: float = number(1.0, least=0, most=LARGEST_WEIGHT)
     """How often a training person is sampled beside new people, relative to one of them; 0 is
     never."""
+    unknown_people: int = number(0, least=0)
+    """So many people, the last of those held out, are met with other values in every biography, so
+    that only the frequencies of values can be learnt of them; 0 disables."""
+    unknown_share: float = number(0.0, least=0, below=1)
+    """Mean share of a batch's biographies that are of such people."""
     mitigation: str = ""
     """How forgetting is held back, such as freeze:attention, l2:0.1, ewc:100, distil:1, lora:4,
     sparse-gradient:0.05, sparse-unused:0.05, slots:64 or warmup:50."""
@@ -203,10 +210,11 @@ class TrainConfig(PoolSizes):
                     f"{name} is {getattr(self, name)}, more than n_people, {self.n_people}; ask "
                     "for fewer"
                 )
-        if self.new_people >= self.n_held_out:
+        if self.new_people + self.unknown_people >= self.n_held_out:
+            unknown = f" and unknown_people {self.unknown_people}" if self.unknown_people else ""
             raise ValueError(
-                f"new_people is {self.new_people}, and there are {self.n_held_out} held-out people "
-                "of whom one must stay held out; ask for fewer"
+                f"new_people is {self.new_people}{unknown}, and there are {self.n_held_out} "
+                "held-out people of whom one must stay held out; ask for fewer"
             )
         default = {field.name: field.default for field in fields(self)}
         for name, partner in _TOGETHER:

@@ -66,7 +66,7 @@ def test_the_registry_holds_all_analyses_those_that_train_runs_last():
     assert list(registered()) == [
         "associative-memory", "attention-attribution", "circuits", "emergence", "localization",
         "attention-patching", "curriculum", "distributions", "finetuning", "hallucination",
-        "phases", "scaling", "templates",
+        "mitigation", "phases", "scaling", "templates",
     ]  # fmt: skip
     assert [name for name, x in registered().items() if x.study] == list(registered())[5:]
 

@@ -7,15 +7,24 @@ the damage is asked in two ways: by transplants between the models before and af
 What comes back after a few steps on old people alone was not lost.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
+from analyses.finetuned_runs import (
+    PLAIN,
+    REPLAY,
+    SHOWN,
+    base_of,
+    curves_of,
+    fine_tunings,
+    trained_bases,
+    with_mitigation,
+    with_replay,
+)
 from analyses.finetuning.weight_shares import (
     group_figure,
     largest_shares,
@@ -23,23 +32,17 @@ from analyses.finetuning.weight_shares import (
     transplants_of_run,
 )
 from analyses.options import StudyConfig
-from analyses.studies import Study, average_metrics, mean_in_words, sample_in_words, trained
+from analyses.studies import Study, mean_in_words, sample_in_words, trained
 from interp.config import LARGEST_WEIGHT, TrainConfig
 from interp.training.finetune import finetune_config
-from interp.training.run_folder import read_record
 from interp.training.run_many import OnStep
 
-SEEDS = {"smoke": 2, "laptop": 3, "paper": 3}
-N_STEPS = {"smoke": 10, "laptop": 500, "paper": 4000}
 SHARES = {
     "smoke": (1 / 8,),
     "laptop": (1 / 16, 1 / 8, 1 / 4),
     "paper": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
 }
 """New people, as shares of the old."""
-SHOWN = 1 / 8
-"""The share that replay, transplants and restricted training are asked at."""
-REPLAY = {"smoke": (0.5,), "laptop": (1 / 32, 1 / 8, 1 / 2), "paper": (1 / 32, 1 / 8, 1 / 2, 2)}
 TRANSPLANTED = {
     "smoke": (10,),
     "laptop": (5, 10, 20, 50, 100, 500),
@@ -50,46 +53,19 @@ RECOVERED_FROM = {"smoke": (10,), "laptop": (20, 50, 500), "paper": (125, 500, 4
 RECOVERY_STEPS = {"smoke": 5, "laptop": 50, "paper": 125}
 
 
-def base_of(config: StudyConfig) -> TrainConfig:
-    """The runs that are fine-tuned: fewer people than other studies have, so that nearly all of
-    them are known, and four layers, so that early and late ones can be told apart.
-    """
-    if config.preset != "laptop":
-        return config.base
-    return replace(
-        config.base, n_people=160, n_held_out=64, n_layers=4, n_steps=2500, n_evaluated=160
-    )
-
-
 def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Fine-tunings by number of new people, replay and group of weights; transplants; recovery."""
     at = {"keep_all": True, "command": command, "on_step": on_step}
     base, size = base_of(config), config.preset
-    seeds = range(base.seed, base.seed + SEEDS[size])
-    bases = {f"finetuned-base_seed-{seed}": replace(base, seed=seed) for seed in seeds}
-    of_base = trained(config, bases, **at)
-    runs, about = {}, {}
-    for (name, folder), seed in zip(of_base.items(), seeds):
-        for way in _ways(size, base):
-            run = f"finetuned_seed-{seed}_{way['name']}"
-            new = max(1, round(way["share"] * base.n_people))
-            changes = {
-                "n_steps": N_STEPS[size],
-                "replay": way["replay"],
-                "n_evaluated": base.n_evaluated,
-            }
-            runs[run] = finetune_config(
-                bases[name], folder, base.n_steps, new_people=new,
-                mitigation=way["mitigation"], **changes,
-            )  # fmt: skip
-            about[run] = {"seed": seed, "new_people": new} | way
+    of_base = trained_bases(config, command=command, on_step=on_step)
+    runs, about = fine_tunings(config, of_base, _ways(size, base))
     folders = trained(config, runs, **at)
     recovery, of_recovery = _recovery(config, folders, about, runs, at)
-    found = _curves(folders, about)
+    found = curves_of(folders, about)
     plain = [run for run, x in about.items() if x["kind"] == "new people" and x["share"] == SHOWN]
     tables = {
         "finetuning": found,
-        "finetuning_recovery": _curves(recovery, of_recovery),
+        "finetuning_recovery": curves_of(recovery, of_recovery),
         "finetuning_transplants": pd.concat(
             [
                 transplants_of_run(folders[run], TRANSPLANTED[size]).assign(
@@ -105,18 +81,11 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
 
 def _ways(size: str, base: TrainConfig) -> list[dict]:
     """What is varied: number of new people, replay, and groups of weights."""
-    plain = {"replay": 0.0, "mitigation": "", "share": SHOWN, "kind": "new people"}
-    ways = [plain | {"share": share, "name": f"new-{share:g}"} for share in SHARES[size]]
-    ways += [
-        plain | {"replay": weight, "kind": "replay", "name": f"replay-{weight:g}"}
-        for weight in REPLAY[size]
-    ]
+    ways = [PLAIN | {"share": share, "name": f"new-{share:g}"} for share in SHARES[size]]
+    ways += [with_replay(weight) for weight in REPLAY[size]]
     groups = restricted_groups(base.n_layers)
-    return ways + [
-        plain | {"mitigation": f"{how}:{group}", "kind": how, "name": f"{how}-{group}"}
-        for how in ("only", "freeze")
-        for group in groups
-    ]
+    restricted = (f"{how}:{group}" for how in ("only", "freeze") for group in groups)
+    return ways + [with_mitigation(word, word.partition(":")[0]) for word in restricted]
 
 
 def _recovery(
@@ -136,19 +105,6 @@ def _recovery(
             )  # fmt: skip
             of[name] = x | {"from_step": step}
     return trained(config, again, **at), of
-
-
-def _curves(folders: dict[str, Path], about: dict[str, dict]) -> pd.DataFrame:
-    """One row per (run, step, split): what the run is, attribute loss (nats per value), accuracy,
-    maximum probability, entropy, and the no-knowledge baseline.
-    """
-    tables = []
-    for run, folder in folders.items():
-        baseline = np.mean(list(read_record(folder)["no_knowledge_baseline"].values()))
-        known = {k: v for k, v in about[run].items() if k != "name"} | {"baseline": baseline}
-        tables.append(average_metrics(folder).assign(run=run, **known))
-    measures = ["step", "split", "loss", "accuracy", "max_probability", "entropy"]
-    return pd.concat(tables, ignore_index=True)[["run", *known, *measures]]
 
 
 def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.Figure]:

@@ -1,5 +1,6 @@
 """Training batches and evaluation sets: pure functions of (configuration, seed, step)."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,19 +14,46 @@ from interp.data.biographies import (
     training_templates,
     write_biographies,
 )
+from interp.data.drawn_values import with_other_dates, with_other_values
+
+UNKNOWN = "unknown"
 
 
 def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
     """The batch of optimizer step ``step``: people drawn by ``sampling_weights``, new templates,
-    sentences in random order.
+    sentences in random order. With ``unknown_people``, some rows are of these instead.
     """
     rng = np.random.default_rng([config.seed, 2, step])
     people = _draw(sampling_weights(config, step), config.batch_size, rng)
+    if config.unknown_people:
+        return _with_unknown_people(texts, config, people, step, rng)
+    return _training_biographies(texts, config, people, rng)
+
+
+def _training_biographies(
+    texts: Texts, config: TrainConfig, people: np.ndarray, rng: np.random.Generator
+) -> Biographies:
     template = training_templates(texts, people, config.n_train_templates, rng)
     if config.shuffled:
         return _in_random_order(texts, people, template, rng)
     order = np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape)
     return write_biographies(texts, people, order, template)
+
+
+def _with_unknown_people(
+    texts: Texts, config: TrainConfig, people: np.ndarray, step: int, rng: np.random.Generator
+) -> Biographies:
+    """Biographies of ``people``, of which ``unknown_share`` are of unknown people instead. All
+    values of these are drawn for each biography, as ``with_other_values`` does.
+    """
+    unknown_rng = np.random.default_rng([config.seed, 4, step])
+    unknown = unknown_rng.random(len(people)) < config.unknown_share
+    first, n = people_of(config, UNKNOWN)
+    people = np.where(unknown, first + unknown_rng.integers(n, size=len(people)), people)
+    of_row = with_other_values(texts, people, unknown, config.n_people, unknown_rng)
+    batch = _training_biographies(of_row, config, np.arange(len(people)), rng)
+    batch = with_other_dates(batch, texts, unknown, config.n_people, unknown_rng)
+    return replace(batch, people=people)
 
 
 def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies:
@@ -42,13 +70,15 @@ def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies
 
 def people_of(config: TrainConfig, split: str) -> tuple[int, int]:
     """The first person of a split, and how many there are. New people, whom fine-tuning adds, are
-    the first of those held out.
+    the first of those held out; unknown people, who have no values of their own in training, the
+    last.
     """
-    n, n_new = config.n_people, config.new_people
+    n, n_new, n_unknown = config.n_people, config.new_people, config.unknown_people
     return {
         "train": (0, n),
         "new": (n, n_new),
-        "held-out": (n + n_new, config.n_held_out - n_new),
+        "held-out": (n + n_new, config.n_held_out - n_new - n_unknown),
+        UNKNOWN: (n + config.n_held_out - n_unknown, n_unknown),
     }[split]
 
 

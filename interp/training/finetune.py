@@ -32,6 +32,7 @@ def finetune_config(
     ``RATE`` of the base's, and evaluations every few steps at first.
 
     Args:
+        new_people: with 0, old people go on being trained on, as is of use with unknown people.
         changes: fields of ``TrainConfig``, such as replay, n_steps or mitigation.
     """
     rate = RATE * base.learning_rate
@@ -39,7 +40,9 @@ def finetune_config(
         "from_run": str(run),
         "from_step": step,
         "new_people": new_people,
-        "replay": 0.0,
+        "replay": 0.0 if new_people else 1.0,
+        "unknown_people": 0,
+        "unknown_share": 0.0,
         "learning_rate": rate,
         "final_learning_rate": rate,
         "n_steps": 500,

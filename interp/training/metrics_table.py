@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.config import ATTRIBUTES, TrainConfig
-from interp.data.batches import evaluation_set
+from interp.data.batches import UNKNOWN, evaluation_set, people_of
 from interp.data.biographies import Texts
 from interp.files import read_table, table_bytes, write_bytes
 from interp.model.decoder import HookedDecoder
@@ -18,8 +18,8 @@ from interp.training.optimizer import Trainee
 from interp.training.run_folder import config_digest, read_record
 
 SPLITS = ("train", "held-out")
-NEW = "new"
-"""People whom fine-tuning adds."""
+BESIDE = ("new", UNKNOWN)
+"""People whom fine-tuning adds; people met with other values in every biography."""
 _TEXTS = ("split", "attribute")
 _MEASURES = ("loss", "accuracy", "max_probability", "entropy")
 COLUMNS = ("step", *_TEXTS, *_MEASURES, "learning_rate", "tokens_seen", "training_loss")
@@ -34,7 +34,7 @@ class Metrics:
         self, config: TrainConfig, out: Path, texts: Texts, reference: HookedDecoder | None
     ) -> None:
         self.config, self.path, self.reference = config, out / "metrics.parquet", reference
-        splits = (*SPLITS, NEW) if config.new_people else SPLITS
+        splits = [*SPLITS, *(name for name in BESIDE if people_of(config, name)[1])]
         self.sets = {split: evaluation_set(texts, config, split) for split in splits}
         self.table = read_metrics(self.path) if self.path.is_file() else pd.DataFrame()
         self.losses: list[Tensor] = []

@@ -81,11 +81,12 @@ def training_curves(
         subplot_titles=["attribute loss (nats per value)", "attribute accuracy (share of values)"],
         horizontal_spacing=0.1,
     )
-    colors = {"train": "#1f4e9c", "held-out": "#c2571a", "new": "#2a7f3e"}
+    colors = {"train": "#1f4e9c", "held-out": "#c2571a", "new": "#2a7f3e", "unknown": "#777777"}
     names = {
         "train": "people trained on, new sentences",
         "held-out": "held-out people",
         "new": "new people, whom fine-tuning adds",
+        "unknown": "people met with other values in every biography",
     }
     average = metrics[metrics.attribute == "average"]
     for split, table in average.groupby("split", sort=False):
