@@ -16,12 +16,9 @@ import plotly.graph_objects as go
 
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
-from analyses.finetuning.weight_shares import (
-    group_figure,
-    largest_shares,
-    restricted_groups,
-    transplants_of_run,
-)
+from analyses.finetuning import known_people, new_attribute, roles_kept, tuned_attention
+from analyses.finetuning.inside_runs import inside_runs
+from analyses.finetuning.weight_shares import group_figure, largest_shares, restricted_groups
 from analyses.options import StudyConfig
 from analyses.studies import Study, average_metrics, mean_in_words, sample_in_words, trained
 from interp.config import LARGEST_WEIGHT, TrainConfig
@@ -90,16 +87,17 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     tables = {
         "finetuning": found,
         "finetuning_recovery": _curves(recovery, of_recovery),
-        "finetuning_transplants": pd.concat(
-            [
-                transplants_of_run(folders[run], TRANSPLANTED[size]).assign(
-                    run=run, seed=about[run]["seed"]
-                )
-                for run in plain
-            ],
-            ignore_index=True,
+        "finetuning_known_people": known_people.known_people(config, seeds, N_STEPS[size], at),
+        "finetuning_new_attribute": new_attribute.new_attribute(
+            config, base, seeds, N_STEPS[size], at
         ),
-    }
+    } | inside_runs(
+        config,
+        {run: folders[run] for run in plain},
+        {run: about[run]["seed"] for run in plain},
+        transplanted=TRANSPLANTED[size],
+        localized=RECOVERED_FROM[size],
+    )
     return Study(tables, figures(tables, base), said(tables, base))
 
 
@@ -190,7 +188,24 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
          f"{before}: share of new accuracy that goes"),
     ):  # fmt: skip
         drawn[heading] = group_figure(groups, model=model, of=of, title=title, note=note)
-    return drawn
+    drawn |= tuned_attention.figures(tables["finetuning_attention"], n_new)
+    drawn["Roles"] = roles_kept.figure(tables["finetuning_roles"])
+    known = tables["finetuning_known_people"]
+    drawn |= known_people.figures(known)
+    n_facts = round(new_attribute.SHARE_TOLD * base.n_people)
+    of_people = _beside_attribute(found)
+    return drawn | new_attribute.figures(tables["finetuning_new_attribute"], of_people, n_facts)
+
+
+def _beside_attribute(found: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy on old and on new people in plain fine-tunings, as ``new_attribute.against_new``
+    has it.
+    """
+    plain = found[(found.kind == "new people") & (found.share == SHOWN)]
+    wide = plain.pivot(index=["seed", "step"], columns="split", values="accuracy").reset_index()
+    n_new = plain.new_people.iloc[0]
+    named = wide.rename(columns={"train": "old"}).assign(way=f"{n_new} new people")
+    return named[["way", "seed", "step", "old", "new"]]
 
 
 def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
@@ -224,4 +239,8 @@ def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
             f"from {mean_in_words(accuracy.iloc[0].to_numpy(), 3)} to "
             f"{mean_in_words(accuracy.iloc[-1].to_numpy(), 3)}"
         )
+    lines += tuned_attention.said(tables["finetuning_attention"])
+    lines += roles_kept.said(tables["finetuning_roles"])
+    lines += known_people.said(tables["finetuning_known_people"])
+    lines += new_attribute.said(tables["finetuning_new_attribute"], _beside_attribute(found))
     return "\n".join(lines)
