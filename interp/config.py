@@ -27,7 +27,7 @@ LARGEST_RATE = 1e30
 _NOT_IN_OLDER_RUNS = (
     *("celebrities", "celebrity_weight", "schedule", "shuffled", "removed", "keep"),
     *("reference", "reference_step", "start_step"),
-    *("from_run", "from_step", "new_people", "replay", "mitigation"),
+    *("from_run", "from_step", "new_people", "replay", "mitigation", "attributes"),
     *("unknown_people", "unknown_share"),
 )
 """Fields that run.json did not record before they existed; then the default counts."""
@@ -107,6 +107,9 @@ class TrainConfig(PoolSizes):
     people: 500:1,0 samples only the first half for 500 steps."""
     shuffled: bool = True
     """Put the sentences of training biographies in random order; otherwise always in the same."""
+    attributes: tuple[str, ...] = ATTRIBUTES
+    """The attributes that biographies tell of, in training and in evaluation; in this order where
+    sentences are not shuffled."""
     reference: str = ""
     """A run whose attention patterns replace the model's own in training (attention patching); it
     must have the same tokenizer and shape."""
@@ -196,6 +199,12 @@ class TrainConfig(PoolSizes):
             raise ValueError(
                 f"d_model {self.d_model} and n_heads {self.n_heads} don't fit; a head needs an "
                 "even number of dimensions, d_model ÷ n_heads"
+            )
+        told = self.attributes
+        if not told or len({*told}) < len(told) or not {*told} <= {*ATTRIBUTES}:
+            raise ValueError(
+                f"attributes is {', '.join(told) or 'empty'}; name some of "
+                f"{', '.join(ATTRIBUTES)}, each once"
             )
         for name in self.removed:
             at = re.fullmatch(r"L(\d+)(H(\d+)|-MLP)", name)

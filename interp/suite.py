@@ -66,7 +66,7 @@ class Suite:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """Metrics of the run, one row per (step, split, attribute); the attribute ``average`` is
-        the mean of the six.
+        the mean of those that the run's biographies tell of.
         """
         return read_metrics(self.path / "metrics.parquet")
 
@@ -79,7 +79,8 @@ class Suite:
         """Attribute loss, in nats per value, of a model that knows how frequent each value is but
         not which person has it.
         """
-        return sum(self.run["no_knowledge_baseline"].values()) / len(ATTRIBUTES)
+        told = self.config.attributes
+        return sum(self.run["no_knowledge_baseline"][name] for name in told) / len(told)
 
     def step_dir(self, step: int) -> Path:
         """Folder of a checkpoint.

@@ -15,8 +15,10 @@ import plotly.graph_objects as go
 from analyses import paper
 from analyses.beside_paper import across_seeds, beside_paper
 from analyses.finetuned_runs import (
+    N_STEPS,
     PLAIN,
     REPLAY,
+    SEEDS,
     SHOWN,
     base_of,
     curves_of,
@@ -25,12 +27,9 @@ from analyses.finetuned_runs import (
     with_mitigation,
     with_replay,
 )
-from analyses.finetuning.weight_shares import (
-    group_figure,
-    largest_shares,
-    restricted_groups,
-    transplants_of_run,
-)
+from analyses.finetuning import known_people, new_attribute, roles_kept, tuned_attention
+from analyses.finetuning.inside_runs import inside_runs
+from analyses.finetuning.weight_shares import group_figure, largest_shares, restricted_groups
 from analyses.options import StudyConfig
 from analyses.studies import Study, mean_in_words, sample_in_words, trained
 from interp.config import LARGEST_WEIGHT, TrainConfig
@@ -57,6 +56,7 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     """Fine-tunings by number of new people, replay and group of weights; transplants; recovery."""
     at = {"keep_all": True, "command": command, "on_step": on_step}
     base, size = base_of(config), config.preset
+    seeds = range(base.seed, base.seed + SEEDS[size])
     of_base = trained_bases(config, command=command, on_step=on_step)
     runs, about = fine_tunings(config, of_base, _ways(size, base))
     folders = trained(config, runs, **at)
@@ -66,16 +66,17 @@ def study(config: StudyConfig, *, command: str = "", on_step: OnStep) -> Study:
     tables = {
         "finetuning": found,
         "finetuning_recovery": curves_of(recovery, of_recovery),
-        "finetuning_transplants": pd.concat(
-            [
-                transplants_of_run(folders[run], TRANSPLANTED[size]).assign(
-                    run=run, seed=about[run]["seed"]
-                )
-                for run in plain
-            ],
-            ignore_index=True,
+        "finetuning_known_people": known_people.known_people(config, seeds, N_STEPS[size], at),
+        "finetuning_new_attribute": new_attribute.new_attribute(
+            config, base, seeds, N_STEPS[size], at
         ),
-    }
+    } | inside_runs(
+        config,
+        {run: folders[run] for run in plain},
+        {run: about[run]["seed"] for run in plain},
+        transplanted=TRANSPLANTED[size],
+        localized=RECOVERED_FROM[size],
+    )
     return Study(tables, figures(tables, base), said(tables, base))
 
 
@@ -146,7 +147,24 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
          f"{before}: share of new accuracy that goes"),
     ):  # fmt: skip
         drawn[heading] = group_figure(groups, model=model, of=of, title=title, note=note)
-    return drawn
+    drawn |= tuned_attention.figures(tables["finetuning_attention"], n_new)
+    drawn["Roles"] = roles_kept.figure(tables["finetuning_roles"])
+    known = tables["finetuning_known_people"]
+    drawn |= known_people.figures(known)
+    n_facts = round(new_attribute.SHARE_TOLD * base.n_people)
+    of_people = _beside_attribute(found)
+    return drawn | new_attribute.figures(tables["finetuning_new_attribute"], of_people, n_facts)
+
+
+def _beside_attribute(found: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy on old and on new people in plain fine-tunings, as ``new_attribute.against_new``
+    has it.
+    """
+    plain = found[(found.kind == "new people") & (found.share == SHOWN)]
+    wide = plain.pivot(index=["seed", "step"], columns="split", values="accuracy").reset_index()
+    n_new = plain.new_people.iloc[0]
+    named = wide.rename(columns={"train": "old"}).assign(way=f"{n_new} new people")
+    return named[["way", "seed", "step", "old", "new"]]
 
 
 def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
@@ -165,7 +183,9 @@ def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
             f"new ones {mean_in_words(new.loc[step].to_numpy(), 3)}"
         )
     restored = groups[(groups.model == "restored") & (groups.set == "old") & (groups.group != "")]
-    for step in dict.fromkeys([restored.step.min(), restored.step.max()]):
+    complete = restored.groupby("step").share.apply(lambda x: x.notna().all())
+    at = complete.index[complete]  # where something is lost in every run
+    for step in dict.fromkeys([*at[:1], *at[-1:]]):
         shares = largest_shares(restored[restored.step == step])
         lines.append(
             f"at step {step} lost accuracy returns with the weights from before of "
@@ -180,4 +200,8 @@ def said(tables: dict[str, pd.DataFrame], base: TrainConfig) -> str:
             f"from {mean_in_words(accuracy.iloc[0].to_numpy(), 3)} to "
             f"{mean_in_words(accuracy.iloc[-1].to_numpy(), 3)}"
         )
+    lines += tuned_attention.said(tables["finetuning_attention"])
+    lines += roles_kept.said(tables["finetuning_roles"])
+    lines += known_people.said(tables["finetuning_known_people"])
+    lines += new_attribute.said(tables["finetuning_new_attribute"], _beside_attribute(found))
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from analyses.beside_paper import with_title
 from analyses.studies import mean_in_words
 from interp.data.batches import evaluation_set
 from interp.localization.transplants import distances, transplants
-from interp.statistics import margin
+from interp.statistics import margin, share_interval
 from interp.suite import load_suite
 
 KINDS = ("attention", "mlp", "qk", "ov", "embed+unembed", "norms")
@@ -35,15 +35,22 @@ def layer_halves(n_layers: int) -> list[str]:
     return ["+".join(layers[: n_layers // 2]), "+".join(layers[n_layers // 2 :])]
 
 
-def transplants_of_run(run: Path, steps: tuple[int, ...]) -> pd.DataFrame:
+def transplants_of_run(
+    run: Path, steps: tuple[int, ...], named: dict[str, str], *, device: str = "cpu"
+) -> pd.DataFrame:
     """Of a fine-tuned run: accuracy and loss of old and new people with each group of weights
     transplanted between its first checkpoint and those at ``steps``.
+
+    Args:
+        named: groups besides ``transplanted_groups``, by label.
 
     Returns:
         One row per (step, model, group, set): means over people of ``accuracy`` and ``loss``;
         ``share``: of what fine-tuning lost of old people (or gained of new ones), how much the
         transplant brings back (restored: of old; of new how much it takes) or does alone
-        (damaged); ``relative``: how far the group moved, ÷ the norm of its weights.
+        (damaged), with ``share_low`` and ``share_high`` (95 %, bootstrap over the people of this
+        run); ``weights``: the group in full; ``relative``: how far it moved, ÷ the norm of its
+        weights; ``n_weights``: their number.
     """
     suite = load_suite(run)
     config = replace(suite.config, n_evaluated=min(suite.config.n_evaluated, 256))
@@ -51,26 +58,43 @@ def transplants_of_run(run: Path, steps: tuple[int, ...]) -> pd.DataFrame:
         name: evaluation_set(suite.texts, config, split)
         for name, split in {"old": "train", "new": "new"}.items()
     }
-    groups, before, rows = transplanted_groups(suite.config.n_layers), suite.load(0), []
+    before, tables = suite.load(0, device=device), []
+    labels = {group: group for group in transplanted_groups(suite.config.n_layers)} | named
+    groups = list(dict.fromkeys(labels.values()))
     for step in steps:
-        after = suite.load(step)
+        after = suite.load(step, device=device)
         people = transplants(before, after, groups, sets)
-        found = people.groupby(["model", "group", "set"], sort=False)[["accuracy", "loss"]].mean()
-        found = found.reset_index().assign(step=step)
-        moved = distances(before, after, groups).set_index("group").relative
-        whole = found[found.group == ""].set_index(["model", "set"]).accuracy
-        found["share"] = [_share(row, whole) for row in found.itertuples()]
-        rows.append(found.assign(relative=found.group.map(moved)))
-    return pd.concat(rows, ignore_index=True)
+        shares = pd.DataFrame(_shares(people)).rename(columns={"group": "weights"})
+        moved = distances(before, after, groups).rename(columns={"group": "weights"})
+        found = pd.DataFrame({"group": ["", *labels], "weights": ["", *labels.values()]})
+        found = found.merge(shares, on="weights").merge(moved, on="weights", how="left")
+        tables.append(found.drop(columns="distance").assign(step=step))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _share(row, whole: pd.Series) -> float:
-    """How far a transplant goes from the model that it is made in to the other one."""
-    if not row.group:
-        return np.nan
-    start, end = ("after", "before") if row.model == "restored" else ("before", "after")
-    difference = whole[end, row.set] - whole[start, row.set]
-    return (row.accuracy - whole[start, row.set]) / difference if difference else np.nan
+def _shares(people: pd.DataFrame) -> list[dict]:
+    """One row per (model, group, set): how far a transplant goes from the model that it is made in
+    to the other one, with an interval over people.
+    """
+    rows = []
+    for of, table in people.groupby("set", sort=False):
+        models = {key: model for key, model in table.groupby(["model", "group"], sort=False)}
+        whole = {name: models[name, ""].accuracy.to_numpy() for name in ("before", "after")}
+        for (model, group), mine in models.items():
+            row = {"model": model, "group": group, "set": of}
+            row |= mine[["accuracy", "loss"]].mean().to_dict()
+            rows.append(row | _share_of(mine.accuracy.to_numpy(), model, group, whole))
+    return rows
+
+
+def _share_of(accuracy: np.ndarray, model: str, group: str, whole: dict) -> dict[str, float]:
+    start, end = ("after", "before") if model == "restored" else ("before", "after")
+    part, difference = accuracy - whole[start], whole[end] - whole[start]
+    if not group or not difference.mean():
+        return dict.fromkeys(("share", "share_low", "share_high"), np.nan)
+    low, high = share_interval(part, difference)
+    share = part.mean() / difference.mean()
+    return {"share": share, "share_low": float(low), "share_high": float(high)}
 
 
 def across_runs(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:

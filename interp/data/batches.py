@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from interp.config import ATTRIBUTES, TrainConfig
 from interp.data.biographies import (
@@ -35,9 +35,8 @@ def _training_biographies(
 ) -> Biographies:
     template = training_templates(texts, people, config.n_train_templates, rng)
     if config.shuffled:
-        return _in_random_order(texts, people, template, rng)
-    order = np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape)
-    return write_biographies(texts, people, order, template)
+        return _in_random_order(texts, config, people, template, rng)
+    return _write(texts, people, _told(config, people), template)
 
 
 def _with_unknown_people(
@@ -65,7 +64,7 @@ def evaluation_set(texts: Texts, config: TrainConfig, split: str) -> Biographies
     n = min(size, config.n_evaluated)
     people = first + np.arange(n) * size // n
     rng = np.random.default_rng([config.seed, 3, first])
-    return _in_random_order(texts, people, evaluation_templates(texts, people, rng), rng)
+    return _in_random_order(texts, config, people, evaluation_templates(texts, people, rng), rng)
 
 
 def people_of(config: TrainConfig, split: str) -> tuple[int, int]:
@@ -134,7 +133,22 @@ def _draw(weights: Float[np.ndarray, " person"], n: int, rng: np.random.Generato
 
 
 def _in_random_order(
-    texts: Texts, people: np.ndarray, template: np.ndarray, rng: np.random.Generator
+    texts: Texts,
+    config: TrainConfig,
+    people: np.ndarray,
+    template: np.ndarray,
+    rng: np.random.Generator,
 ) -> Biographies:
-    order = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
+    return _write(texts, people, rng.permuted(_told(config, people), axis=1), template)
+
+
+def _told(config: TrainConfig, people: np.ndarray) -> Int[np.ndarray, "batch sentence"]:
+    """The attributes that each biography tells of."""
+    told = [ATTRIBUTES.index(name) for name in config.attributes]
+    return np.broadcast_to(np.array(told), (len(people), len(told)))
+
+
+def _write(
+    texts: Texts, people: np.ndarray, order: np.ndarray, template: np.ndarray
+) -> Biographies:
     return write_biographies(texts, people, order, np.take_along_axis(template, order, 1))

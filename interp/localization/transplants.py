@@ -6,7 +6,7 @@ lost comes back (which weights carry the damage); weights of after put into befo
 them do the damage alone. A group that does neither may still matter together with others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import pandas as pd
@@ -51,31 +51,40 @@ def transplants(
         for the whole models), ``set``, ``person``, ``loss`` (nats per value), ``accuracy`` (share
         of the person's values).
     """
-    mixed = [("before", "", before), ("after", "", after)]
-    mixed += [("restored", group, transplanted(after, before, group)) for group in groups]
-    mixed += [("damaged", group, transplanted(before, after, group)) for group in groups]
     return pd.concat(
         [
             by_person(model, biographies).assign(model=name, group=group, set=of)
-            for name, group, model in mixed
+            for name, group, model in _mixed(before, after, groups)
             for of, biographies in sets.items()
         ],
         ignore_index=True,
     )
 
 
+def _mixed(
+    before: HookedDecoder, after: HookedDecoder, groups: Sequence[str]
+) -> Iterator[tuple[str, str, HookedDecoder]]:
+    """Both models and all transplants, of which one is held in memory at a time."""
+    yield "before", "", before
+    yield "after", "", after
+    for group in groups:
+        yield "restored", group, transplanted(after, before, group)
+        yield "damaged", group, transplanted(before, after, group)
+
+
 def distances(before: HookedDecoder, after: HookedDecoder, groups: Sequence[str]) -> pd.DataFrame:
     """How far each group of weights moved: ``distance``, the root of the sum of squared changes,
-    and ``relative``, that ÷ the norm of the weights before.
+    and ``relative``, that ÷ the norm of the weights before; and their number, ``n_weights``.
     """
     theirs = {name: weight.detach() for name, weight in after.named_parameters()}
     rows = []
     for group in groups:
         masks = weight_group(before, group)
         changed = total = 0.0
+        n = sum(int(mask.sum()) for mask in masks.values())
         for name, weight in before.named_parameters():
             kept = weight.detach().double()[masks[name]]
             changed += float((theirs[name].double()[masks[name]] - kept).square().sum())
             total += float(kept.square().sum())
-        rows.append((group, changed**0.5, (changed / total) ** 0.5 if total else 0.0))
-    return pd.DataFrame(rows, columns=["group", "distance", "relative"])
+        rows.append((group, changed**0.5, (changed / total) ** 0.5 if total else 0.0, n))
+    return pd.DataFrame(rows, columns=["group", "distance", "relative", "n_weights"])

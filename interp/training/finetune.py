@@ -22,6 +22,9 @@ from interp.training.run_folder import check_recorded, read_config, read_populat
 
 RATE = 3 / 40
 """Of the base run's peak learning rate, as in arXiv 2503.21676: 3e-5 of 4e-4."""
+N_EVALUATED = 256
+WORTH_COMPILING = 300
+"""Steps from which on a compiled run takes less time than another, compilation included."""
 _AS_IN_BASE = ("n_people", "n_held_out", "seed", "n_layers", "n_heads", "d_model", "parallel")
 
 
@@ -29,10 +32,11 @@ def finetune_config(
     base: TrainConfig, run: str | Path, step: int, *, new_people: int, **changes: object
 ) -> TrainConfig:
     """Fine-tuning of a run's checkpoint on new people, without replay: a constant learning rate,
-    ``RATE`` of the base's, and evaluations every few steps at first.
+    ``RATE`` of the base's, and evaluations of at most ``N_EVALUATED`` people of a kind, every few
+    steps at first. It is compiled only if the base was and it is long enough for that to pay.
 
     Args:
-        new_people: with 0, old people go on being trained on, as is of use with unknown people.
+        new_people: 0 trains on old people only, and on unknown ones where there are any.
         changes: fields of ``TrainConfig``, such as replay, n_steps or mitigation.
     """
     rate = RATE * base.learning_rate
@@ -52,9 +56,10 @@ def finetune_config(
         "checkpoint_dtype": "float32",
         "warmup_people": 0,
         "warmup_steps": 0,
-        "compile": False,
-    }
-    changed = replace(base, **plain | changes)
+        "n_evaluated": min(base.n_evaluated, N_EVALUATED),
+    } | changes
+    plain.setdefault("compile", base.compile and plain["n_steps"] >= WORTH_COMPILING)
+    changed = replace(base, **plain)
     return replace(changed, d_mlp=base.d_mlp + n_slots(changed))
 
 

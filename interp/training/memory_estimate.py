@@ -15,8 +15,8 @@ from interp.config import ATTRIBUTES, N_TEMPLATES, TrainConfig
 from interp.data.population import NAME_PARTS
 from interp.model.decoder import device_of
 
-_SHORTEST = 1 + len(ATTRIBUTES) * (len(NAME_PARTS) + 3)
-"""Tokens of a biography: <bos>, then sentences of a name, a word, a value, a full stop."""
+_SHORTEST_SENTENCE = len(NAME_PARTS) + 3
+"""Tokens: a name, a word, a value, a full stop."""
 
 
 def check_memory(config: TrainConfig) -> None:
@@ -43,7 +43,8 @@ def least_bytes(config: TrainConfig) -> dict[str, int]:
     """Lower bounds in bytes of weights, activations and people, by the fields that decide them."""
     c = config
     weights = c.n_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_mlp)
-    activation = c.batch_size * _SHORTEST * max(3 * c.d_model, c.d_mlp)
+    shortest = 1 + len(c.attributes) * _SHORTEST_SENTENCE  # 1: <bos>
+    activation = c.batch_size * shortest * max(3 * c.d_model, c.d_mlp)
     values = len(NAME_PARTS) + len(ATTRIBUTES)
     person = 8 * values + N_TEMPLATES * len(ATTRIBUTES)
     return {

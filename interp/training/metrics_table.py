@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp.config import ATTRIBUTES, TrainConfig
+from interp.config import TrainConfig
 from interp.data.batches import UNKNOWN, evaluation_set, people_of
 from interp.data.biographies import Texts
 from interp.files import read_table, table_bytes, write_bytes
@@ -47,7 +47,8 @@ class Metrics:
         """
         if len(self.table):
             self.table = self.table[self.table.step.isin(steps)]
-        wanted = sorted((split, name) for split in self.sets for name in (*ATTRIBUTES, AVERAGE))
+        told = self.config.attributes
+        wanted = sorted((split, name) for split in self.sets for name in (*told, AVERAGE))
         for step in steps:
             rows = self.table[self.table.step == step] if len(self.table) else self.table
             if not len(rows) or sorted(zip(rows.split, rows.attribute)) != wanted:
