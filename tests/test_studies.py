@@ -70,7 +70,7 @@ N_TABLES = {
     "curriculum": 4,
     "attention-patching": 3,
     "templates": 2,
-    "finetuning": 3,
+    "finetuning": 7,
     "hallucination": 6,
     "mitigation": 10,
 }

@@ -23,7 +23,7 @@ from interp.training.finetune import finetune_config
 
 SHARE = {"smoke": 1 / 8, "laptop": 1 / 16, "paper": 1 / 16}
 """Of celebrities among all."""
-WEIGHT = 8
+WEIGHT = 8.0
 """How many times as often a celebrity is met as another."""
 CELEBRITIES, OTHERS = "celebrities", "the others"
 _PAPERS = {"celeb": CELEBRITIES, "non-celeb": OTHERS}
