@@ -361,4 +361,4 @@ def test_figures_and_words_say_what_the_tables_do(tables):
     assert len(drawn) == 4 and all(len(figure.data) for figure in drawn.values())
     found = tables["hallucination_detection"]
     last = found[(found.step == 30) & (found.detector == detection.CONFIDENCE)].auroc.iloc[0]
-    assert f"maximum probability {last:.2f} ± 0.00" in detection.said(with_seeds)
+    assert f"maximum probability with an AUROC of {last:.2f} ± 0.00" in detection.said(with_seeds)

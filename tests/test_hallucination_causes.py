@@ -253,9 +253,12 @@ def test_maps_are_shares_recovered_and_the_controls_are_beside_them(tables, wide
         for name, table in found.items()
     }
     assert len(causes.figures(with_seeds)) == 3
-    assert "attention, all layers, at the answer position: moves 1.00 ± 0.00" in (
-        causes.said(with_seeds)
-    )
+    late = groups[(groups.layers == "late") & (groups.direction == "denoising")]
+    late = late[(late.site == "mlp_out") & (late.place == "answer position")]
+    expected = f"{late.falsehood.iloc[0]:.2f} ± 0.00 of a confident falsehood and"
+    words = causes.said(with_seeds)
+    assert (expected in words) == (late[["falsehood", "recall"]].max().max() >= causes.LEAST_SAID)
+    assert "(falsehood and recall)" in words
 
 
 def test_a_run_without_confident_falsehoods_says_so(run):

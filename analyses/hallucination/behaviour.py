@@ -154,20 +154,17 @@ def said(tables: dict[str, pd.DataFrame]) -> list[str]:
     ends = found.groupby("seed").plateau_end.first()
     if ends.isna().any():
         return [f"the plateau had not ended by step {found.step.max()} in every run"]
-    lines = [f"end of the plateau by seed: step {', '.join(f'{x:.0f}' for x in ends)}"]
-    for rule, words in {
-        "held out loss above its minimum": "loss on held-out people rises above its minimum",
-        "known loss below its level at the held-out minimum": "known loss falls below its level at "
-        "that minimum",
-        "one part shared loss above known loss": "losses of known people and of those who share "
-        "one part of a name come apart",
-    }.items():
-        for size in sorted(set(when.margin))[::2]:
-            lag = when[(when.departure == rule) & (when.margin == size)].lag
-            lines.append(
-                f"{words} by {size:.1%} at {_over_seeds(lag, '+.0f')} steps after the end of the "
-                f"plateau (by seed {', '.join(f'{x:+.0f}' for x in lag)}; negative is before)"
-            )
+    lines = [f"end of the plateau by seed: step {_each(ends)}"]
+    for size in sorted(set(when.margin))[::2]:
+        unknown, known = (
+            when[(when.departure == rule) & (when.margin == size)].set_index("seed").step
+            for rule in (_UNKNOWN_RISES, _KNOWN_FALLS)
+        )
+        lines.append(
+            f"held-out loss is {size:.1%} above its minimum for good from step {_each(unknown)}, "
+            f"known loss as far below its level there from step {_each(known)}: a difference of "
+            f"{_over_seeds(unknown - known, '+.0f')} steps (negative: hallucination is first)"
+        )
     last = found[found.step == found.step.max()]
     for name in ("known", "held out"):
         of = last[last.set == name]
@@ -179,13 +176,24 @@ def said(tables: dict[str, pd.DataFrame]) -> list[str]:
         )
     answers = tables["hallucination_answers"]
     answers = answers[(answers.step == found.step.max()) & (answers.kind == "nearest")]
-    for (name, group), of in answers.groupby(["set", "among"], sort=False):
-        if of.share.max() > 0:
-            lines.append(
-                f"{name} ({group}): {_over_seeds(of.share, '.3f')} of answers are the value of the "
-                f"nearest known person, {of.chance.mean():.3f} by chance"
-            )
+    of_two = answers[(answers["set"] == "two parts shared")]
+    shares = [
+        f"{_over_seeds(of.share, '.3f')} ({of.chance.mean():.3f} by chance) of {group}"
+        for group, of in of_two.groupby("among", sort=False)
+    ]
+    lines.append(
+        "answers about people who share two parts of their name with one known person are that "
+        f"person's value in a share of {', '.join(shares)}"
+    )
     return lines
+
+
+_UNKNOWN_RISES = "held out loss above its minimum"
+_KNOWN_FALLS = "known loss below its level at the held-out minimum"
+
+
+def _each(values: pd.Series) -> str:
+    return ", ".join(f"{x:.0f}" for x in values)
 
 
 def _over_seeds(values: pd.Series, digits: str) -> str:

@@ -47,8 +47,9 @@ COMPARISONS = (
     ("falsehood", UNTRAINED),
 )
 """Maps that are held against each other; the last two are controls."""
-N_SAID = 4
-"""Ablations that are put into words, those with the largest fall on known people."""
+N_SAID, LEAST_SAID = 2, 0.1
+"""How many ablations are put into words, those with the largest fall on known people; the smallest
+share moved that is."""
 NOTHING = 1e-9
 """Nats; a cell whose effect is below it for every fact cannot reach the answer."""
 
@@ -263,24 +264,20 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
         lines.append(f"no run has {FEWEST} confident falsehoods to patch from")
     else:
         last = groups[(groups.step == groups.step.max()) & (groups.direction == "denoising")]
-        last = last[last.place != "cue"]
-        for label, of in last.assign(label=_range_label(last)).groupby("label", sort=False):
-            falsehood, recall, difference = (
-                mean_in_words(of[x].to_numpy(), 2) for x in ("falsehood", "recall", "difference")
-            )
-            lines.append(
-                f"{label}: moves {falsehood} of a confident falsehood, {recall} of a "
-                f"recalled answer (difference {difference})"
-            )
-        alike = alike[alike.direction == "denoising"]
-        for (cells, pair), of in alike.groupby(["cells", "comparison"], sort=False):
-            lines.append(
-                f"maps of {cells}, {pair}: Pearson r "
-                f"{mean_in_words(of.pearson.to_numpy(), 2)}, "
-                f"{mean_in_words(of.overlap.to_numpy(), 2)} of the top cells in common "
-                f"(chance {of.chance.mean():.2f}), effects "
-                f"{mean_in_words(of.size_ratio.to_numpy(), 2)} times as large in the second"
-            )
+        last = last[(last.place != "cue") & (last.layers != "all")]
+        shares = [
+            f"{mean_in_words(of.falsehood.to_numpy(), 2)} of a confident falsehood and "
+            f"{mean_in_words(of.recall.to_numpy(), 2)} of a recalled answer by {label}"
+            for label, of in last.assign(label=_range_label(last)).groupby("label", sort=False)
+            if max(of.falsehood.mean(), of.recall.mean()) >= LEAST_SAID
+        ]
+        lines.append(f"moved are {'; '.join(shares)}")
+        alike = alike[(alike.direction == "denoising") & (alike.cells == "attention and MLPs")]
+        correlations = [
+            f"{mean_in_words(of.pearson.to_numpy(), 2)} ({pair})"
+            for pair, of in alike.groupby("comparison", sort=False)
+        ]
+        lines.append(f"maps of attention and MLPs correlate with {', '.join(correlations)}")
     falls = ablated.groupby(["layer", "role"]).known.mean()
     for layer, role in falls.nlargest(N_SAID).index:
         of = ablated[(ablated.layer == layer) & (ablated.role == role)]

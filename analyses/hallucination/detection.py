@@ -61,6 +61,9 @@ FROM_OUTPUT = {
     "margin among values": "value_margin",
 }
 PROBED = {"last name": "name_last", "answer position": "final"}
+DRAWN = (CONFIDENCE, "geometric margin", "probe, last name", "probe, answer position",
+         "memory's output, answer position", "extraction attention to names", CONTROL)  # fmt: skip
+"""Detectors in the figures over training and coverage; the others lie on top of these."""
 COVERAGES = np.linspace(0.05, 1, 20)
 
 
@@ -191,7 +194,7 @@ def figures(tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
     )
     return {
         "Known or never seen: detectors over training": _lines(
-            across_seeds(detected, series="detector", x="step", y="auroc"),
+            across_seeds(_drawn(detected), series="detector", x="step", y="auroc"),
             "How well known people are told from unknown ones", note, "optimizer step",
             "AUROC (0.5 = not at all)",
         ),
@@ -202,11 +205,15 @@ def figures(tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
             "after layer", "AUROC (0.5 = not at all)",
         ),
         "Abstaining: risk and coverage": _lines(
-            across_seeds(risks, series="detector", x="asked_coverage", y="risk"),
+            across_seeds(_drawn(risks), series="detector", x="asked_coverage", y="risk"),
             "Wrong answers when only prompts with the highest scores are answered, last step",
             note, "coverage (share of prompts answered)", "risk (share of answers wrong)",
         ),
     }  # fmt: skip
+
+
+def _drawn(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table.detector.isin(DRAWN)]
 
 
 def _lines(table: pd.DataFrame, title: str, note: str, x: str, y: str) -> go.Figure:
@@ -249,31 +256,33 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     where they are given as ±, over people of one run in brackets.
     """
     detected, probes = tables["hallucination_detection"], tables["hallucination_probes"]
-    areas = tables["hallucination_aurc"]
-    lines = []
-    for step in dict.fromkeys([0, detected.step.max()]):
-        found = detected[detected.step == step]
-        by_size = found.groupby("detector").auroc.mean().sort_values(ascending=False).index
-        values = [
-            f"{name} {mean_in_words(found[found.detector == name].auroc.to_numpy(), 2)}"
-            for name in by_size
-        ]
-        lines.append(f"AUROC of known against unknown at step {step}: {', '.join(values)}")
-    lines += [_since(seed, table) for seed, table in detected.groupby("seed")]
-    last = detected[(detected.step == detected.step.max()) & (detected.detector != CONFIDENCE)]
+    areas, last = tables["hallucination_aurc"], detected[detected.step == detected.step.max()]
+    plain = last[last.detector == CONFIDENCE].auroc.to_numpy()
+    inside = last[~last.detector.isin([*FROM_OUTPUT, CONTROL])].groupby("detector").auroc.mean()
+    lines = [
+        f"known people are told from unknown ones by the {CONFIDENCE} with an AUROC of "
+        f"{mean_in_words(plain, 2)} at the last step; by probes, the memory's activity and the "
+        f"extraction heads' attention with {inside.min():.2f} to {inside.max():.2f}"
+    ]
     better = [
         f"{row.detector} of seed {row.seed} ({row.difference:+.3f} [{row.difference_low:.3f}, "
         f"{row.difference_high:.3f}])"
         for row in last[last.difference_low > 0].itertuples()
     ]
-    lines.append(f"better than plain confidence at the end: {', '.join(better) or 'no detector'}")
+    lines.append(f"better than that: {', '.join(better) or 'no detector'}")
+    lines.append(
+        "of the checkpoints asked, confidence tells them apart from "
+        + ", ".join(_since(table) for _, table in detected.groupby("seed"))
+    )
     ends = probes[probes.step == probes.step.max()]
-    for (place, labels), table in ends.groupby(["place", "labels"], sort=False):
-        values = [
-            f"{mean_in_words(of.auroc.to_numpy(), 2)} after layer {layer}"
-            for layer, of in table.groupby("layer")
-        ]
-        lines.append(f"linear probe at the {place}, {labels} labels: AUROC {', '.join(values)}")
+    means = ends.groupby(["labels", "place", "layer"]).auroc.mean()
+    lines.append(
+        "linear probes, over places and layers: AUROC "
+        + ", ".join(
+            f"{means[labels].min():.2f} to {means[labels].max():.2f} with {labels} labels"
+            for labels in ends.labels.unique()
+        )
+    )
     plain = areas[areas.detector == CONFIDENCE]
     lines.append(
         f"answering all prompts, {mean_in_words(plain.risk.to_numpy(), 3)} are wrong "
@@ -285,14 +294,13 @@ def said(tables: dict[str, pd.DataFrame]) -> str:
     return "\n".join(lines)
 
 
-def _since(seed: int, detected: pd.DataFrame) -> str:
+def _since(detected: pd.DataFrame) -> str:
     """The first step from which on confidence tells known from unknown people of a run."""
     of = detected[detected.detector == CONFIDENCE].sort_values("step")
     lasting = np.flip(np.logical_and.accumulate(np.flip(of.low.to_numpy() > 0.5)))
     if not lasting.any():
-        return f"seed {seed}: confidence does not tell known people from unknown ones"
+        return f"no step (seed {of.seed.iloc[0]})"
     row = of[lasting].iloc[0]
     return (
-        f"seed {seed}: of the checkpoints asked, confidence tells known people from unknown ones "
-        f"from step {row.step} on (AUROC {row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}])"
+        f"step {row.step} (seed {row.seed}, AUROC {row.auroc:.2f} [{row.low:.2f}, {row.high:.2f}])"
     )
