@@ -95,7 +95,8 @@ def browser_page() -> Iterator[Page]:
     """To draw figures on."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=which(os.environ.get("REPORT_BROWSER", "")), args=["--no-sandbox"]
+            executable_path=which(os.environ.get("REPORT_BROWSER", "chromium")),
+            args=["--no-sandbox"],
         )
         yield browser.new_page(viewport={"width": 1200, "height": 900})
 

@@ -1,6 +1,6 @@
 """The tables and figures of docs/findings.md, from a folder of studies: ``python
 docs/make_findings.py studies/laptop`` puts them into analyses/results/laptop; without a folder the
-figures are drawn anew from the tables that are there.
+figures are drawn anew from the tables that are there. Only figures that a document shows are kept.
 """
 
 import shutil
@@ -22,6 +22,7 @@ def main() -> None:
     for folder in sys.argv[1:]:
         for path in (*Path(folder).glob("*.csv"), *Path(folder).glob("*.json")):
             shutil.copy(path, RESULTS)
+    shown = "".join(path.read_text() for path in Path(__file__).parent.glob("*.md"))
     with browser_page() as page:
         for name, analysis in registered().items():
             if not analysis.study:
@@ -34,7 +35,9 @@ def main() -> None:
             base = analysis.config(preset="laptop").base
             figures = import_module(analysis.study).figures(tables, base)
             for heading, figure in figures.items():
-                write_png(page, figure, RESULTS / f"{name}-{anchor(heading)}.png")
+                picture = f"{name}-{anchor(heading)}.png"
+                if picture in shown:
+                    write_png(page, figure, RESULTS / picture)
 
 
 if __name__ == "__main__":

@@ -508,11 +508,29 @@ DRAWN = {
         "2, shuffled", 1000, "templates_curves",
         "n_train_templates == 2 and shuffled and split == 'train'", "loss"
     ),
+    ("hallucination", "Loss"): (
+        "held out", 1000, "hallucination", "`set` == 'held out'", "loss"
+    ),
+    ("hallucination", "What is said of unknown people"): (
+        "nearest", 1000, "hallucination_answers",
+        "`set` == 'held out' and among == '1 nearest, 2 shared' and kind == 'nearest'", "share"
+    ),
+    ("hallucination", "Known or never seen: detectors over training"): (
+        "maximum probability", None, "hallucination_detection",
+        "detector == 'maximum probability' and step == 4000", "auroc"
+    ),
+    ("hallucination", "Causes: what carries a confident falsehood"): (
+        None, None, "hallucination_cause_maps",
+        "pairs == 'falsehood' and site == 'mlp_out' and layer == 0 and role == 'name_middle' and "
+        "direction == 'denoising' and step == 4000", "share"
+    ),
 }  # fmt: skip
 """A point of each figure: its line and x (the last where None), and which mean of a table it is."""
 
 
-NOT_IN_YET = {"finetuning", "hallucination", "mitigation"}
+NOT_IN_YET = {"finetuning", "mitigation"}
+IN_PART = {"finetuning", "hallucination", "mitigation"}
+"""Studies of whose figures some are shown, in a document of their own."""
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name not in NOT_IN_YET])
@@ -521,15 +539,18 @@ def test_the_kept_results_are_what_this_code_draws_and_shown_in_the_findings(nam
     tables = {path.stem: pd.read_csv(path) for path in KEPT.glob(f"{stem}*.csv")}
     base = STUDIES[name].config(preset="laptop").base
     drawn = import_module(STUDIES[name].study).figures(tables, base)
-    assert set(drawn) == {heading for study, heading in DRAWN if study == name}
-    findings = (KEPT.parents[2] / "docs/findings.md").read_text()
-    for heading, figure in drawn.items():
+    pictured = {heading for study, heading in DRAWN if study == name}
+    assert pictured and (pictured <= set(drawn) if name in IN_PART else pictured == set(drawn))
+    docs = KEPT.parents[2] / "docs"
+    document = docs / ("hallucination-and-finetuning.md" if name in IN_PART else "findings.md")
+    for heading in pictured:
+        figure = drawn[heading]
         line, at, table, query, column = DRAWN[name, heading]
         rows = tables[table].query(query)
         rows = rows[rows.step == at] if "step" in rows else rows
         assert rows[column].mean() in drawn_at(figure, line, at)
         picture = f"{name}-{anchor(heading)}.png"
-        assert (KEPT / picture).is_file() and f"results/laptop/{picture}" in findings
+        assert (KEPT / picture).is_file() and f"results/laptop/{picture}" in document.read_text()
     assert json.loads((KEPT / f"{name}.json").read_text())["command"] == f"interp-analyse {name}"
 
 

@@ -112,7 +112,8 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     """Figures, by section heading."""
     found, groups = tables["finetuning"], tables["finetuning_transplants"]
     n_seeds = found.seed.nunique()
-    shape = f"here, {base.n_people} old people, {sample_in_words(n_seeds)}"
+    n_old = round(found.new_people.iloc[0] / found.share.iloc[0])
+    shape = f"here, {n_old} old people, {sample_in_words(n_seeds)}"
     by_new = found[found.kind == "new people"]
     by_replay = found[found.kind == "replay"]
     drawn = {}
@@ -135,7 +136,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
                 legend=legend,
                 baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE),
             )
-    n_new = round(SHOWN * base.n_people)
+    n_new = round(SHOWN * n_old)
     note = f"{n_new} new people; mean ± half of the 95 % interval, n = {n_seeds} seeds"
     before, after = "Weights from before in the fine-tuned model", "Fine-tuned weights"
     for heading, model, of, title in (
@@ -151,7 +152,7 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
     drawn["Roles"] = roles_kept.figure(tables["finetuning_roles"])
     known = tables["finetuning_known_people"]
     drawn |= known_people.figures(known)
-    n_facts = round(new_attribute.SHARE_TOLD * base.n_people)
+    n_facts = round(new_attribute.SHARE_TOLD * n_old)
     of_people = _beside_attribute(found)
     return drawn | new_attribute.figures(tables["finetuning_new_attribute"], of_people, n_facts)
 
