@@ -134,7 +134,7 @@ class TrainConfig(PoolSizes):
     """Mean share of a batch's biographies that are of such people."""
     mitigation: str = ""
     """How forgetting is held back, such as freeze:attention, l2:0.1, ewc:100, distil:1, lora:4,
-    sparse-gradient:0.05, sparse-unused:0.05, slots:64 or warmup:50."""
+    sparse-gradient:0.05, sparse-memory:0.05, sparse-unused:0.05, slots:64 or warmup:50."""
 
     n_layers: int = number(8, least=1, most=MOST_LAYERS)
     """Transformer blocks."""

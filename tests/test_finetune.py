@@ -97,7 +97,9 @@ def test_only_the_weights_that_are_trained_move(tuning, tuned, tmp_path, way, gr
             assert moved[mask].float().mean() > 0.9 or not mask.any(), name
 
 
-@pytest.mark.parametrize("way", ["sparse-gradient", "sparse-unused", "sparse-random"])
+@pytest.mark.parametrize(
+    "way", ["sparse-gradient", "sparse-memory", "sparse-unused", "sparse-random"]
+)
 def test_sparse_training_moves_a_share_of_the_neurons(tuning, tuned, tmp_path, way):
     run = train(replace(tuning, mitigation=f"{way}:0.25"), tmp_path / "run")
     before, after = weights(tuned, 0), weights(run, 4)
@@ -117,24 +119,41 @@ def test_sparse_training_moves_a_share_of_the_neurons(tuning, tuned, tmp_path, w
     assert n_moved == round(0.25 * total)
 
 
-def test_unused_neurons_are_those_that_write_least_on_old_people(suite, tuning, start):
-    """Mean |activation| × norm of the output weights, by hooks on whole biographies."""
-    model, given = suite.load(start), replace(tuning, mitigation="sparse-unused:0.1")
-    masks = mitigation(given, model, suite.texts).masks
-    old = evaluation_set(suite.texts, given, "train")
-    edges = np.cumsum(old.lengths)
-    total, n = [0.0] * given.n_layers, 0
-    for first, end in zip(np.concatenate(([0], edges)), edges):
-        _, cache = model.run_with_cache(torch.from_numpy(old.tokens[first:end])[None])
-        n += end - first
-        for layer in range(given.n_layers):
+def written(model, biographies):
+    """Of each neuron: mean |activation| × norm of the output weights, one biography at a time."""
+    ends = np.cumsum(biographies.lengths)
+    layers = range(model.cfg.n_layers)
+    total = [0.0 for _ in layers]
+    for first, end in zip(np.concatenate(([0], ends)), ends):
+        _, cache = model.run_with_cache(torch.from_numpy(biographies.tokens[first:end])[None])
+        for layer in layers:
             total[layer] = total[layer] + cache[f"blocks.{layer}.mlp.hook_post"][0].abs().sum(0)
-    score = torch.stack([
-        total[layer] / n * model.blocks[layer].mlp.down.weight.norm(dim=0)
-        for layer in range(given.n_layers)
-    ])  # fmt: skip
-    chosen = torch.stack([masks[f"blocks.{i}.mlp.up.bias"] for i in range(given.n_layers)])
+    norms = [block.mlp.down.weight.norm(dim=0) for block in model.blocks]
+    return torch.stack([total[layer] / ends[-1] * norms[layer] for layer in layers])
+
+
+def chosen_neurons(masks, n_layers):
+    return torch.stack([masks[f"blocks.{i}.mlp.up.bias"] for i in range(n_layers)])
+
+
+def test_unused_neurons_are_those_that_write_least_on_old_people(suite, tuning, start):
+    model, given = suite.load(start), replace(tuning, mitigation="sparse-unused:0.1")
+    chosen = chosen_neurons(mitigation(given, model, suite.texts).masks, given.n_layers)
+    score = written(model, evaluation_set(suite.texts, given, "train"))
     assert score[chosen].max() <= score[~chosen].min()
+
+
+def test_memory_neurons_are_those_that_write_most_on_new_people_beside_old_ones(
+    suite, tuning, start
+):
+    model, given = suite.load(start), replace(tuning, mitigation="sparse-memory:0.1")
+    chosen = chosen_neurons(mitigation(given, model, suite.texts).masks, given.n_layers)
+    new, old = (written(model, evaluation_set(suite.texts, given, x)) for x in ("new", "train"))
+    # sums in another order: the ratio at the edge may differ by float32's 1e-6
+    assert (new / old)[chosen].min() >= (new / old)[~chosen].max() * (1 - 1e-5)
+    with pytest.raises(ValueError, match="compares new people with old ones, and there are no"):
+        nobody = replace(given, new_people=0, replay=1.0)
+        mitigation(nobody, model, suite.texts)
 
 
 def test_low_rank_training_changes_matrices_by_that_rank_and_nothing_else(tuning, tuned, tmp_path):

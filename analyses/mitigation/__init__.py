@@ -7,8 +7,8 @@ from analyses.registry import training_study
 
 METHODS = (
     *("plain", "replay", "freeze-attention", "freeze-mlp", "freeze-lower-layers"),
-    *("sparse-gradient", "sparse-unused", "sparse-random", "lora", "l2", "ewc", "distil"),
-    *("slots", "warmup"),
+    *("sparse-gradient", "sparse-memory", "sparse-unused", "sparse-random"),
+    *("lora", "l2", "ewc", "distil", "slots", "warmup"),
 )
 """Ways to fine-tune on new people."""
 UNKNOWN_PEOPLE = "unknown-people"
@@ -21,8 +21,9 @@ class MitigationConfig(StudyConfig):
 
     method: tuple[str, ...] = (*METHODS, UNKNOWN_PEOPLE)
     """Some of plain, replay, freeze-attention, freeze-mlp, freeze-lower-layers, sparse-gradient,
-    sparse-unused, sparse-random, lora, l2, ewc, distil, slots and warmup, which hold forgetting
-    back, and unknown-people, which holds hallucination back. Tables and page are of these only."""
+    sparse-memory, sparse-unused, sparse-random, lora, l2, ewc, distil, slots and warmup, which hold
+    forgetting back, and unknown-people, which holds hallucination back. Tables and page are of
+    these only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

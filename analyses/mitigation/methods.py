@@ -12,6 +12,7 @@ ONLY = "-"
 """The strength of a method that has but one."""
 _STRENGTHS = {
     "sparse-gradient": (0.2, 0.5),
+    "sparse-memory": (0.2, 0.5),
     "sparse-unused": (0.2, 0.5),
     "sparse-random": (0.2, 0.5),
     "lora": (16, 64),
@@ -28,6 +29,7 @@ _SMOKE = {"lora": (2,), "slots": (4,), "warmup": (5,)}
 _BESIDE = {
     "replay": "old biographies; fewer new ones per step",
     "sparse-gradient": f"gradients of {N_BATCHES} batches before",
+    "sparse-memory": "one forward pass on old and new biographies before",
     "sparse-unused": "one forward pass on old biographies before",
     "l2": "a copy of the weights",
     "ewc": f"two copies of the weights; gradients of {N_FISHER} old biographies before",

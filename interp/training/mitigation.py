@@ -2,9 +2,12 @@
 
 - ``freeze:GROUP``, ``only:GROUP``: all but, or nothing but, a group of weights is trained
   (``model.weight_groups``);
-- ``sparse-gradient:SHARE``, ``sparse-unused:SHARE``, ``sparse-random:SHARE``: only that share of
-  all MLP neurons is trained (their input and output weights): those with the largest gradient on
-  the new data, those that are least active on the old people's biographies, or any, as a control;
+- ``sparse-gradient:SHARE``, ``sparse-memory:SHARE``, ``sparse-unused:SHARE``,
+  ``sparse-random:SHARE``: only that share of all MLP neurons is trained (their input and output
+  weights): those with the largest gradient on the new data, those that are most active on new
+  people's biographies relative to old people's (as memory slots are ranked by
+  https://arxiv.org/abs/2510.15103), those that are least active on old people's, or any, as a
+  control;
 - ``lora:RANK``: low-rank changes of every weight matrix of the blocks (Hu et al. 2021,
   https://arxiv.org/abs/2106.09685; scale 1, the factor that starts at 0 is the output's);
 - ``slots:N``: N fresh neurons per MLP are trained, and nothing else;
@@ -220,12 +223,33 @@ def _sparse_gradient(
     return _sparse(base, torch.stack(norms), strength)
 
 
-@torch.no_grad()
 def _sparse_unused(
     config: TrainConfig, base: HookedDecoder, texts: Texts, strength: float
 ) -> Mitigation:
-    old = evaluation_set(texts, config, "train")
-    some = select_rows(old, 0, min(256, len(old.lengths)))
+    return _sparse(base, -_written(config, base, texts, "train"), strength)
+
+
+def _sparse_memory(
+    config: TrainConfig, base: HookedDecoder, texts: Texts, strength: float
+) -> Mitigation:
+    if not config.new_people:
+        raise ValueError(
+            f"mitigation {config.mitigation!r} compares new people with old ones, and there are no "
+            "new_people; give some"
+        )
+    new, old = (_written(config, base, texts, split) for split in ("new", "train"))
+    return _sparse(base, new / old.clamp_min(torch.finfo(old.dtype).tiny), strength)
+
+
+@torch.no_grad()
+def _written(
+    config: TrainConfig, base: HookedDecoder, texts: Texts, split: str
+) -> Float[Tensor, "layer neuron"]:
+    """How much each neuron writes on biographies of a split's people: mean over tokens of its
+    absolute activation × the norm of its output weights.
+    """
+    people = evaluation_set(texts, config, split)
+    some = select_rows(people, 0, min(256, len(people.lengths)))
     tokens, ragged = to_ragged(some, base.cfg, base.embed.weight.device)
     active: list[Tensor] = []
     hooks = [
@@ -237,7 +261,7 @@ def _sparse_unused(
     base.hidden(tokens, ragged)
     for hook in hooks:
         hook.remove()
-    return _sparse(base, -torch.stack(active), strength)
+    return torch.stack(active)
 
 
 def _sparse_random(
@@ -270,6 +294,7 @@ def _of_neurons(base: HookedDecoder, chosen: Tensor) -> Masks:
 
 _WAYS = {
     "sparse-gradient": _sparse_gradient,
+    "sparse-memory": _sparse_memory,
     "sparse-unused": _sparse_unused,
     "sparse-random": _sparse_random,
     "lora": _lora,
