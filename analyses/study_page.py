@@ -47,11 +47,14 @@ def _shown_on(bar) -> Callable[[str, int, int], None]:
 
 
 def save(study: Study, name: str, folder: Path, command: str) -> Path:
-    """The page of the study, written to ``folder`` beside its tables and what made them."""
-    for table_name, table in study.tables.items():
+    """The page of the study, written to ``folder`` beside its tables, but for empty ones, and what
+    made them.
+    """
+    tables = {key: table for key, table in study.tables.items() if len(table)}
+    for table_name, table in tables.items():
         csv = table.to_csv(index=False, float_format="%.6g")
         write_bytes(folder / f"{table_name}.csv", csv.encode())
-    names = set().union(*(table.run for table in study.tables.values() if "run" in table))
+    names = set().union(*(table.run for table in tables.values() if "run" in table))
     made = {"command": command, "runs": len(names)} | provenance()
     write_json(folder / f"{name}.json", made)
     shown = {
@@ -62,7 +65,7 @@ def save(study: Study, name: str, folder: Path, command: str) -> Path:
         Section(heading, [Plot(anchor(heading), figure)])
         for heading, figure in study.figures.items()
     ]
-    links = Prose("table_links.html.j2", {"names": list(study.tables)})
+    links = Prose("table_links.html.j2", {"names": list(tables)})
     sections.append(Section("Made by", [Table([], list(shown.items())), links]))
     lead = [Bullets(study.said.splitlines(), "lead")]
     target = folder / f"{name}.html"
