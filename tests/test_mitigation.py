@@ -235,7 +235,7 @@ def test_some_methods_alone_run_and_train_nothing_twice(tmp_path, capsys, monkey
         return capsys.readouterr().out
 
     said = ask("plain", "lora")
-    assert "lora: area under the frontier" in said and "beside plain" in said
+    assert "area under the frontier: " in said and "area beside plain: lora" in said
     assert "beside replay" not in said and "unknown" not in said
     costs = pd.read_csv(tmp_path / "mitigation_costs.csv").set_index("method").trained_parameters
     ours = base_of(MitigationConfig(preset="smoke"))

@@ -52,8 +52,8 @@ def _frontiers(table: pd.DataFrame) -> go.Figure:
     return with_title(
         figure,
         "Highest accuracy on old people at so much accuracy on new ones",
-        f"all strengths and evaluations of a method; mean over n = {n} seeds, 0 in a seed that "
-        "never gets there; ± in the hover text are halves of 95 % intervals",
+        f"all strengths and evaluations; mean over n = {n} seeds, 0 where a seed never gets there; "
+        "± on hover: 95 %",
         xaxis={"title": "accuracy on new people, at least (share of values)"},
         yaxis={"title": "accuracy on old people (share of values)", "range": [0, 1.02]},
         height=560,

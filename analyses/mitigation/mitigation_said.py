@@ -8,6 +8,9 @@ from analyses.mitigation.methods import ONLY
 from analyses.mitigation.unknown_people import LEARNED, SCRATCH
 from analyses.studies import difference_in_words, holm_in_words, mean_in_words
 
+N_SAID = 4
+"""How many methods, the best on average, are put into words beside plain fine-tuning."""
+
 
 def forgetting_said(tables: dict[str, pd.DataFrame]) -> list[str]:
     """Which way has the best frontier, by how much, what it costs, and which ways fail."""
@@ -15,9 +18,14 @@ def forgetting_said(tables: dict[str, pd.DataFrame]) -> list[str]:
     whole = measured[measured.strength == ALL]
     order = whole.groupby("method").area.mean().sort_values(ascending=False).index
     areas = gaps[gaps.measure == "area"] if len(gaps) else gaps
-    lines = [_method_said(method, whole, areas) for method in order]
     best = order[0]
-    lines.insert(0, f"the best frontier on average is that of {best}")
+    lines = [
+        f"the best frontier on average is that of {best}",
+        "area under the frontier: " + ", ".join(_area_said(method, whole) for method in order),
+    ]
+    lines += [
+        _beside(other, order, areas) for other in COMPARED if len(areas) and other in set(order)
+    ]
     if len(areas) and (holm := holm_in_words(areas)):
         lines.append(f"areas: {holm}")
     lines += _when_known(measured, order)
@@ -26,22 +34,25 @@ def forgetting_said(tables: dict[str, pd.DataFrame]) -> list[str]:
     if len(missed):
         words = ", ".join(f"{method} ({count} of {n} seeds)" for method, count in missed.items())
         lines.append(f"new accuracy never reaches {KNOWN} at any strength: {words}")
-    for row in tables["mitigation_costs"].query("method == @best").itertuples():
-        lines.append(
-            f"{_named(best, row.strength)} trains {row.trained_parameters} numbers and needs "
-            f"besides: {row.besides}"
-        )
+    costs = tables["mitigation_costs"]
+    row = costs[costs.method == best].iloc[-1]
+    lines.append(
+        f"{best} {row.strength} trains {row.trained_parameters} numbers and needs besides: "
+        f"{row.besides}"
+    )
     return lines
 
 
-def _method_said(method: str, whole: pd.DataFrame, areas: pd.DataFrame) -> str:
-    values = whole[whole.method == method].area.to_numpy()
-    said = f"{method}: area under the frontier {mean_in_words(values, 3)}"
-    for other in COMPARED:
-        rows = areas[(areas.method == method) & (areas.other == other)] if len(areas) else areas
-        for row in rows.itertuples():
-            said += f", {difference_in_words(row, 3)} beside {other}"
-    return said
+def _area_said(method: str, whole: pd.DataFrame) -> str:
+    return f"{method} {mean_in_words(whole[whole.method == method].area.to_numpy(), 3)}"
+
+
+def _beside(other: str, order: pd.Index, areas: pd.DataFrame) -> str:
+    """Differences in area of the methods that are best on average from ``other``."""
+    rows = areas[areas.other == other].set_index("method")
+    first = [method for method in order if method in rows.index][:N_SAID]
+    gaps = ", ".join(f"{name} {difference_in_words(rows.loc[name], 3)}" for name in first)
+    return f"area beside {other}: {gaps}"
 
 
 def _when_known(measured: pd.DataFrame, order: pd.Index) -> list[str]:
@@ -50,7 +61,7 @@ def _when_known(measured: pd.DataFrame, order: pd.Index) -> list[str]:
     """
     single = measured[measured.strength != ALL]
     lines = []
-    for method in order:
+    for method in dict.fromkeys([*order[:N_SAID], *(x for x in order if x == "plain")]):
         reached = {
             strength: table
             for strength, table in single[single.method == method].groupby("strength", sort=False)
