@@ -383,7 +383,9 @@ def test_skew_is_compared_with_uniform_sampling_of_as_many_people_and_steps():
 @pytest.mark.parametrize("path", sorted(KEPT.glob("*_differences.csv")), ids=lambda x: x.stem)
 def test_the_kept_p_values_are_adjusted_for_their_number(path):
     table = pd.read_csv(path)
-    np.testing.assert_allclose(table.p_holm, holm(table.p.to_numpy()), rtol=1e-5)
+    each = path.stem.startswith("mitigation")  # there every measure is a question of its own
+    for _, of in table.groupby("measure") if each else [("", table)]:
+        np.testing.assert_allclose(of.p_holm, holm(of.p.to_numpy()), rtol=1e-5)
 
 
 def test_outcomes_in_words_tell_seeds_apart():
