@@ -526,6 +526,14 @@ DRAWN = {
         "pairs == 'falsehood' and site == 'mlp_out' and layer == 0 and role == 'name_middle' and "
         "direction == 'denoising' and step == 4000", "share"
     ),
+    ("finetuning", "Which weights bring old knowledge back"): (
+        None, None, "finetuning_transplants",
+        "model == 'restored' and `set` == 'old' and group == 'L0' and step == 20", "share"
+    ),
+    ("finetuning", "A new attribute"): (
+        "20 new people", 100, "finetuning",
+        "kind == 'new people' and share == 0.125 and split == 'train'", "accuracy"
+    ),
     ("mitigation", "Old and new accuracy"): (
         "ewc", 0.5, "mitigation_frontiers", "method == 'ewc' and new == 0.5", "old"
     ),
@@ -533,12 +541,11 @@ DRAWN = {
 """A point of each figure: its line and x (the last where None), and which mean of a table it is."""
 
 
-NOT_IN_YET = {"finetuning"}
 IN_PART = {"finetuning", "hallucination", "mitigation"}
 """Studies of whose figures some are shown, in a document of their own."""
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name not in NOT_IN_YET])
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_kept_results_are_what_this_code_draws_and_shown_in_the_findings(name):
     stem = name.replace("-", "_")
     tables = {path.stem: pd.read_csv(path) for path in KEPT.glob(f"{stem}*.csv")}

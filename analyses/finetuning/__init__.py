@@ -6,6 +6,6 @@ ANALYSIS = training_study(
     "finetuning",
     "What fine-tuning on new people costs what is known of old ones, and which weights carry it.",
     "analyses.finetuning.new_people",
-    takes="9 runs, 63 fine-tunings, about an hour",
+    takes="9 runs, 66 fine-tunings, about an hour",
     examples=("finetuning", "finetuning --preset smoke"),
 )

@@ -31,8 +31,11 @@ from interp.training.packing import select_rows
 NEW = "university"
 """No other attribute has values from its pool."""
 OLD = tuple(name for name in ATTRIBUTES if name != NEW)
-WAYS = {"alone": (NEW,), "with the others": ATTRIBUTES}
-"""What fine-tuning tells of."""
+CONTROL = "major"
+WAYS = {"alone": (NEW,), "with the others": ATTRIBUTES, "an old one alone": (CONTROL,)}
+"""What fine-tuning tells of; the last is a control, in which nothing is new but the short
+biographies.
+"""
 ASKED = {
     "old": (OLD, OLD),
     "new": ((NEW,), (NEW,)),
@@ -40,6 +43,7 @@ ASKED = {
     "new in six": (ATTRIBUTES, (NEW,)),
 }
 """Facts, by the attributes that the biography tells of and those that are asked for."""
+NEW_TOLD = tuple(way for way, told in WAYS.items() if NEW in told)
 SHARE_TOLD = 3 / 4
 """Of the people: 160 of them then have 120 new facts, as many as 20 new people have."""
 
@@ -152,7 +156,8 @@ def against_new(table: pd.DataFrame) -> pd.DataFrame:
         new=new.set_index(["told", "seed", "step"]).accuracy
     ).reset_index()  # fmt: skip
     found["old"] = found.right / found.n
-    return found.assign(way="new attribute, " + found.told)[["way", "seed", "step", "old", "new"]]
+    way = found.told.where(~found.told.isin(NEW_TOLD), "new attribute, " + found.told)
+    return found.assign(way=way)[["way", "seed", "step", "old", "new"]]
 
 
 def said(table: pd.DataFrame, new_people: pd.DataFrame) -> list[str]:

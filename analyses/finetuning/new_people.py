@@ -137,7 +137,9 @@ def figures(tables: dict[str, pd.DataFrame], base: TrainConfig) -> dict[str, go.
                 baselines=(found.baseline.mean(), paper.NO_KNOWLEDGE),
             )
     n_new = round(SHOWN * n_old)
-    note = f"{n_new} new people; mean ± half of the 95 % interval, n = {n_seeds} seeds"
+    note = (
+        f"{n_new} new people; mean ± half of the 95 % interval, n = {n_seeds} seeds, 1 where no ±"
+    )
     before, after = "Weights from before in the fine-tuned model", "Fine-tuned weights"
     for heading, model, of, title in (
         ("Which weights bring old knowledge back", "restored", "old",

@@ -78,9 +78,10 @@ def said(table: pd.DataFrame) -> list[str]:
     for statistic, layer in (("last_name_to_name", 0), ("attribute_to_name", last)):
         wide = old[old.layer == layer].pivot(index="step", columns="seed", values=statistic)
         values = ", ".join(
-            f"{mean_in_words(wide.loc[step].to_numpy(), 3)} at step {step}" for step in steps
+            f"{mean_in_words(wide.loc[step].to_numpy(), 3)} at step {step}"
+            for step in (steps[0], steps[-1])
         )
-        lines.append(f"{statistic.replace('_', ' ')} in layer {layer + 1}: {values}")
+        lines.append(f"{statistic.replace('_', ' ')} in layer {layer}: {values}")
     changes = {}
     for statistic in STATISTICS:
         for layer, of in old.groupby("layer"):
@@ -90,7 +91,7 @@ def said(table: pd.DataFrame) -> list[str]:
             changes[statistic, layer, step] = (wide.loc[step] - wide.loc[0]).to_numpy()
     (statistic, layer, step), change = max(changes.items(), key=lambda x: abs(x[1].mean()))
     lines.append(
-        f"what changes most is {statistic.replace('_', ' ')} in layer {layer + 1}: by "
+        f"what changes most is {statistic.replace('_', ' ')} in layer {layer}: by "
         f"{mean_in_words(change, 3)} at step {step}"
     )
     return lines

@@ -118,7 +118,8 @@ def group_figure(table: pd.DataFrame, *, model: str, of: str, title: str, note: 
         )
         for name in ("mean", "margin")
     }
-    text = wide["mean"].map("{:.2f}".format) + " ± " + wide["margin"].map("{:.2f}".format)
+    margins = wide["margin"].map(lambda x: "" if np.isnan(x) else f" ± {x:.2f}")
+    text = wide["mean"].map("{:.2f}".format) + margins
     figure = go.Figure(
         go.Heatmap(
             z=wide["mean"].to_numpy(),

@@ -40,9 +40,9 @@ def _frontiers(table: pd.DataFrame) -> go.Figure:
                 name=method,
                 mode="lines",
                 line={
-                    "color": qualitative.Dark24[i % 24],
+                    "color": qualitative.D3[i % 10],
                     "width": 4 if method in COMPARED else 2,
-                    "dash": "dash" if method in COMPARED else "solid",
+                    "dash": "dash" if method in COMPARED else ("solid", "dot")[i // 10 % 2],
                 },
                 customdata=reached.margin,
                 hovertemplate="new ≥ %{x:.2f}: old %{y:.3f} ± %{customdata:.3f}",
