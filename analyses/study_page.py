@@ -13,6 +13,9 @@ from interp.files import check_writable, write_bytes, write_json
 from interp.provenance import provenance
 from interp.report.page import Bullets, Plot, Prose, Section, Table, anchor, page
 
+N_FIRST = 8
+"""Findings above the figures; the others are below them."""
+
 
 def run_study(name: str, module: str, config: StudyConfig, *, command: str, bar) -> str:
     """The findings in words, and where they were written."""
@@ -66,8 +69,11 @@ def save(study: Study, name: str, folder: Path, command: str) -> Path:
         for heading, figure in study.figures.items()
     ]
     links = Prose("table_links.html.j2", {"names": list(tables)})
+    lines = study.said.splitlines()
+    if lines[N_FIRST:]:
+        sections.append(Section("More findings", [Bullets(lines[N_FIRST:], "lead")]))
     sections.append(Section("Made by", [Table([], list(shown.items())), links]))
-    lead = [Bullets(study.said.splitlines(), "lead")]
+    lead = [Bullets(lines[:N_FIRST], "lead")]
     target = folder / f"{name}.html"
     write_bytes(target, page(name.replace("-", " ").capitalize(), lead, sections).encode())
     return target

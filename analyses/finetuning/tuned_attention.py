@@ -81,7 +81,7 @@ def said(table: pd.DataFrame) -> list[str]:
             f"{mean_in_words(wide.loc[step].to_numpy(), 3)} at step {step}"
             for step in (steps[0], steps[-1])
         )
-        lines.append(f"{statistic.replace('_', ' ')} in layer {layer}: {values}")
+        lines.append(f"{statistic.replace('_', ' ')} in layer {layer + 1} of {last + 1}: {values}")
     changes = {}
     for statistic in STATISTICS:
         for layer, of in old.groupby("layer"):
@@ -91,7 +91,7 @@ def said(table: pd.DataFrame) -> list[str]:
             changes[statistic, layer, step] = (wide.loc[step] - wide.loc[0]).to_numpy()
     (statistic, layer, step), change = max(changes.items(), key=lambda x: abs(x[1].mean()))
     lines.append(
-        f"what changes most is {statistic.replace('_', ' ')} in layer {layer}: by "
-        f"{mean_in_words(change, 3)} at step {step}"
+        f"what changes most is {statistic.replace('_', ' ')} in layer {layer + 1} of {last + 1}: "
+        f"by {mean_in_words(change, 3)} at step {step}"
     )
     return lines
