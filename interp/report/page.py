@@ -109,13 +109,14 @@ class Section:
 
 def page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
     """A complete HTML page, which contains plotly.js once."""
-    template = _templates().get_template("page.html.j2")
+    template = templates().get_template("page.html.j2")
     plotly = Markup(get_plotlyjs())
     return template.render(title=title, lead=lead, sections=sections, plotly=plotly)
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of pages, which escape every text."""
     return Environment(
         loader=PackageLoader("interp.report"),
         autoescape=True,

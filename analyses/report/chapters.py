@@ -1,0 +1,244 @@
+"""The sections of a run's page: those of what was computed, and the commands for the rest."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from analyses.localization.findings import Localization
+from interp.provenance import provenance
+from interp.report.overview import Chapter, Line, Overview, Panel
+from interp.suite import Suite
+from interp.training.run_folder import read_record
+
+_SHARES = (
+    "Share of recall lost without each head's attention along an edge, or each MLP's output at a "
+    "token (an effect, not a correlation). Blue: needed; red: in the way. Listed are those shown "
+    "to matter at some checkpoint: they beat their control, the same change scored on an unrelated "
+    "pair of values (p < 0.05 after Holm's correction), and lose at least 5 %."
+)
+
+
+def chapters(
+    suite: Suite,
+    data: Overview,
+    found: Localization | None,
+    *,
+    quick: bool,
+    results: Sequence[xr.Dataset],
+    command: str,
+) -> list[Chapter]:
+    """All sections, in the order of the page."""
+    shown = [*_answer(suite, data, found, quick), _training(data)]
+    shown += [_patching(suite, data), *_components(data), _attention(data)]
+    shown += [_links(suite), _hallucination(data), _finetuning(suite)]
+    return [*shown, _provenance(suite, results, command)]
+
+
+def _answer(suite: Suite, data: Overview, found: Localization | None, quick: bool) -> list[Chapter]:
+    if found is None:
+        line = Line("Mechanisms are not localized in models with parallel blocks.")
+        return [Chapter("When and where", lines=[line])]
+    n = found.curves.sizes["fact"]
+    few = (
+        f"This is a quick localization with n = {n} facts; for all facts and controls in depth run"
+    )
+    lines = [Line(few, f"interp-analyse localization --ckpt {suite.path}")] if quick else []
+    return [
+        Chapter(
+            "When and where",
+            "Move the slider, or press the arrow keys, to go through training: all figures follow.",
+            [
+                Panel(
+                    "timeline",
+                    "When each mechanism formed",
+                    f"Grey: the plateau, on which only frequencies are known. Bands: 95 % over "
+                    f"n = {n} facts. A mechanism's effect begins where the model prefers right "
+                    "values at all. A score is not a cause: attention can be there before it "
+                    "matters.",
+                ),
+                Panel(
+                    "model",
+                    "Where it is",
+                    "Heads (circles, with the tokens that they read) and MLPs (boxes) at the token "
+                    "where they write. The stronger the colour, the more recall is lost without "
+                    "them; faint ones don't matter at this step. Point at one for its numbers.",
+                ),
+            ],
+            lines=lines,
+            wide=True,
+        )
+    ]
+
+
+def _training(data: Overview) -> Chapter:
+    if data.training is None:
+        return Chapter("Training", lines=[Line("The run folder has no metrics.")])
+    return Chapter(
+        "Training",
+        panels=[
+            Panel(
+                "loss",
+                "Loss",
+                "Sum over the tokens of a value, in sentences that were not trained on. Grey: the "
+                "plateau.",
+            ),
+            Panel(
+                "byattribute",
+                "What is known, by attribute",
+                "Share of values with every token right, people trained on.",
+            ),
+        ],
+        wide=True,
+    )
+
+
+def _patching(suite: Suite, data: Overview) -> Chapter:
+    if data.patching is None:
+        line = Line("Nothing has been patched yet; run", f"interp-patch --ckpt {suite.path}")
+        return Chapter("Patching maps", lines=[line])
+    choices = ["site", "attribute", "direction", "metric"]
+    kept = [x for x in choices if len(_options(data, x)) > 1]
+    return Chapter(
+        "Patching maps",
+        "One activation at a time is replaced by its value in the other run: in the prompt with "
+        "another person's name by that of the right prompt (denoising), or the other way round "
+        "(noising). 1: that alone moves the model all the way; 0: not at all.",
+        [
+            Panel(
+                "maps",
+                "What one activation moves",
+                "Means over facts; point at a cell for its 95 % bootstrap interval. Plain cells: "
+                "the model does not yet tell the two prompts apart.",
+            )
+        ],
+        kept,
+    )
+
+
+def _options(data: Overview, choice: str) -> list:
+    values = data.patching["values"]
+    return {
+        "site": ["all", *data.patching["sites"]],
+        "attribute": data.patching["attributes"],
+        "direction": list(values),
+        "metric": list(next(iter(values.values()))),
+    }[choice]
+
+
+def _components(data: Overview) -> list[Chapter]:
+    if data.mechanisms is None:
+        return []
+    return [
+        Chapter(
+            "Heads and MLPs over time",
+            panels=[
+                Panel("components", "How much recall each one carries", _SHARES),
+                Panel("lines", "The same, one mechanism, with intervals", "Bands: 95 %."),
+            ],
+            choices=["mechanism"],
+        )
+    ]
+
+
+def _attention(data: Overview) -> Chapter:
+    edges = Panel(
+        "edges",
+        "Where this head attends, over training",
+        "Means over facts with 95 % bands. Attention is a score: what it causes is above.",
+    )
+    return Chapter(
+        "Attention over tokens",
+        panels=[
+            Panel(
+                "attention",
+                "Attention on an example prompt",
+                "Underlined in colour: name, sentence, answer position. Choose a head by its map.",
+            ),
+            *([] if data.mechanisms is None else [edges]),
+        ],
+        choices=["prompt", "head"],
+    )
+
+
+def _links(suite: Suite) -> Chapter:
+    """Attribution and circuits have pages of their own."""
+    lines = []
+    for name, what in (
+        ("circuits", "Which edges between components recall facts"),
+        ("attention-attribution", "Why heads attend to names"),
+        ("localization", "The mechanisms in depth: probes, neurons, edits, direct effects"),
+        ("patching", "All patched sites, with the strongest patches"),
+    ):
+        if (suite.path / f"{name}.html").is_file():
+            lines.append(Line(f"{what}:", link=f"{name}.html"))
+        elif name != "patching":
+            lines.append(
+                Line(f"{what}: not run; use", f"interp-analyse {name} --ckpt {suite.path}")
+            )
+    return Chapter("Attribution and circuits", lines=lines)
+
+
+def _hallucination(data: Overview) -> Chapter:
+    line = Line(
+        "When exactly it begins, what is said, and how well it can be told (trains models):",
+        "interp-analyse hallucination",
+    )
+    if data.training is None or "held-out" not in data.training["splits"]:
+        return Chapter("Hallucination", lines=[line])
+    return Chapter(
+        "Hallucination",
+        "People whom the model never met: their loss rises above that of guessing by frequency "
+        "while the confidence of what it says rises too.",
+        [
+            Panel("accuracy", "What is right", "Share of values with every token right."),
+            Panel("confidence", "How confident it is", "Mean highest probability at value tokens."),
+        ],
+        lines=[line],
+        wide=True,
+    )
+
+
+def _finetuning(suite: Suite) -> Chapter:
+    if suite.config.new_people:
+        text = (
+            f"This run is fine-tuned on {suite.config.new_people} new people, from step "
+            f"{suite.config.from_step} of {Path(suite.config.from_run).name}; its curves are above."
+        )
+        return Chapter("Fine-tuning", text)
+    line = Line(
+        "What fine-tuning on new people costs, and which weights carry it (trains models):",
+        "interp-analyse finetuning",
+    )
+    return Chapter("Fine-tuning", lines=[line])
+
+
+def _provenance(suite: Suite, results: Sequence[xr.Dataset], command: str) -> Chapter:
+    record = read_record(suite.path)
+    made = provenance()
+    digests = ", ".join(f"{step}: {suite.sha256(step)[:12]}" for step in suite.steps)
+    rows = [
+        ("this page", command or "from Python"),
+        ("training", record.get("command") or "unknown"),
+        ("seed of training", str(suite.config.seed)),
+        ("versions", _listed(made["versions"])),
+        ("git commit", str(made["git_commit"])),
+        ("date", made["date"]),
+        ("hardware", _listed(made["hardware"])),
+        ("checkpoints (step: first digits of sha256)", digests),
+    ]
+    if results:
+        asked = json.loads(results[0].attrs.get("request", "{}"))
+        by = json.loads(results[0].attrs.get("made_by", "{}"))
+        not_options = ("step", "site", "checkpoint", "versions")
+        options = {key: x for key, x in asked.items() if key not in not_options}
+        rows[1:1] = [
+            ("patching", by.get("command") or "from Python"),
+            ("options of patching", json.dumps(options)),
+        ]
+    return Chapter("What was run", rows=rows)
+
+
+def _listed(values: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,177 @@
+"""Collects what is stored of a run, computes what is missing and quick, and writes the page."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from analyses.localization.findings import Localization, plateau
+from analyses.report import ReportPageConfig
+from analyses.report.chapters import chapters
+from analyses.report.quick_localization import localization_of, quick_steps
+from analyses.report.sentences import sentences
+from interp.files import check_page, check_writable, write_bytes
+from interp.localization.attention_to_names import EDGES
+from interp.model.decoder import device_of
+from interp.report import overview
+from interp.results.store import read_folder, read_other_direction, repeats_in
+from interp.suite import Suite, load_suite
+
+N_PROMPTS = 3
+DRAWN_ROLES = ("name_first", "name_middle", "name_last", "cue", "final")
+Stored = tuple[dict[str, xr.Dataset], dict[str, xr.Dataset] | None]
+
+
+def run_and_report(config: ReportPageConfig, *, command: str, bar) -> str:
+    """The path of the page that was written."""
+    suite = load_suite(config.ckpt)
+    target = Path(config.report or suite.path / "report.html")
+    check_writable(suite.path / "results"), check_page(target)
+    found, quick = None, False
+    if not suite.config.parallel:
+        task = bar.add_task("localizing, checkpoint", total=len(quick_steps(suite)))
+        found, quick = localization_of(
+            suite, config, command=command, on_step=lambda n: bar.update(task, completed=n)
+        )
+    write_bytes(target, one_page(suite, config, found, quick=quick, command=command).encode())
+    return f"report: {target}  (open it in a browser)"
+
+
+def one_page(
+    suite: Suite,
+    config: ReportPageConfig,
+    found: Localization | None,
+    *,
+    quick: bool,
+    command: str = "",
+) -> str:
+    """The page as HTML.
+
+    Args:
+        found: None for models that localization does not know.
+        quick: ``found`` is of few facts.
+    """
+    metrics = suite.metrics if (suite.path / "metrics.parquet").is_file() else None
+    patching = _patching(suite)
+    data = overview.Overview(
+        name=suite.path.resolve().name,
+        steps=_steps(suite, found, patching),
+        model={
+            "layers": suite.shape.n_layers,
+            "heads": suite.shape.n_heads,
+            "roles": DRAWN_ROLES,
+            "words": overview.ROLE_WORDS,
+            "places": overview.PLACE_WORDS,
+        },
+        training=_training(suite, metrics),
+        mechanisms=_mechanisms(found),
+        patching=None if patching is None else overview.patching_of(*patching),
+        attention=_attention(suite, config),
+        first=_first(found),
+    )
+    said = [] if found is None else sentences(suite, metrics, plateau(suite), found)
+    results = [] if patching is None else list(patching[0].values())
+    notes = dict.fromkeys(str(x) for result in results for x in repeats_in(result))
+    return overview.overview_page(
+        "Where and when this model came to recall facts",
+        _subtitle(suite),
+        said,
+        chapters(suite, data, found, quick=quick, results=results, command=command),
+        data,
+        warnings=list(notes),
+    )
+
+
+def _subtitle(suite: Suite) -> str:
+    shape = suite.shape
+    return (
+        f"{suite.path.resolve().name}: {suite.config.n_people:,} people, {shape.n_layers} layers, "
+        f"{shape.n_heads} heads, width {shape.d_model}, {len(suite.steps)} checkpoints to step "
+        f"{suite.steps[-1]:,}. Recall is the model's preference for the right value over another "
+        "person's: the difference of their logits. “Lost without it” is the share of that which "
+        "goes when a head's attention is cut, or an MLP's output is replaced by its output for "
+        "another name. Such shares need not add up to 1."
+    )
+
+
+def _patching(suite: Suite) -> Stored | None:
+    folder = suite.path / "results" / "patching"
+    if not (folder.is_dir() and any(folder.glob("step-*.nc"))):
+        return None
+    results = read_folder(folder)
+    steps = sorted(set.intersection(*(set(x.step.values.tolist()) for x in results.values())))
+    results = {site: x.sel(step=steps) for site, x in results.items()}
+    if not steps or any(x.corrupted.isnull().all() for x in results.values()):
+        return None
+    other = read_other_direction(folder, results)
+    return results, None if other is None else {k: x.sel(step=steps) for k, x in other.items()}
+
+
+def _steps(suite: Suite, found: Localization | None, patching: Stored | None) -> list[int]:
+    steps = set(quick_steps(suite)) if found is None else set(found.curves.step.values.tolist())
+    if patching is not None:
+        steps |= set(next(iter(patching[0].values())).step.values.tolist())
+    return sorted(steps)
+
+
+def _training(suite: Suite, metrics: pd.DataFrame | None) -> dict | None:
+    if metrics is None:
+        return None
+    sizes = {
+        "train": suite.config.n_people,
+        "held-out": suite.config.n_held_out - suite.config.new_people,
+        "new": suite.config.new_people,
+    }
+    evaluated = {split: min(n, suite.config.n_evaluated) for split, n in sizes.items()}
+    baseline = suite.no_knowledge_baseline
+    return overview.training_of(metrics, baseline, plateau(suite), evaluated)
+
+
+def _mechanisms(found: Localization | None) -> dict | None:
+    if found is None:
+        return None
+    return overview.mechanisms_of(
+        found.mechanisms, found.curves, found.formed, found.answers["attention"], EDGES
+    )
+
+
+def _first(found: Localization | None) -> dict[str, str]:
+    """Choices to begin with: the head that loses the most."""
+    if found is None:
+        return {}
+    table = found.mechanisms
+    last = table[(table.step == table.step.max()) & (table.attribute == "all") & table.named]
+    heads = last[last.kind == "head"].nlargest(1, "share").component
+    return {"head": heads.iloc[0]} if len(heads) else {}
+
+
+@torch.inference_mode()
+def _attention(suite: Suite, config: ReportPageConfig) -> dict:
+    """Attention of every head on a few prompts, one for each of the first attributes."""
+    facts = suite.facts(len(suite.config.attributes), seed=config.seed, fewer=True)
+    shown = [facts[i] for i in range(min(N_PROMPTS, len(facts)))]
+    device, steps = device_of(config.device), quick_steps(suite)
+    found: dict[str, list[np.ndarray]] = {}
+    labels = {f"{i + 1}: {x.text['attribute']}".replace("_", " "): x for i, x in enumerate(shown)}
+    for step in steps:
+        model = suite.load(step, device=device)
+        for label, fact in labels.items():
+            found.setdefault(label, []).append(_patterns(model, fact.clean.to(device)))
+    prompts = {
+        label: {
+            "tokens": [suite.tokenizer.id_to_token(int(t)) for t in fact.clean],
+            "roles": list(fact.roles),
+            "answer": str(fact.text["answer"]),
+        }
+        for label, fact in labels.items()
+    }
+    return overview.attention_of({x: np.stack(found[x]) for x in labels}, prompts, steps)
+
+
+def _patterns(model, tokens: torch.Tensor) -> np.ndarray:
+    """(layer, head, dest, src)."""
+    wanted = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(tokens[None], names_filter=wanted)
+    return torch.stack([cache[name][0] for name in wanted]).float().cpu().numpy()

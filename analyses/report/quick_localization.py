@@ -1,0 +1,82 @@
+"""The localization that a report shows: the stored one, or else a quick one on few facts."""
+
+from collections.abc import Callable
+from functools import partial
+from math import ceil
+from pathlib import Path
+
+import xarray as xr
+
+from analyses.localization.findings import Localization, find, plateau
+from analyses.report import ReportPageConfig
+from interp.data.facts import FactSet
+from interp.localization.localize import localize
+from interp.model.decoder import device_of
+from interp.results.manifest import read_manifest
+from interp.results.store import join_steps, open_result
+from interp.results.sweep import over_checkpoints
+from interp.suite import Suite, select_steps
+
+ASKED = ("needs", "readings", "attention")
+"""Questions of ``interp.localization.localize`` that mechanisms and their times follow from."""
+MOST_STEPS = 24
+
+
+def localization_of(
+    suite: Suite,
+    config: ReportPageConfig,
+    *,
+    command: str,
+    on_step: Callable[[int], None],
+) -> tuple[Localization, bool]:
+    """Mechanisms and times, and whether they are those of the quick localization."""
+    answers = stored(suite.path / "results" / "localization")
+    quick = answers is None
+    if quick:
+        answers = _computed(suite, config, command, on_step)
+    return find(answers, plateau(suite).plateau_end), quick
+
+
+def stored(folder: Path) -> dict[str, xr.Dataset] | None:
+    """The newest answers in ``folder`` to all of ``ASKED``, with ``step``; None without any."""
+    for entry in reversed(read_manifest(folder) or []):
+        files = entry.files(folder)
+        if set(ASKED) <= set(files) and all(set(files[x]) == set(entry.checkpoints) for x in ASKED):
+            return {
+                name: join_steps({step: open_result(x) for step, x in sorted(files[name].items())})
+                for name in ASKED
+            }
+    return None
+
+
+def quick_steps(suite: Suite) -> list[int]:
+    """At most ``MOST_STEPS`` checkpoints, evenly spread, the last one among them."""
+    return select_steps(suite, f"every:{ceil(len(suite.steps) / MOST_STEPS)}")
+
+
+def _computed(
+    suite: Suite, config: ReportPageConfig, command: str, on_step: Callable[[int], None]
+) -> dict[str, xr.Dataset]:
+    facts = suite.facts(config.facts * len(suite.config.attributes), seed=config.seed, fewer=True)
+    device, steps = device_of(config.device), quick_steps(suite)
+    done = over_checkpoints(
+        suite,
+        steps,
+        list(ASKED),
+        partial(_of_step, facts=facts, device=device, seed=config.seed),
+        out=suite.path / "results" / "localization-quick",
+        facts=facts,
+        options={"seed": config.seed},
+        device=device,
+        workers=config.workers,
+        command=command,
+        on_step=on_step,
+    )
+    return {name: join_steps({step: done[step][name] for step in steps}) for name in ASKED}
+
+
+def _of_step(
+    suite: Suite, step: int, questions: list[str], *, facts: FactSet, device: str, seed: int
+) -> dict[str, xr.Dataset]:
+    model = suite.load(step, device=device)
+    return localize(model, facts, facts, questions=questions, seed=seed)
