@@ -4,6 +4,7 @@ BIN := .venv/bin
 
 demo: .venv/demo-ready
 	$(BIN)/interp-patch --ckpt checkpoints/demo
+	$(BIN)/interp-analyse report --ckpt checkpoints/demo
 
 test: .venv/test-ready
 	$(BIN)/ruff check interp analyses tests benchmarks

@@ -52,7 +52,7 @@ def peak_gigabytes(running: subprocess.Popen) -> float:
 
 
 def _results(_: str, names: list[str]) -> set[str]:
-    return {"results", "report.html"} & set(names)
+    return {name for name in names if name == "results" or name.endswith(".html")}
 
 
 if __name__ == "__main__":

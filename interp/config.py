@@ -398,7 +398,7 @@ class PatchConfig:
     out: str | None = path(None)
     """Folder of the results; by default results/patching in the run folder."""
     report: str | None = path(None)
-    """The HTML report; by default report.html in the run folder."""
+    """The HTML report; by default patching.html in the run folder."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
     precision: Precision = "fp32"

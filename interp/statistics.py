@@ -4,7 +4,6 @@ Facts are the sample: p values and intervals speak of other facts of the same ru
 evidence for another training seed.
 """
 
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import sem, ttest_1samp

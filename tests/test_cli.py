@@ -98,11 +98,11 @@ def test_a_run_is_trained_patched_and_reported(tmp_path):
         "--out",
         results,
     )
-    assert code == 0 and str(tmp_path / "run" / "report.html") in said
+    assert code == 0 and str(tmp_path / "run" / "patching.html") in said
     assert len(list(results.glob("*.nc"))) == 3
 
     code, *_ = run("interp-report", "--results", results, "--out", tmp_path / "again.html")
-    pages = [(tmp_path / name).read_text() for name in ("run/report.html", "again.html")]
+    pages = [(tmp_path / name).read_text() for name in ("run/patching.html", "again.html")]
     assert code == 0 and pages[0] == pages[1]
     assert "interp-patch --ckpt" in pages[0] and "Training curves" in pages[0]
 
@@ -195,7 +195,7 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
     arguments = ["--ckpt", copy, "--sites", "mlp_out", "--facts", "12", "--steps", "30"]
     code, *_ = run("interp-patch", *arguments, "--direction", "both")
     assert code == 0 and len(list((copy / "results" / "patching").glob("*.nc"))) == 2
-    page = (copy / "report.html").read_text()
+    page = (copy / "patching.html").read_text()
     assert "Sufficient, or necessary" in page
     again = copy / "again.html"
     code, *_ = run("interp-report", "--results", copy / "results" / "patching", "--out", again)
@@ -367,7 +367,7 @@ def test_a_dry_run_checks_all_that_a_run_would_and_computes_nothing(copy):
     one_line(run_typed(*plan), "step-000020/model.safetensors: embed_out.weight holds NaN")
     (copy / "step-000030" / "config.json").write_text("{}")
     one_line(run_typed(*plan), "step-000030/config.json: model_type is None")
-    assert not (copy / "results").exists() and not (copy / "report.html").exists()
+    assert not (copy / "results").exists() and not (copy / "patching.html").exists()
 
 
 def test_results_of_another_run_are_not_joined_with_this_runs_curves(copy, tmp_path):

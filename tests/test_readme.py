@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     demo = ROOT / "checkpoints" / "demo"
     steps = sorted(path.name for path in demo.glob("step-*"))
     unused = [step for step in steps[1:-1] if step != "step-000600"]
-    leave = shutil.ignore_patterns(*unused, "results", "resume", "report.html", ".lock")
+    leave = shutil.ignore_patterns(*unused, "results", "resume", "*.html", ".lock")
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "accuracy.csv", folder / "docs")
     shutil.copytree(demo, folder / "checkpoints" / "demo", ignore=leave)

@@ -32,7 +32,7 @@ def chapters(
     """All sections, in the order of the page."""
     shown = [*_answer(suite, data, found, quick), _training(data)]
     shown += [_patching(suite, data), *_components(data), _attention(data)]
-    shown += [_links(suite), _hallucination(data), _finetuning(suite)]
+    shown += [_links(suite), _hallucination(data), _finetuning(suite, data)]
     return [*shown, _provenance(suite, results, command)]
 
 
@@ -194,13 +194,20 @@ def _hallucination(data: Overview) -> Chapter:
         [
             Panel("accuracy", "What is right", "Share of values with every token right."),
             Panel("confidence", "How confident it is", "Mean highest probability at value tokens."),
+            *_kept(
+                data,
+                "told",
+                "How well known people can be told from others",
+                "Three models of 320 people, kept with the toolkit, not this run. "
+                "AUROC of known against held-out people; bands: 95 % over models.",
+            ),
         ],
         lines=[line],
         wide=True,
     )
 
 
-def _finetuning(suite: Suite) -> Chapter:
+def _finetuning(suite: Suite, data: Overview) -> Chapter:
     if suite.config.new_people:
         text = (
             f"This run is fine-tuned on {suite.config.new_people} new people, from step "
@@ -211,7 +218,19 @@ def _finetuning(suite: Suite) -> Chapter:
         "What fine-tuning on new people costs, and which weights carry it (trains models):",
         "interp-analyse finetuning",
     )
-    return Chapter("Fine-tuning", lines=[line])
+    panels = _kept(
+        data,
+        "finetuned",
+        "What fine-tuning on new people costs",
+        "Three models of 160 people, kept with the toolkit, not this run, fine-tuned on 20 new "
+        "people alone; bands: 95 % over models. Most of what is lost comes back within a few "
+        "steps on old people: see docs/hallucination-and-finetuning.md.",
+    )
+    return Chapter("Fine-tuning", panels=panels, lines=[line])
+
+
+def _kept(data: Overview, name: str, title: str, caption: str) -> list[Panel]:
+    return [Panel(name, title, caption)] if name in data.plain else []
 
 
 def _provenance(suite: Suite, results: Sequence[xr.Dataset], command: str) -> Chapter:

@@ -10,6 +10,7 @@ import xarray as xr
 from analyses.localization.findings import Localization, plateau
 from analyses.report import ReportPageConfig
 from analyses.report.chapters import chapters
+from analyses.report.kept_studies import kept_lines
 from analyses.report.quick_localization import localization_of, quick_steps
 from analyses.report.sentences import sentences
 from interp.files import check_page, check_writable, write_bytes
@@ -69,6 +70,7 @@ def one_page(
         mechanisms=_mechanisms(found),
         patching=None if patching is None else overview.patching_of(*patching),
         attention=_attention(suite, config),
+        plain=kept_lines(),
         first=_first(found),
     )
     said = [] if found is None else sentences(suite, metrics, plateau(suite), found)

@@ -19,7 +19,7 @@ from interp.suite import Suite, select_steps
 
 ASKED = ("needs", "readings", "attention")
 """Questions of ``interp.localization.localize`` that mechanisms and their times follow from."""
-MOST_STEPS = 24
+MOST_STEPS = 12
 
 
 def localization_of(

@@ -69,7 +69,7 @@ def _patch(arguments: list[str]) -> None:
         _print_cost_estimate(suite, facts, sites, steps, config, sorted(directions))
         return
     out = Path(config.out) if config.out else suite.path / "results" / "patching"
-    target = Path(config.report) if config.report else suite.path / "report.html"
+    target = Path(config.report) if config.report else suite.path / "patching.html"
     check_writable(out), check_page(target)
     metrics = metrics_of(suite.path)
     command = command_line("interp-patch", arguments)
