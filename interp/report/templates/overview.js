@@ -63,6 +63,7 @@ panels.timeline = {
     how.xaxis = {...stepAxis(), anchor: 'y' + rows, domain: [0, 1]};
     how.yaxis = {domain: domain(0), range: [-.05, 1.08], tickvals: [0, .5, 1]};
     const title = (name, what) => narrow ? `<b>${name}</b>` : `<b>${name}</b>: ${what}`;
+    const formation = narrow ? '◆ half-way step; bar: 10 to 90 %' : 'formation: ◆ half-way step, bar from 10 % to 90 %';
     const titles = [{text: title('known', 'share of values said right'), row: 0, color: css('known')}];
     for (const [key, name, shade, dash] of [['train', 'people trained on', 'known', 'solid'], ['held-out', 'people never seen', 'unseen', 'dash']]) {
       const curve = D.training && D.training.splits[key];
@@ -74,13 +75,13 @@ panels.timeline = {
       titles.push({text: title(name, M.short[name]), row: i + 1, color: shade});
       const cause = M.curves[name].cause, attention = M.curves[name].score;
       if (cause) traces.push(...withBand(M.steps, cause, shade, 'cause: recall lost without it', {line: {color: shade, width: 2.5}, fill: 'tozeroy', fillcolor: shade + '33', showlegend: i === 0}, `${name}, recall lost without it<br>%{text}<br>n = ${M.n} facts<extra></extra>`, {yaxis: axis}));
-      if (attention) traces.push(...withBand(M.steps, attention, shade, 'score: attention of its main head; for memory, how much more readable the value becomes', {line: {color: shade, width: 1.5, dash: 'dot'}, showlegend: i === 0}, `${name}, score (not a cause)<br>%{text}<br>n = ${M.n} facts<extra></extra>`, {yaxis: axis}));
+      if (attention) traces.push(...withBand(M.steps, attention, shade, narrow ? 'score: attention, or readability' : 'score: attention of its main head; for memory, how much more readable the value becomes', {line: {color: shade, width: 1.5, dash: 'dot'}, showlegend: i === 0}, `${name}, score (not a cause)<br>%{text}<br>n = ${M.n} facts<extra></extra>`, {yaxis: axis}));
       for (const [kind, y] of [['cause', -.14], ['score', -.27]]) {
         const t = M.times[name] && M.times[name][kind];
         if (!t) continue;
-        const first = i === 0 || !traces.some(x => x.name === 'formation: ◆ half-way step, bar from 10 % to 90 %');
+        const first = i === 0 || !traces.some(x => x.name === formation);
         traces.push({x: [t.onset, t.completion], y: [y, y], yaxis: axis, mode: 'lines', line: {color: shade, width: kind === 'cause' ? 7 : 3}, opacity: .55, hoverinfo: 'skip', showlegend: false});
-        traces.push({x: [t.midpoint], y: [y], yaxis: axis, mode: 'markers', name: 'formation: ◆ half-way step, bar from 10 % to 90 %', showlegend: first, marker: {symbol: kind === 'cause' ? 'diamond' : 'diamond-open', size: 10, color: shade}, error_x: {type: 'data', symmetric: false, array: [t.high - t.midpoint], arrayminus: [t.midpoint - t.low], color: shade}, hovertemplate: `${name}, ${kind === 'cause' ? 'recall lost without it' : 'score'}: half-way at step ${Math.round(t.midpoint)} [${Math.round(t.low)}, ${Math.round(t.high)}]<br>checkpoints there are ${Math.round(t.spacing)} steps apart<extra></extra>`});
+        traces.push({x: [t.midpoint], y: [y], yaxis: axis, mode: 'markers', name: formation, showlegend: first, marker: {symbol: kind === 'cause' ? 'diamond' : 'diamond-open', size: 10, color: shade}, error_x: {type: 'data', symmetric: false, array: [t.high - t.midpoint], arrayminus: [t.midpoint - t.low], color: shade}, hovertemplate: `${name}, ${kind === 'cause' ? 'recall lost without it' : 'score'}: half-way at step ${Math.round(t.midpoint)} [${Math.round(t.low)}, ${Math.round(t.high)}]<br>checkpoints there are ${Math.round(t.spacing)} steps apart<extra></extra>`});
       }
     });
     how.annotations = titles.map(t => ({text: t.text, xref: 'paper', yref: 'paper', x: 0, xanchor: 'left', y: domain(t.row)[1], yanchor: 'bottom', showarrow: false, font: {color: t.color, size: 12}}));
