@@ -15,6 +15,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 import yaml
+from filelock import FileLock
 from playwright.sync_api import sync_playwright
 from test_browser import BROWSER, QUIET
 from test_readme import files
@@ -66,10 +67,20 @@ class Html(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The built site. CI requires MkDocs; elsewhere it may be missing."""
+    """The built site, which parallel test processes share. CI requires MkDocs; elsewhere it may be
+    missing.
+    """
     if "REPORT_BROWSER" not in os.environ:
         pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install '.[docs]'")
-    folder = tmp_path_factory.mktemp("site")
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "site.lock"):
+        if not (root / "site").exists():
+            build(root / "unfinished").rename(root / "site")
+    return root / "site"
+
+
+def build(folder: Path) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
