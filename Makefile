@@ -10,6 +10,9 @@ test: .venv/test-ready
 	$(BIN)/ruff check interp analyses tests benchmarks
 	$(BIN)/pytest
 
+docs: .venv/docs-ready
+	$(BIN)/mkdocs build --strict
+
 bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.patching
@@ -27,8 +30,12 @@ bench: .venv/bench-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+.venv/docs-ready: .venv/demo-ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 .venv/bench-ready: .venv/demo-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
-.PHONY: demo test bench
+.PHONY: demo test docs bench

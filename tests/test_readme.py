@@ -1,17 +1,28 @@
-"""Every command and snippet in README and docs runs."""
+"""Every command and snippet in README and docs runs, and prints what the page says.
+
+A text block right below a Python or shell block is what that block prints. A block with a title is
+a file of that name.
+"""
 
 import ast
+import json
+import linecache
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from test_studies import N_TABLES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / "analyses" / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))),
+]
 SHORTER = {
     "interp-train --preset tiny --out runs/tiny": "--n-steps 20 --dense-until 10",
     "interp-analyse localization --ckpt checkpoints/demo": "--facts 4 --people 40 --workers 1",
@@ -23,7 +34,9 @@ ELSEWHERE = {f"interp-analyse {name}" for name in N_TABLES}
 """Commands that ``test_studies`` runs, at their smallest size."""
 
 RUN_ALL = """
-import shlex, sys
+import io, json, shlex, sys
+from contextlib import redirect_stdout
+import analyses
 from analyses.interp_analyse import analyse
 from interp.cli import interp_patch, interp_report, interp_train, shell
 
@@ -31,20 +44,45 @@ shell.tune_process()
 shell.tune_process = lambda: None  # done, and can't be done twice
 mains = {"interp-train": interp_train.main, "interp-patch": interp_patch.main,
          "interp-report": interp_report.main, "interp-analyse": analyse}
-for command in sys.stdin.read().splitlines():
+analyses.__path__.append("analyses")  # those that a page writes
+for command in json.load(sys.stdin):
     print(command, file=sys.stderr)
     sys.argv = shlex.split(command)
-    mains[sys.argv[0]]()
+    with redirect_stdout(io.StringIO()) as printed:
+        mains[sys.argv[0]]()
+    print(json.dumps(printed.getvalue()))
 """
 
 
-def blocks(kind):
-    return [b for p in PAGES for b in re.findall(rf"```{kind}\n(.*?)```", p.read_text(), re.S)]
+class Block(NamedTuple):
+    """A block of code on a page."""
+
+    page: str
+    code: str
+    printed: str | None
+    """What stands in the text block right below; None if there is none."""
+
+
+def blocks(kind: str) -> list[Block]:
+    pattern = rf"^```{kind}\n(.*?)^```\n(?:\n*```text\n(.*?)^```\n)?"
+    return [
+        Block(page.name, found[1], found[2])
+        for page in PAGES
+        for found in re.finditer(pattern, page.read_text(), re.S | re.M)
+    ]
+
+
+def files() -> Iterator[tuple[str, str]]:
+    """Names and contents of the files that pages show."""
+    for page in PAGES:
+        yield from re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```', page.read_text(), re.S | re.M)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkout with the demo run's first and last checkpoint and the one the docs ask for."""
+    """A checkout with the demo run's first and last checkpoint and the one the docs ask for, and
+    the files that pages show.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     demo = ROOT / "checkpoints" / "demo"
     steps = sorted(path.name for path in demo.glob("step-*"))
@@ -53,6 +91,9 @@ def folder(tmp_path_factory):
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "accuracy.csv", folder / "docs")
     shutil.copytree(demo, folder / "checkpoints" / "demo", ignore=leave)
+    for name, content in files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
     return folder
 
 
@@ -66,29 +107,47 @@ def shorter(command):
 
 
 def test_every_command_runs_in_the_order_of_the_page(folder):
-    """One process runs them all, without the type checker, as users have it."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    commands = dict.fromkeys(line for line in lines if line.startswith("interp-"))
-    commands = [command for command in commands if command not in ELSEWHERE]
-    assert len(commands) >= 5
-    typed = "\n".join(shorter(command) for command in commands)
+    """One process runs them all, without the type checker, as users have it. A command whose output
+    the page shows is run as it stands, others are made shorter.
+    """
+    shown = {}
+    for block in blocks("bash"):
+        commands = [line for line in block.code.splitlines() if line.startswith("interp-")]
+        assert block.printed is None or len(commands) == 1, f"{block.page}: whose output is it?"
+        for command in commands:
+            if command not in ELSEWHERE:
+                shown[command] = shown.get(command) or block.printed
+    assert len(shown) >= 5
+    typed = [command if printed else shorter(command) for command, printed in shown.items()]
     done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL], input=typed, cwd=folder, capture_output=True, text=True
+        [sys.executable, "-c", RUN_ALL],
+        input=json.dumps(typed),
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    for (command, wanted), line in zip(shown.items(), done.stdout.splitlines(), strict=True):
+        assert wanted is None or json.loads(line) == wanted, command
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_every_snippet_runs_and_gives_the_values_beside_it(folder, monkeypatch, code):
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.page)
+def test_every_snippet_runs_and_gives_the_values_beside_it(folder, monkeypatch, capsys, block):
+    """Also that it prints what the page shows below it, and nothing if nothing is shown."""
+    if "nnsight" in block.code:
+        pytest.importorskip("nnsight", reason="nnsight is not installed: pip install '.[bench]'")
     monkeypatch.chdir(folder)
-    names = {}
-    for part in ast.parse(code).body:
-        line = code.splitlines()[part.end_lineno - 1]
+    capsys.readouterr()
+    names, lines = {}, block.code.splitlines()
+    linecache.cache[block.page] = (len(block.code), None, [f"{x}\n" for x in lines], block.page)
+    for part in ast.parse(block.code).body:
+        line = lines[part.end_lineno - 1]
         if isinstance(part, ast.Expr) and (value := stated(line)) is not None:
-            assert eval(compile(ast.Expression(part.value), "README.md", "eval"), names) == value
+            assert eval(compile(ast.Expression(part.value), block.page, "eval"), names) == value
         else:
-            exec(compile(ast.Module([part], []), "README.md", "exec"), names)
-    if "accuracy.csv" in code:  # the page says that docs/accuracy.csv is what it writes
+            exec(compile(ast.Module([part], []), block.page, "exec"), names)
+    assert capsys.readouterr().out == (block.printed or "")
+    if "accuracy.csv" in block.code:  # the page says that docs/accuracy.csv is what it writes
         assert Path("accuracy.csv").read_bytes() == (ROOT / "docs/accuracy.csv").read_bytes()
 
 
@@ -101,13 +160,13 @@ def stated(line):
 
 
 def test_values_are_stated_beside_snippets():
-    lines = [line for block in blocks("python") for line in block.splitlines()]
+    lines = [line for block in blocks("python") for line in block.code.splitlines()]
     assert len([line for line in lines if stated(line) is not None]) >= 2
     assert stated("x  # (1, 'a')") == (1, "a") and stated("x  # a plotly figure") is None
 
 
 def test_make_targets_on_the_page_exist():
-    for target in ("demo", "test"):
+    for target in ("demo", "test", "docs"):
         said = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert said.returncode == 0
     assert "interp-patch --ckpt checkpoints/demo" in (ROOT / "Makefile").read_text()
