@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -187,6 +188,7 @@ def tensor_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
+@cache
 def _stored_shapes(cfg: DecoderConfig, family: Family) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights that a file of this config holds, by our names."""
     with torch.device("meta"):

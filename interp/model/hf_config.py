@@ -39,7 +39,7 @@ _MOST = 2**24
 """Larger sizes are no model's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a family is itself alone, and so hashable
 class Family:
     """A family of Hugging Face models that are loaded as a ``HookedDecoder``: the keys of their
     config.json, and the names and layout of their weights.
