@@ -9,6 +9,18 @@ test: .venv/test-ready
 	$(BIN)/ruff check interp analyses tests benchmarks
 	$(BIN)/pytest
 
+# Style, types of the public API, and how much of the code the tests run; about twice as long as
+# make test, nearly all of it for the coverage.
+check: .venv/check-ready
+	$(BIN)/ruff check interp analyses tests benchmarks
+	$(BIN)/ruff format --check interp analyses tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/pytest --cov
+
+# The figure alone; what other processes run is not in it.
+coverage: .venv/check-ready
+	$(BIN)/pytest --cov
+
 bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.patching
@@ -26,8 +38,12 @@ bench: .venv/bench-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+.venv/check-ready: .venv/test-ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[check]"
+	touch $@
+
 .venv/bench-ready: .venv/demo-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
-.PHONY: demo test bench
+.PHONY: demo test check coverage bench

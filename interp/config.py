@@ -6,7 +6,7 @@ Standard library only, so that ``--help`` answers before torch is imported.
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from interp.fields import LARGEST_SEED, LARGEST_STEP, check_fields, checked, number, path, shortened
 
@@ -453,7 +453,7 @@ def train_config(values: object) -> TrainConfig:
     return TrainConfig(**checked(TrainConfig, values))
 
 
-def preset(name: str, **changes: object) -> TrainConfig:
+def preset(name: str, **changes: Any) -> TrainConfig:
     """The named configuration with some fields changed.
 
     Raises:

@@ -30,7 +30,7 @@ def _report(arguments: list[str]) -> None:
     If the folder has results for several questions (other facts or options), the report shows the
     most recent one, in both directions if it was asked in both.
     """
-    config = parse(ReportConfig, "interp-report", _report.__doc__, arguments)
+    config = parse(ReportConfig, "interp-report", _report.__doc__ or "", arguments)
     from interp.files import check_page
     from interp.results.store import read_folder, read_other_direction
 

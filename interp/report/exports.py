@@ -1,7 +1,5 @@
 """A patching sweep as files for other programs: an image or a table for each site."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,13 +9,12 @@ from interp.dynamics.plateau import phases
 from interp.report.figures import (
     effect_over_training,
     enough_and_needed,
-    patch_heatmap,
     patch_heatmaps,
     training_curves,
 )
 from interp.results.tidy_table import tidy_table
 
-Results = Mapping[str, xr.Dataset]
+Results = dict[str, xr.Dataset]
 
 
 def figures_of(

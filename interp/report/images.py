@@ -29,7 +29,9 @@ def browser() -> str:
         ValueError: kaleido or a browser is missing; the message says what to install.
     """
     if find_spec("kaleido") is None:
-        raise ValueError("images are drawn by kaleido, which is missing; pip install 'interp[images]'")
+        raise ValueError(
+            "images are drawn by kaleido, which is missing; pip install 'interp[images]'"
+        )
     named = os.environ.get("BROWSER_PATH")
     for name in (named,) if named else _BROWSERS:
         if found := shutil.which(name):

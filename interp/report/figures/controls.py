@@ -64,10 +64,9 @@ def without_controls(figure: go.Figure) -> go.Figure:
     step = slider.steps[slider.active].label
     still = go.Figure(figure.data, figure.layout)
     title = still.layout.title.text.removesuffix("</sup>")
+    still.layout.sliders = still.layout.updatemenus = ()
     return still.update_layout(
         title_text=f"{title}; step {step}</sup>",
-        sliders=[],
-        updatemenus=[],
         height=figure.layout.height - _HEIGHT,
         margin={"b": 60},
     )
