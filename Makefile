@@ -9,15 +9,14 @@ test: .venv/test-ready
 	$(BIN)/ruff check interp analyses tests benchmarks
 	$(BIN)/pytest
 
-# Style, types of the public API, and how much of the code the tests run; about twice as long as
-# make test, nearly all of it for the coverage.
+# Style, types of the public API, and the tests with the share of the code that they run.
 check: .venv/check-ready
 	$(BIN)/ruff check interp analyses tests benchmarks
 	$(BIN)/ruff format --check interp analyses tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/pytest --cov
+	$(MAKE) coverage
 
-# The figure alone; what other processes run is not in it.
+# That share alone. What tests run in processes of their own, such as full disks, is not counted.
 coverage: .venv/check-ready
 	$(BIN)/pytest --cov
 
