@@ -80,7 +80,7 @@ def open_result(path: Path) -> xr.Dataset:
         whole = result is not None and result.attrs.get("checksum") == checksum(result)
     except Exception:  # whatever damaged bytes lead the reader to
         whole = False
-    if result is None or not whole:
+    if not whole or result is None:
         raise ValueError(f"{path} is damaged; delete it and run the same again")
     return result
 
