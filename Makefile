@@ -13,6 +13,17 @@ test: .venv/test-ready
 docs: .venv/docs-ready
 	$(BIN)/mkdocs build --strict
 
+# Style, types of the public API, and the tests with the share of the code that they run.
+check: .venv/check-ready
+	$(BIN)/ruff check interp analyses tests benchmarks
+	$(BIN)/ruff format --check interp analyses tests benchmarks
+	$(BIN)/mypy
+	$(MAKE) coverage
+
+# That share alone. What tests run in processes of their own, such as full disks, is not counted.
+coverage: .venv/check-ready
+	$(BIN)/pytest --cov
+
 bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.patching
@@ -34,8 +45,12 @@ bench: .venv/bench-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
+.venv/check-ready: .venv/test-ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[check]"
+	touch $@
+
 .venv/bench-ready: .venv/demo-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
-.PHONY: demo test docs bench
+.PHONY: demo test check coverage docs bench

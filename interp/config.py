@@ -6,7 +6,7 @@ Standard library only, so that ``--help`` answers before torch is imported.
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from interp.fields import LARGEST_SEED, LARGEST_STEP, check_fields, checked, number, path, shortened
 
@@ -48,6 +48,7 @@ Direction = Literal["denoising", "noising"]
 Replacement = Literal["run", "noise", "mean", "zero", "resample"]
 Frozen = Literal["mlp_out", "attn_out"]
 By = Literal["role", "pos"]
+ReportFormat = Literal["html", "png", "svg", "csv"]
 Method = Literal["exact", "atp", "atp-star", "relp", "eap", "eap-ig"]
 
 
@@ -425,7 +426,11 @@ class ReportConfig:
     results: str = path()
     """Folder of the results, for example checkpoints/demo/results/patching."""
     out: str = path()
-    """The HTML file to write."""
+    """The HTML file to write; for the other formats a folder, which then has a file of each figure
+    or table."""
+    format: ReportFormat = "html"
+    """html: one page. png, svg: an image of each figure at the last step, drawn in a browser. csv:
+    a table of each site, a row for each step, patch and attribute."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -448,7 +453,7 @@ def train_config(values: object) -> TrainConfig:
     return TrainConfig(**checked(TrainConfig, values))
 
 
-def preset(name: str, **changes: object) -> TrainConfig:
+def preset(name: str, **changes: Any) -> TrainConfig:
     """The named configuration with some fields changed.
 
     Raises:

@@ -105,7 +105,7 @@ def _typed(name: str, value: Any, kind: type, declared: Any) -> Any:
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
-        if isinstance(value, Integral) and abs(value) >= 2**1023:
+        if isinstance(value, Integral) and abs(int(value)) >= 2**1023:
             raise ValueError(f"{name} is {shortened(value)}; it must be finite, as a float")
         return float(value)
     if "path" in declared and isinstance(value, PathLike):

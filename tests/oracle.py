@@ -1,6 +1,9 @@
 """What a user of TransformerLens would write: models, inputs and metrics by the shortest route."""
 
+from functools import lru_cache
+
 import torch
+from torch import nn
 
 from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 
@@ -43,6 +46,19 @@ def inputs(fact, direction="denoising"):
     """Tokens of the base and of the source run, with the value after them."""
     ends = [torch.cat((p, fact.answer[:-1]))[None] for p in (fact.corrupted, fact.clean)]
     return ends if direction == "denoising" else ends[::-1]
+
+
+def unpatched(model, tokens):
+    """Logits and activations of a run without hooks, computed once for all cells that are compared
+    with it; the model must not change between calls.
+    """
+    return _unpatched(model, tuple(tokens[0].tolist()))
+
+
+@lru_cache(maxsize=64)
+def _unpatched(model: nn.Module, tokens: tuple[int, ...]):
+    with torch.no_grad():
+        return model.run_with_cache(torch.tensor([tokens]))
 
 
 def metrics(logits, fact):

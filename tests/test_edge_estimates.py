@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle import HOOKS, inputs, metrics, random_model
+from oracle import HOOKS, inputs, metrics, random_model, unpatched
 from test_circuits import facts as hand_made
 from test_circuits import late_gate
 from test_hooks import bridge_around
@@ -91,7 +91,7 @@ def test_an_estimate_is_the_derivative_of_path_patching(wide, few, path, method,
     cells = cells_of(*stops)
     for i, role in ((0, "name_last"), (2, "final")):
         fact = few[i]
-        _, own = wide.run_with_cache(inputs(fact, direction)[0])
+        _, own = unpatched(wide, inputs(fact, direction)[0])
         held = held_scales(wide, own) if method == "relp" else []
         scores = [
             metrics(along(wide, fact, stops, cells, role, direction, share=x, held=held), fact)

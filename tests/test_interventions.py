@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import HOOKS, inputs, metrics, random_model
+from oracle import HOOKS, inputs, metrics, random_model, unpatched
 
 from interp.data.facts import PROMPT_ROLES
 from interp.patching import Intervention, patch, patch_sites, recompute
@@ -107,16 +107,17 @@ def cells_of(site, model, result):
     ]
 
 
+@torch.no_grad()
 def compare(model, facts, site, results, chosen, direction, window=1, atol=1e-6):
     worst = 0.0
     for cell, i in chosen:
         base, source = inputs(facts[i], direction)
-        _, cache = model.run_with_cache(source)
+        _, cache = unpatched(model, source)
         theirs = by_hooks(model, facts[i], base, cache, cell, window)
         np.testing.assert_allclose(
             ours(results[site], cell, i), theirs, atol=atol, err_msg=f"{cell}, fact {i}"
         )
-        gap = np.abs(np.array(theirs) - metrics(model(base), facts[i]))
+        gap = np.abs(np.array(theirs) - metrics(unpatched(model, base)[0], facts[i]))
         worst = max(worst, np.nanmax(gap, initial=0.0))
     return worst
 
@@ -184,8 +185,7 @@ def test_what_is_frozen_stays_the_base_runs_at_the_changed_tokens(
     free = patch(wide, few, site=site, direction=direction)
     for i, fact in enumerate(few):
         base, source = inputs(fact, direction)
-        _, own = wide.run_with_cache(base)
-        _, cache = wide.run_with_cache(source)
+        (_, own), (_, cache) = unpatched(wide, base), unpatched(wide, source)
         for layer in range(1 if site == "embed" else wide.cfg.n_layers):
             for group in ("name_first", "name_last", "final"):
                 positions = [p for p, role in enumerate(fact.roles) if role == group]
@@ -262,7 +262,7 @@ def role_means(model, facts, name):
     """Mean activation over all facts' tokens of each role, and 0 for pads."""
     seen = {role: [] for role in PROMPT_ROLES}
     for fact in facts:
-        _, cache = model.run_with_cache(inputs(fact, "noising")[0])
+        _, cache = unpatched(model, inputs(fact, "noising")[0])
         for pos, role in enumerate(fact.roles):
             seen[role].append(cache[name][0, pos])
     return {role: torch.stack(values).mean(0) for role, values in seen.items() if values}
@@ -281,7 +281,7 @@ def test_ablations_paste_the_mean_of_the_role_or_nothing(wide, few, site, replac
         means = role_means(wide, few, name)
         i = int(rng.integers(len(few)))
         base, _ = inputs(few[i], "noising")
-        _, cache = wide.run_with_cache(base)
+        _, cache = unpatched(wide, base)
         source = torch.zeros_like(cache[name])
         if replacement == "mean":
             source[0, : len(few[i].roles)] = torch.stack([means[r] for r in few[i].roles])

@@ -4,7 +4,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from oracle import HOOKS, inputs, metrics, random_model
+import torch
+from oracle import HOOKS, inputs, metrics, random_model, unpatched
 
 from interp.patching import patch
 from interp.patching.path_patching import parse_path
@@ -31,13 +32,14 @@ def few(suite):
     return suite.facts(4, seed=3)
 
 
+@torch.no_grad()
 def along(model, fact, stops, cells, group, direction, *, share=1.0, held=()):
     """Logits with one path changed, hop by hop: at each hop all heads and MLPs but the one just
     changed keep the base run's outputs, and what the next stop then computes is kept. The first
     stop goes this share of the way to the other run; ``held`` are further hooks of every hop.
     """
     base_tokens, source_tokens = inputs(fact, direction)
-    base, source = (model.run_with_cache(tokens)[1] for tokens in (base_tokens, source_tokens))
+    base, source = (unpatched(model, tokens)[1] for tokens in (base_tokens, source_tokens))
     start = HOOKS[stops[0].site].format(cells[0][0])
     source = {start: base[start] + share * (source[start] - base[start])}
     at = [p for p, role in enumerate(fact.roles) if role == group]
@@ -151,7 +153,7 @@ def test_a_path_is_what_freezing_everything_off_it_gives(nets, few, path, direct
             continue
         theirs = metrics(along(net, fact, stops, cells, group, direction), fact)
         np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg=f"{cells} {group} {i}")
-        base = metrics(net(inputs(fact, direction)[0]), fact)
+        base = metrics(unpatched(net, inputs(fact, direction)[0])[0], fact)
         worst, n_compared = max(worst, abs(theirs[0] - base[0])), n_compared + 1
     assert worst > 1e-5
 

@@ -76,11 +76,23 @@ N_TABLES = {
 }
 FEWER = {"mitigation": ["--method", "plain", "replay", "distil", "unknown-people"]}
 """Of a study that takes long even at its smallest size."""
+DRAWS = {
+    "analyses.hallucination.departures.N_RESAMPLES": 20,
+    "analyses.hallucination.reliability.N_RESAMPLES": 5,
+    "analyses.hallucination.detection.N_SHUFFLES": 2,
+    "analyses.hallucination.causes.N_FACTS": 24,
+    "analyses.finetuning.roles_kept.N_FACTS": 24,
+}
+"""As few resamples, shuffles and facts as show that a study runs; the tests of each module see that
+what comes of them is right.
+"""
 
 
 @pytest.mark.parametrize(("name", "n_tables"), N_TABLES.items())
 def test_each_study_runs_and_a_second_time_trains_nothing(out, capsys, monkeypatch, name, n_tables):
     words = [name, "--preset", "smoke", "--out", out, "--workers", "1", *FEWER.get(name, [])]
+    for constant, n in DRAWS.items():
+        monkeypatch.setattr(constant, n)
     ask(monkeypatch, *words)
     first = capsys.readouterr().out
     prefix = name.replace("-", "_")

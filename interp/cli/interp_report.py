@@ -15,31 +15,77 @@ def main() -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    """Make the HTML report again from a folder of results.
+    """Make the HTML report again from a folder of results, or write its figures as images and its
+    numbers as tables.
 
     Training curves are included if the run folder still has the checkpoints that the results are
     of.
 
-    Example:
+    Examples:
 
     interp-report --results checkpoints/demo/results/patching --out report.html
+
+    interp-report --results checkpoints/demo/results/patching --out tables --format csv
 
     If the folder has results for several questions (other facts or options), the report shows the
     most recent one, in both directions if it was asked in both.
     """
-    config = parse(ReportConfig, "interp-report", _report.__doc__, arguments)
+    config = parse(ReportConfig, "interp-report", _report.__doc__ or "", arguments)
     from interp.files import check_page
     from interp.results.store import read_folder, read_other_direction
 
-    check_page(Path(config.out))
+    out = Path(config.out)
+    if config.format == "html":
+        check_page(out)
+    else:
+        _check_folder(out, config.format)
     folder = Path(config.results)
     results = read_folder(folder)
     made_by = json.loads(next(iter(results.values())).attrs["made_by"])
     run = folder / made_by.get("run", "../..")
     other = read_other_direction(folder, results)
     metrics = metrics_of(run) if _are_of(results, run) else None
-    write_report(results, other, run, metrics, Path(config.out))
-    print(f"report: {config.out}")
+    if config.format == "html":
+        write_report(results, other, run, metrics, out)
+        print(f"report: {out}")
+    else:
+        n_files = _write_files(results, other, run, metrics, out, config.format)
+        print(f"{n_files} {config.format} files: {out}")
+
+
+def _check_folder(out: Path, kind: str) -> None:
+    """Makes sure that files of a format can be made, and written to the folder ``out``.
+
+    Raises:
+        ValueError: ``out`` is named as a file or is one, or images can't be drawn here.
+    """
+    from interp.files import check_writable
+    from interp.report.images import browser
+
+    if out.suffix in (".html", f".{kind}"):
+        raise ValueError(f"{out} is named as a file; give a folder for {kind} files")
+    if kind != "csv":
+        browser()
+    check_writable(out)
+
+
+def _write_files(results, other, run: Path, metrics, folder: Path, kind: str) -> int:
+    """Writes an image or a table of each site and of the training; the number of files."""
+    from interp.files import write_bytes
+    from interp.report.exports import figures_of, tables_of
+    from interp.report.images import images
+    from interp.training.run_folder import read_record
+
+    results = {site: result for site, result in results.items() if result.patched.notnull().any()}
+    if kind == "csv":
+        tables = tables_of(results, other, metrics)
+        contents = {name: table.to_csv(index=False).encode() for name, table in tables.items()}
+    else:
+        record = None if metrics is None else read_record(run)
+        contents = images(figures_of(results, other, record, metrics), kind)
+    for name, content in contents.items():
+        write_bytes(folder / f"{name}.{kind}", content)
+    return len(contents)
 
 
 def _are_of(results, run: Path) -> bool:

@@ -221,7 +221,7 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
     path = Path(argument("path", path, str, is_path=True))
     table = read_csv_table(path, needed=CSV_COLUMNS, optional=("attribute",))
     ids = _encoded(path, table, tokenizer)
-    bos = tokenizer.token_to_id(BOS)
+    bos = tokenizer.get_vocab()[BOS]
     roles = []
     for i, (clean, corrupted, name) in enumerate(
         zip(ids["clean_prompt"], ids["corrupted_prompt"], ids["name"])
@@ -259,7 +259,7 @@ def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
 def _encoded(path: Path, table: pd.DataFrame, tokenizer: Tokenizer) -> dict[str, list[list[int]]]:
     """Token ids of each text, by column."""
     special = {tokenizer.token_to_id(token): token for token in SPECIAL.values()}
-    ids = {column: [] for column in CSV_COLUMNS}
+    ids: dict[str, list[list[int]]] = {column: [] for column in CSV_COLUMNS}
     for number, row in table.iterrows():
         for column in CSV_COLUMNS:
             where = f"{path}, row {number}: {column}"

@@ -180,8 +180,8 @@ def _found(
     mean = facts.mean("fact")
     draws = n_resamples if curve.sizes["fact"] > 1 else 1  # NaN: one fact says nothing of others
     resampled = resampled_means(facts.values, n_resamples=draws, seed=seed)
-    means = np.concatenate([mean.values[..., None], resampled], -1)
-    means = xr.DataArray(means, mean.coords, (*mean.dims, "resample"))
+    joined = np.concatenate([mean.values[..., None], resampled], -1)
+    means = xr.DataArray(joined, mean.coords, (*mean.dims, "resample"))
     streams = xr.DataArray(0) if between is None else _streams(curve[between])
     with catch_warnings():
         simplefilter("ignore", RuntimeWarning)  # NaN: no fact of a resample at a step, or no rise
@@ -211,7 +211,7 @@ def _check(curve: xr.DataArray, confidence: float, n_resamples: int, between: st
     if not isinstance(curve, xr.DataArray) or curve.dtype.kind not in "iufb":
         raise ValueError(f"the curve is {str(curve)[:60]!r}; give a DataArray of numbers")
     argument("n_resamples", n_resamples, int), argument("confidence", confidence, float)
-    got, needs = sorted({*curve.dims} - {"fact"}), sorted({"step", between or "step"})
+    got, needs = sorted({*map(str, curve.dims)} - {"fact"}), sorted({"step", between or "step"})
     if "step" not in got or (between and got != needs):
         raise ValueError(f"the curve has the dims {got} beside fact; give it {needs}")
     step = curve.step.values

@@ -138,11 +138,13 @@ def plateau_end_interval(
     if loss.shape[1] < 2:
         return float("nan"), float("nan")
     means = resampled_means(loss.astype(float), n_resamples=n_resamples, seed=seed)
-    ends = [plateau_end(step, x, no_knowledge_baseline, margin=margin) for x in means.T]
-    ends = np.nan_to_num(ends, nan=np.inf)
+    ends = np.nan_to_num(
+        [plateau_end(step, x, no_knowledge_baseline, margin=margin) for x in means.T], nan=np.inf
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile(ends, [tail, 1 - tail], method="closest_observation")
-    return tuple(float(x) if np.isfinite(x) else float("nan") for x in (low, high))
+    low, high = (float(x) if np.isfinite(x) else float("nan") for x in (low, high))
+    return low, high
 
 
 def _checked(

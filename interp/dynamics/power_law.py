@@ -51,6 +51,6 @@ def power_law(
         raise ValueError(f"a power law needs values above 0; got {min(*x, *y)}")
     fit = linregress(np.log(x), np.log(y))
     t = student.ppf((1 + confidence) / 2, len(x) - 2)
-    slope, off = fit.slope + t * fit.stderr * np.array([-1, 1]), t * fit.intercept_stderr
+    slopes, off = fit.slope + t * fit.stderr * np.array([-1, 1]), t * fit.intercept_stderr
     factor, low, high = np.exp(fit.intercept + np.array([0, -off, off]))
-    return PowerLaw(factor, low, high, fit.slope, *slope, fit.rvalue**2)
+    return PowerLaw(factor, low, high, fit.slope, slopes[0], slopes[1], fit.rvalue**2)

@@ -13,6 +13,7 @@ before.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -94,18 +95,19 @@ def patch_sites(
     argument("facts", facts, FactSet)
     max_memory = argument("max_memory", max_memory, float, above=0)
     sites = _checked(model, sites, how)
-    facts, grid, labels = prepared(model.cfg, sites, facts, how)
+    cfg = _shape_of(model)
+    facts, grid, labels = prepared(cfg, sites, facts, how)
     check_vocabulary(facts, getattr(model, "vocabulary", ""), "the model")
     grid = reach(model, facts, grid)
-    own, weight, max_bytes = (
-        isinstance(model, HookedDecoder),
-        next(model.parameters()),
-        piece_bytes(max_memory),
-    )
+    weight, max_bytes = next(model.parameters()), piece_bytes(max_memory)
     names = activations_of(starts_of(sites))
-    chunks = memory_chunks(model.cfg, facts, names, how, max_bytes / weight.element_size())
-    weights = pack(model, grid.positions.shape[2]) if own else None
-    runs = HookedRuns(model, max_bytes) if weights is None else Recompute(weights, max_bytes)
+    chunks = memory_chunks(cfg, facts, names, how, max_bytes / weight.element_size())
+    runs: HookedRuns | Recompute | GradientEstimates
+    if isinstance(model, HookedDecoder):
+        runs = Recompute(pack(model, grid.positions.shape[2]), max_bytes)
+    else:
+        runs = HookedRuns(model, max_bytes)
+    counts = isinstance(model, HookedDecoder) and how.method == "exact"
     if how.method != "exact":
         nodes = [site for site in sites if not is_path(site)]
         runs = GradientEstimates(model, runs, how.method, nodes, max_bytes)
@@ -119,7 +121,9 @@ def patch_sites(
         givers = _givers(len(facts), how.seed)
     elif how.replacement == "noise":
         spread = spread_of_names(model, facts)
-    patched, ends, flops = {site: [] for site in sites}, {"clean": [], "corrupted": []}, 0
+    patched: dict[str, list[np.ndarray]] = {site: [] for site in sites}
+    ends: dict[str, list[np.ndarray]] = {"clean": [], "corrupted": []}
+    flops = 0
     for chunk in chunks:
         given, twins = clean[chunk], None if corrupted is None else corrupted[chunk]
         giver = None if givers is None else clean[givers[chunk]]
@@ -131,12 +135,12 @@ def patch_sites(
             patched[site].append(values)
         for end, of_end in zip(ends.values(), scores):
             end.append(of_end)
-        flops += counted.total if own and how.method == "exact" else 0
+        flops += counted.total if counts else 0
     joined = {end: np.concatenate(scores, -1) for end, scores in ends.items()}
     attrs = {"flops": float(flops)} if flops else {}
     return {
         site: _dataset(
-            site, how, model.cfg, labels, np.concatenate(patched[site], -1), joined, facts
+            site, how, cfg, labels, np.concatenate(patched[site], -1), joined, facts
         ).assign_attrs(attrs)
         for site in sites
     }
@@ -148,19 +152,18 @@ def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[
     Raises:
         ValueError: ``model`` can't be patched, or not at these sites.
     """
-    own = isinstance(model, HookedDecoder)
     if not hasattr(model, "hook_dict"):
         raise ValueError(
             f"a {type(model).__name__} has no hooks; give a HookedDecoder, a HookedRootModule or a "
             "TransformerBridge"
         )
-    if not own and not sites:
-        usual = default_sites(parallel=False)
-        sites = [site for site in usual if SITES[site].hook.format(0) in model.hook_dict]
-    parallel = own and model.cfg.parallel
+    if not isinstance(model, HookedDecoder) and not sites:
+        usual, hooks = default_sites(parallel=False), cast(dict, model.hook_dict)
+        sites = [site for site in usual if SITES[site].hook.format(0) in hooks]
+    parallel = isinstance(model, HookedDecoder) and model.cfg.parallel
     sites = check_sites(sites, parallel=parallel, direction=how.direction)
     check_model(model)
-    if own:
+    if isinstance(model, HookedDecoder):
         check_plain(model)
         return sites
     if how.method in ("atp-star", "relp"):
@@ -181,6 +184,11 @@ def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[
     return sites
 
 
+def _shape_of(model: nn.Module) -> Shape:
+    """A model's configuration, which torch declares as a parameter or a module."""
+    return cast(Shape, model.cfg)
+
+
 def _givers(n: int, seed: int) -> np.ndarray:
     """Another fact for each fact: a random permutation without fixed points."""
     order = np.random.default_rng([seed, 6]).permutation(n)
@@ -191,6 +199,7 @@ def _givers(n: int, seed: int) -> np.ndarray:
 
 def _control_pairs(facts: FactSet, seed: int) -> Int[np.ndarray, "fact 2"]:
     """First tokens of the values of another fact of the same attribute, none of them its own."""
+    assert facts.corrupted_answers is not None, "prepared refuses a control without them"
     pairs = torch.stack((facts.answers[:, 0], facts.corrupted_answers[:, 0]), 1).numpy()
     attribute = facts.texts.attribute.to_numpy()
     chosen, rng = np.empty_like(pairs), np.random.default_rng([seed, 7])
@@ -218,15 +227,15 @@ def _dataset(
 ) -> xr.Dataset:
     edges = not is_path(site) and SITES[site].is_edge
     group = ("dest", "src") if edges else (how.by,)
-    coords = axes_of(site, cfg, how) | dict(zip(group, labels))
+    axes: dict[str, Any] = dict(axes_of(site, cfg, how)) | dict(zip(group, labels))
     if is_path(site):  # results have the ways up to the last stop first
         patched = np.moveaxis(patched, 4, 1)
     elif how.layers and SITES[site].has_layers:
         patched = patched[:, list(how.layers)]
-    shape = (len(patched), *map(len, coords.values()), patched.shape[-1])
+    shape = (len(patched), *map(len, axes.values()), patched.shape[-1])
     values = patched.reshape(shape)
-    dims = (*coords, "fact")
-    variables = {}
+    dims = (*axes, "fact")
+    variables: dict[str, tuple] = {}
     names = METRICS if how.whole_value else METRICS[:2]
     for metric in (*names, *([CONTROL] if how.control else [])):
         i = (*METRICS, CONTROL).index(metric)
@@ -235,7 +244,7 @@ def _dataset(
         variables[f"patched{suffix}"] = (dims, values[i], attrs)
         for end, scores in ends.items():
             variables[f"{end}{suffix}"] = ("fact", scores[i], attrs)
-    coords |= {name: ("fact", _plain(facts.texts[name])) for name in TEXT_COLUMNS}
+    coords = axes | {name: ("fact", _plain(facts.texts[name])) for name in TEXT_COLUMNS}
     attrs = {"site": site, "by": how.by, "direction": how.direction}
     attrs |= {"replacement": how.replacement, "method": how.method, "frozen": how.frozen or ""}
     attrs["window"] = how.window if is_path(site) or SITES[site].has_layers else 1

@@ -13,13 +13,20 @@ from interp.patching.sites import SITES, names_of
 class Shape(Protocol):
     """The parts of a model's configuration that patching needs."""
 
-    n_layers: int
-    n_heads: int
-    n_key_value_heads: int | None
-    n_ctx: int
-    d_model: int
-    d_mlp: int
-    d_vocab: int
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def n_key_value_heads(self) -> int | None: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_mlp(self) -> int: ...
+    @property
+    def d_vocab(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from interp.config import (
 )
 from interp.data.facts import NO_TOKEN, FactSet, check_tokens, role_masks
 from interp.fields import LARGEST_SEED, argument, check_fields, number
+from interp.model.decoder import DecoderConfig
 from interp.patching.activations import name_roles
 from interp.patching.grid import PatchGrid, Shape
 from interp.patching.path_patching import Stop, count_ways, is_path, parse_path
@@ -230,7 +232,8 @@ def _check_path(cfg: Shape, path: str, how: Intervention) -> None:
                 f"path {path!r} has a stop outside the model's {cfg.n_layers} layers of "
                 f"{cfg.n_heads} heads; count from 0"
             )
-    if not any(count_ways(before, last, at, cfg, how.n_neurons) for at in last.layers(cfg)):
+    own = cast(DecoderConfig, cfg)  # _checked lets no other model have paths
+    if not any(count_ways(before, last, at, own, how.n_neurons) for at in last.layers(cfg)):
         raise ValueError(f"no stop of path {path!r} can reach the next; order their layers")
 
 
@@ -300,15 +303,16 @@ def grid_of(facts: FactSet, how: Intervention) -> tuple[PatchGrid, tuple[list, l
         positions.append(np.zeros((*groups.shape[:2], n_pos), bool))
         positions[-1][..., :n] = groups[..., :n]
     differs = torch.ones_like(facts.clean, dtype=torch.bool)
-    if how.replacement == "run":
+    if facts.corrupted is not None and how.replacement == "run":
         differs = facts.clean != facts.corrupted
     elif how.replacement == "noise":
         differs = torch.isin(facts.roles, torch.tensor(name_roles(facts)))
     may_differ = np.zeros((len(facts), n_pos), bool)
     may_differ[:, :n] = differs.numpy()[:, :n]
     may_differ = np.logical_or.accumulate(may_differ, 1)
-    grid = PatchGrid(*positions, may_differ, how.window, how.n_neurons, how.frozen, how.layers)
-    return grid, tuple(labels)
+    dest, src = positions
+    grid = PatchGrid(dest, src, may_differ, how.window, how.n_neurons, how.frozen, how.layers)
+    return grid, (labels[0], labels[1])
 
 
 def _check_facts(facts: FactSet, how: Intervention) -> None:
@@ -344,8 +348,8 @@ def _groups(
 ) -> tuple[list, Bool[np.ndarray, "group fact pos"]]:
     if by == "role":
         masks = role_masks(facts).numpy()
-        present = masks.any((1, 2))
-        singles = [role for role, there in zip(facts.role_names, present) if there]
+        present = np.asarray(masks.any((1, 2)))
+        singles: list = [role for role, there in zip(facts.role_names, present) if there]
         masks = masks[present]
     else:
         lengths = facts.lengths.unique().tolist()
@@ -355,7 +359,8 @@ def _groups(
                 f"tokens; sample them with suite.facts(..., length={facts.lengths.mode().values}), "
                 "or patch by='role'"
             )
-        singles, n = list(range(lengths[0])), lengths[0]
+        n = lengths[0]
+        singles = list(range(n))
         masks = np.broadcast_to(np.eye(n, dtype=bool)[:, None], (n, len(facts), n))
     if not wanted:
         return singles, masks

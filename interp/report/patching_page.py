@@ -124,13 +124,13 @@ def _by_site(results: Results, other: Results | None) -> list[Section]:
         place = next(iter(together.values())).attrs["by"].replace("role", "token role")
         place = place.replace("pos", "position")
         figure = Plot("layers", patch_heatmaps(together, other=other))
-        text = Paragraph(_LAYERS.format(place=place))
-        sections.append(Section(f"Where: layer by {place}", [text, figure]))
+        explained = Paragraph(_LAYERS.format(place=place))
+        sections.append(Section(f"Where: layer by {place}", [explained, figure]))
     for site in (site for site in results if site not in together):
         name = "heads" if site == "z" else site.replace(".", "-")
         figure = Plot(name, patch_heatmaps({site: results[site]}, other=other))
-        text = site_explanation(site)
-        sections.append(Section(site_heading(site), [*([Paragraph(text)] if text else []), figure]))
+        said = [Paragraph(text)] if (text := site_explanation(site)) else []
+        sections.append(Section(site_heading(site), [*said, figure]))
     return sections
 
 

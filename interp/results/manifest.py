@@ -86,8 +86,11 @@ def record_requests(
     entries = read_manifest(folder) or []
     alike = [entry for entry in entries if entry.question == question]
     if alike:
-        kept = alike[-1].checkpoints.items()
-        kept = {step: x for step, x in kept if step in new.checkpoints or not is_replaced(step, x)}
+        kept = {
+            step: x
+            for step, x in alike[-1].checkpoints.items()
+            if step in new.checkpoints or not is_replaced(step, x)
+        }
         new = replace(
             new,
             sites=tuple(dict.fromkeys((*new.sites, *alike[-1].sites))),

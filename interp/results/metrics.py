@@ -88,8 +88,9 @@ def interval(
     gained = (values.patched - values.corrupted).transpose(..., "fact")
     gap = values.clean - values.corrupted
     gap = gap.expand_dims([x for x in gained.dims if x not in gap.dims]).transpose(*gained.dims)
-    how = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
-    low, high = share_interval(gained.values, gap.values, **how)
+    low, high = share_interval(
+        gained.values, gap.values, confidence=confidence, n_resamples=n_resamples, seed=seed
+    )
     dims = gained.dims[:-1]
     return xr.Dataset(
         {"estimate": recovered(result, metric), "low": (dims, low), "high": (dims, high)},

@@ -80,7 +80,7 @@ def open_result(path: Path) -> xr.Dataset:
         whole = result is not None and result.attrs.get("checksum") == checksum(result)
     except Exception:  # whatever damaged bytes lead the reader to
         whole = False
-    if not whole:
+    if not whole or result is None:
         raise ValueError(f"{path} is damaged; delete it and run the same again")
     return result
 
@@ -193,8 +193,13 @@ def join_steps(results: dict[int, xr.Dataset]) -> xr.Dataset:
         attrs["checkpoints"] = json.dumps(checkpoints)
     if any(tensors.values()):
         attrs["tensors"] = json.dumps(tensors)
-    how = {"data_vars": "all", "coords": "minimal", "compat": "override"}
-    joined = xr.concat([results[step] for step in steps], dim="step", **how)
+    joined = xr.concat(
+        [results[step] for step in steps],
+        dim="step",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+    )
     joined = joined.assign_coords(step=np.array(steps, np.int32)).transpose("step", ...)
     return joined.assign_attrs(attrs)
 

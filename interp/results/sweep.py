@@ -11,6 +11,7 @@ from importlib.metadata import version
 from inspect import getsourcefile, unwrap
 from os.path import relpath
 from pathlib import Path
+from typing import Any
 
 import torch
 import xarray as xr
@@ -76,7 +77,7 @@ def patch_suite(
     given = argument("steps", steps, tuple[int, ...] | None)
     steps = suite.steps if given is None else sorted(set(given))
     sites = check_sweep(suite, facts, steps, sites, how)
-    where = {"facts": facts, "device": device, "precision": precision}
+    where: dict[str, Any] = {"facts": facts, "device": device, "precision": precision}
     done = over_checkpoints(
         suite,
         steps,
@@ -179,6 +180,7 @@ def _requests(
 ) -> dict[tuple[int, str], Request]:
     """Requests by step and name."""
     computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
+    assert computes is not None, compute  # a function of this package or of analyses
     shared = asked | {
         "run": sha256(canonical(suite.run).encode()).hexdigest(),
         "matmul_precision": torch.get_float32_matmul_precision(),

@@ -45,7 +45,7 @@ from interp.training.run_folder import (
     read_population,
 )
 
-OnStep = Callable[[int, float], None]
+OnStep = Callable[[int, Tensor], None]
 
 
 def train(
@@ -108,14 +108,15 @@ def make_step(
     model, optimizer = trainee.model, trainee.optimizer
     device = model.embed.weight.device
     hidden = model.hidden if reference is None else partial(patched_hidden, model, reference)
+    teacher = ways.base if ways.distil else None
 
     def loss(tokens: Tensor, ragged: Ragged, target: Tensor, has_next: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits = model.unembed(hidden(tokens, ragged))
         of_token = F.cross_entropy(logits.float(), target, reduction="none")
-        if ways.distil:
+        if teacher is not None:
             with torch.no_grad():
-                theirs = ways.base.unembed(ways.base.hidden(tokens, ragged))
+                theirs = teacher.unembed(teacher.hidden(tokens, ragged))
             of_token = of_token + ways.of_logits(logits.float(), theirs)
         value = (of_token * has_next).sum() / has_next.sum()
         return value if ways.penalty is None else value + ways.penalty(model)

@@ -29,7 +29,7 @@ def circuit_graph(found: xr.Dataset, title: str, subtitle: str, *, link: str) ->
     """
     steps, roles = found.step.values.tolist(), found.role.values.tolist()
     names = [*found.writer.values.tolist(), "logits"]
-    heads = [int(at[1]) for name in names if (at := re.fullmatch(r"L\d+H(\d+)", name))]
+    heads = [int(head[1]) for name in names if (head := re.fullmatch(r"L\d+H(\d+)", name))]
     at = {name: _place(name, max(heads) + 1, names) for name in names}
     frames = [
         go.Frame(name=str(step), data=_drawn(found.sel(step=step), at, link)) for step in steps
@@ -59,7 +59,7 @@ def _place(name: str, n_heads: int, names: list[str]) -> tuple[float, int]:
         return 0.0, 0
     if name == "logits":
         return 0.0, 1 + 2 * (1 + int(names[-2][1:].split("-")[0]))
-    layer = int(re.match(r"L(\d+)", name)[1])
+    layer = int(re.split(r"H|-", name[1:])[0])
     if name.endswith("MLP"):
         return 0.0, 2 + 2 * layer
     head = int(name.split("H")[1])
@@ -77,7 +77,8 @@ def _drawn(found: xr.Dataset, at: dict[str, tuple[float, int]], link: str) -> li
     kept = found.circuit.transpose(*dims).values > 0
     places = np.argwhere(kept)[np.argsort(-np.abs(scores[kept]), kind="stable")][:MOST_DRAWN]
     largest = np.abs(scores[kept]).max(initial=1e-9)
-    roles, lines, ends, texts = found.role.values, [], {}, []
+    roles, lines, texts = found.role.values, [], []
+    ends: dict[tuple, str] = {}
     for writer, reader, role in places.tolist():
         source, name = str(found.writer.values[writer]), str(found.reader.values[reader])
         target, _, kind = name.partition(".")

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+_HEIGHT = 97
+"""Pixels that slider and buttons take up below a figure."""
+
 
 def add_controls(figure: go.Figure, steps: Sequence[int]) -> None:
     """A slider over the frames, which are named by step, and buttons to play them."""
@@ -48,4 +51,22 @@ def add_controls(figure: go.Figure, steps: Sequence[int]) -> None:
         ],
         margin={"b": 137},
     )
-    figure.update_layout(height=figure.layout.height + 97)
+    figure.update_layout(height=figure.layout.height + _HEIGHT)
+
+
+def without_controls(figure: go.Figure) -> go.Figure:
+    """A copy without slider, buttons and frames, of the step that the slider is at, which its title
+    names; the figure itself if it has no slider.
+    """
+    if not figure.layout.sliders:
+        return figure
+    slider = figure.layout.sliders[0]
+    step = slider.steps[slider.active].label
+    still = go.Figure(figure.data, figure.layout)
+    title = still.layout.title.text.removesuffix("</sup>")
+    still.layout.sliders = still.layout.updatemenus = ()
+    return still.update_layout(
+        title_text=f"{title}; step {step}</sup>",
+        height=figure.layout.height - _HEIGHT,
+        margin={"b": 60},
+    )

@@ -21,10 +21,12 @@ def enough_and_needed(
     """
     results = by_site(results)
     first = dataset_of(next(iter(results.values())))
-    both = [results, other] if first.attrs["direction"] == "denoising" else [other, results]
+    denoised, noised = results, other
+    if first.attrs["direction"] == "noising":
+        denoised, noised = other, results
     steps = first.step.values.tolist() if "step" in first.dims else [None]
     traces = {
-        step: [_cloud(site, *(pair[site] for pair in both), step, metric) for site in results]
+        step: [_cloud(site, denoised[site], noised[site], step, metric) for site in results]
         for step in steps
     }
     figure = go.Figure(traces[steps[-1]])
@@ -49,7 +51,7 @@ def enough_and_needed(
             go.Frame(name=str(step), data=of_step, traces=list(range(len(of_step))))
             for step, of_step in traces.items()
         ]
-        add_controls(figure, steps)
+        add_controls(figure, first.step.values.tolist())
     return figure
 
 

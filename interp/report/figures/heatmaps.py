@@ -120,7 +120,7 @@ def _beside(
     found = [dict(_panels(site, way, metric)) for way in (result, other)]
     panels = []
     for title in dict.fromkeys([*found[0], *found[1]]):
-        missing = (found[0].get(title, found[1].get(title))).where(False)
+        missing = (found[1] | found[0])[title].where(False)
         for way, own in zip((result, other), found):
             panels.append((f"{title}, {way.attrs['direction']}", own.get(title, missing)))
     return panels
@@ -205,7 +205,7 @@ def _label_axes(figure: go.Figure, values: xr.DataArray, place: dict[str, int]) 
         **place,
     )
     figure.update_xaxes(
-        title_text=_ACROSS.get(values.dims[-1]),
+        title_text=_ACROSS.get(str(values.dims[-1])),
         type="category",
         categoryarray=labels,
         range=_span(len(labels)),

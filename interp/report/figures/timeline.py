@@ -122,7 +122,7 @@ def _add_band(
 ) -> None:
     if not bool(formed.emerged):
         return
-    at = {name: float(formed[name]) for name in formed.data_vars if formed[name].dtype.kind == "f"}
+    at = {str(name): float(x) for name, x in formed.data_vars.items() if x.dtype.kind == "f"}
     said = "<br>".join(_mark_in_words(at, mark) for mark in MARKS)
     figure.add_trace(
         go.Scatter(
