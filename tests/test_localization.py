@@ -15,16 +15,17 @@ import xarray as xr
 from oracle import random_model
 
 from analyses import interp_analyse as cli
-from analyses.localization import LocalizationConfig, in_depth, localize_run, questions
-from analyses.localization.findings import find, leaders
+from analyses.localization import LocalizationConfig, in_depth, questions
 from analyses.localization.localize_run import report, run
 from interp.data.sentences import numbers_of, training_sentences, write_sentences
 from interp.localization.attention_to_names import attention
+from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
 from interp.localization.component_ablation import needs
-from interp.localization.localize import QUESTIONS, localize
+from interp.localization.formation import find, leaders
 from interp.localization.logit_attribution import copying, direct_attribution
 from interp.localization.neurons import written
 from interp.localization.probes import probe, read_off
+from interp.results import localize as localized
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_every_checkpoint_is_asked_every_question_and_once(asked, found, copy, m
         assert result.answers[question].step.values.tolist() == suite.steps
     files = sorted((copy / "results" / "localization").glob("*.nc"))
     assert len(files) == len(QUESTIONS) * len(suite.steps) + len(result.depth)
-    for module, name in ((localize_run, "_of_step"), (in_depth, "answer")):
+    for module, name in ((localized, "_of_step"), (in_depth, "answer")):
 
         @wraps(getattr(module, name))
         def again(*_, **__):
@@ -149,14 +150,14 @@ def test_shares_of_a_gap_that_is_hardly_there_are_not_followed(planted):
 def test_answers_are_those_of_single_checkpoints(found, asked):
     suite, result = found
     facts = suite.facts(16 * 6)
-    alone = localize(suite.load(20), facts, facts, questions=["needs", "attention"])
+    alone = checkpoint_answers(suite.load(20), facts, facts, questions=["needs", "attention"])
     mine = result.answers["needs"].sel(step=20)
     np.testing.assert_allclose(mine.effect, alone["needs"].effect, atol=1e-5)
     np.testing.assert_allclose(
         result.answers["attention"].pattern.sel(step=20), alone["attention"].pattern, atol=1e-6
     )
     with pytest.raises(ValueError, match="no question 'nonsense'; there are needs, readings"):
-        localize(suite.load(20), facts, facts, questions=["nonsense"])
+        checkpoint_answers(suite.load(20), facts, facts, questions=["nonsense"])
 
 
 def test_the_page_leads_with_the_components_and_says_what_it_cannot(found):
@@ -199,13 +200,13 @@ ASKED = {
     "needs": needs,
     "read_off": read_off,
     "probe": probe,
-    "localize": lambda model, facts: localize(model, facts, facts),
+    "checkpoint_answers": lambda model, facts: checkpoint_answers(model, facts, facts),
     "attention": attention,
     "direct_attribution": direct_attribution,
     "copying": copying,
     "written": lambda model, facts: written(model, facts, layer=0),
 }
-SEQUENTIAL = ("needs", "read_off", "probe", "localize")
+SEQUENTIAL = ("needs", "read_off", "probe", "checkpoint_answers")
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -243,7 +244,7 @@ def test_facts_that_a_question_cannot_use_are_refused(model, facts, name):
         ),
     }
     needs_them = {
-        "have no corrupted twins": ("needs", "localize", "direct_attribution", "written"),
+        "have no corrupted twins": ("needs", "checkpoint_answers", "direct_attribution", "written"),
         "have the roles bos, cue, final": (*SEQUENTIAL, "attention"),
         "of the facts are on '.*' and have one value": ("read_off", "probe"),
     }
