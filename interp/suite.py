@@ -17,6 +17,7 @@ from interp.data.facts import FactSet, check_tokens, read_facts
 from interp.data.sample_facts import sample_facts
 from interp.data.tokenizer import read_tokenizer, vocabulary_digest
 from interp.fields import LARGEST_SEED, argument
+from interp.jupyter import html_table
 from interp.model.checkpoint_folder import step_folders, step_of
 from interp.model.checkpoint_io import (
     check_checkpoint,
@@ -25,7 +26,6 @@ from interp.model.checkpoint_io import (
     tensor_digests,
 )
 from interp.model.decoder import DecoderConfig, HookedDecoder, device_of
-from interp.notebook import html_table
 from interp.training.metrics_table import read_metrics
 from interp.training.run_folder import check_recorded, read_population, read_record
 

@@ -19,7 +19,7 @@ ORDER = [
     "process",
     "provenance",
     "statistics",
-    "notebook",
+    "jupyter",
     "data",
     "dynamics",
     "model",

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from interp.notebook import html_table
+from interp.jupyter import html_table
 
 N_SHOWN = 5
 N_CHARACTERS = 120
 """Of a prompt; the rest is cut at its beginning, since the name and the question are at its end."""
-_HEADS = ("attribute", "prompt", "answer", "corrupted prompt", "its answer")
+_HEADS = ("attribute", "prompt", "answer", "corrupted prompt", "corrupted answer")
 _COLUMNS = ("attribute", "clean_prompt", "answer", "corrupted_prompt", "corrupted_answer")
 _NONE = "–"
 
@@ -26,7 +26,7 @@ def summary(texts: pd.DataFrame, lengths: Sequence[int]) -> str:
 def _tokens(lengths: Sequence[int]) -> str:
     shortest, longest = min(lengths), max(lengths)
     span = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
-    return f"prompts of {span} tokens"
+    return f"prompt{'s' * (len(lengths) > 1)} of {span} tokens"
 
 
 def facts_html(texts: pd.DataFrame, lengths: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from interp.localization.checkpoint_answers import checkpoint_answers
 from interp.localization.component_ablation import needs
 from interp.localization.fact_editing import edit_facts
 from interp.localization.formation import Localization, leaders, mechanism_curves, named_components
-from interp.localization.logit_attribution import copying, direct_attribution
+from interp.localization.logit_attribution import copying, direct_attribution, final_directions
 from interp.localization.mechanisms import by_attribute, mechanisms, readable_gain
 from interp.localization.neurons import effective_number, gini, sharing, top_neurons, written
 from interp.localization.probes import probe, read_off
@@ -31,6 +31,7 @@ __all__ = [
     "direct_attribution",
     "edit_facts",
     "effective_number",
+    "final_directions",
     "gini",
     "leaders",
     "mechanism_curves",

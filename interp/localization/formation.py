@@ -16,8 +16,8 @@ import xarray as xr
 
 from interp.dynamics.emergence import MARKS, MIN_CHECKPOINTS, emergence, lag_to, order
 from interp.dynamics.plateau import format_step
+from interp.jupyter import html_table
 from interp.localization.mechanisms import MECHANISMS, by_attribute, mechanisms
-from interp.notebook import html_table
 from interp.statistics import gap_is_precise
 
 KINDS = {"needed": MECHANISMS, "in place": tuple(x for x in MECHANISMS if x != "memory")}
@@ -150,7 +150,8 @@ def _components_html(found: Localization) -> str:
     caption = (
         f"{_span(found)}. Components that the last checkpoint needs for a mechanism: the share of "
         "the logit difference that is lost without one, with its 95 % interval over facts, and the "
-        "first step from which it is needed at every later checkpoint."
+        "step from which it passes the test at every later checkpoint: the fewer the facts, the "
+        "later that is."
     )
     heads = ("mechanism", "component", "at", "share lost", "since step")
     return html_table(caption, rows or [("no component",)], heads=heads)

@@ -10,8 +10,8 @@ import pandas as pd
 from interp.config import METRICS
 from interp.data.facts import NO_TOKEN, FactSet
 from interp.fields import argument
+from interp.jupyter import html_table
 from interp.model.decoder import DecoderConfig
-from interp.notebook import html_table
 from interp.patching.attribution_patching import N_POINTS, n_forwards
 from interp.patching.grid import PatchGrid, items_of, prune
 from interp.patching.intervention import (

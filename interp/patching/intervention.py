@@ -19,7 +19,7 @@ from interp.config import (
 )
 from interp.data.facts import NO_TOKEN, FactSet, check_tokens, role_masks
 from interp.fields import LARGEST_SEED, argument, check_fields, number
-from interp.notebook import html_table
+from interp.jupyter import html_table
 from interp.patching.activations import name_roles
 from interp.patching.grid import PatchGrid, Shape
 from interp.patching.path_patching import Stop, count_ways, is_path, parse_path

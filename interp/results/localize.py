@@ -10,10 +10,10 @@ import xarray as xr
 from interp.data.facts import FactSet
 from interp.dynamics.plateau import Phases, phases
 from interp.fields import LARGEST_SEED, argument
+from interp.jupyter import OnStep, progress_bar
 from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
 from interp.localization.formation import Localization, find
 from interp.model.decoder import device_of
-from interp.notebook import OnStep, progress_bar
 from interp.results.store import join_steps
 from interp.results.sweep import check_steps, facts_digest, over_checkpoints
 from interp.suite import Suite

@@ -20,8 +20,8 @@ from interp.config import MOST_WORKERS, Precision
 from interp.data.facts import FactSet, check_vocabulary
 from interp.fields import argument
 from interp.files import check_writable, only_process
+from interp.jupyter import OnStep, progress_bar
 from interp.model.decoder import DecoderConfig, device_of
-from interp.notebook import OnStep, progress_bar
 from interp.patching.act_patch import patch_sites
 from interp.patching.intervention import Intervention, check_sites, intervention, prepared
 from interp.process import local_workers
