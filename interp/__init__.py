@@ -4,6 +4,7 @@ checkpoints.
 Names are imported when first used, so that ``import interp`` and ``--help`` are quick.
 """
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -35,6 +36,9 @@ _MODULES = {
 }
 __all__ = [*_HOMES, *_MODULES]
 
+# Threads of torch that wait for work spin; beside any other job on the same cores that can slow
+# them ten times. Read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if "ipykernel.zmqshell" in sys.modules:
     # In a notebook without ipywidgets tqdm, which several libraries import, warns that it falls
     # back to text; it does so when it is first imported.

@@ -1,6 +1,7 @@
 """What notebooks show of objects, progress bars, and stopping."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -214,3 +215,11 @@ def test_localization_lists_functions_not_modules():
         assert callable(getattr(module, name)) and getattr(module, name).__doc__
     for name in ("needs", "mechanisms", "attention", "direct_attribution", "probe"):
         assert name in module.__all__ and name in module.__doc__.replace("``", " ").split()
+
+
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise():
+    code = "import interp, os; print(os.environ['GOMP_SPINCOUNT'])"
+    for given, expected in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        own = {name: x for name, x in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own)
+        assert done.stdout.strip() == expected

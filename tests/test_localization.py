@@ -1,6 +1,7 @@
 """The localization of a run, on one that has learnt nothing, and its page."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 import xarray as xr
 from oracle import random_model
 
+import interp
 from analyses import interp_analyse as cli
 from analyses.localization import LocalizationConfig, in_depth, questions
 from analyses.localization.localize_run import report, run
@@ -21,7 +23,7 @@ from interp.data.sentences import numbers_of, training_sentences, write_sentence
 from interp.localization.attention_to_names import attention
 from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
 from interp.localization.component_ablation import needs
-from interp.localization.formation import find, leaders
+from interp.localization.formation import find, leaders, named_components
 from interp.localization.logit_attribution import copying, direct_attribution
 from interp.localization.neurons import written
 from interp.localization.probes import probe, read_off
@@ -137,6 +139,76 @@ def test_planted_components_have_their_mechanisms_curves_and_times(planted):
     lag = result.lags.sel(curve="memory: needed")
     assert float(lag.lag) == pytest.approx(3, abs=1) and not bool(lag.resolved)  # 50 to 60
     assert find(planted, np.nan).lags is None
+
+
+def test_a_localization_is_a_table_of_components_and_of_times(planted):
+    result = find(planted, 52.0)
+    table = result.to_dataframe()
+    assert table.mechanism.tolist() == ["memory", "extraction"]
+    assert table.component.tolist() == ["L2 MLP", "L1H2"] and table.since.tolist() == [60, 0]
+    np.testing.assert_allclose(table.share, [0.8, 0.5], atol=0.02)
+    assert ((table.low < table.share) & (table.share < table.high)).all()
+    html, n = result._repr_html_(), result.curves.sizes["fact"]
+    assert f"12 checkpoints, steps 0 to 110, {n} facts. Components" in html
+    row = table.iloc[0]
+    cells = ["memory", "L2 MLP", "final", f"{row.share:.2f} [{row.low:.2f}, {row.high:.2f}]", "60"]
+    assert cells in [re.findall("<t[hd] [^>]*>(.*?)<", x) for x in html.split("<tr>")]
+    midpoint = float(result.formed.midpoint.sel(curve="memory: needed"))
+    assert f">{midpoint:.0f} [" in html and "no step: " in html
+    assert repr(result) == (
+        f"Localization(12 checkpoints, steps 0 to 110, {n} facts; memory: L2 MLP; extraction: L1H2)"
+    )
+    formed = result.formed.to_dataframe()
+    assert formed.loc["memory: needed", "midpoint"] == midpoint
+
+
+def test_a_component_is_there_since_the_last_checkpoint_at_which_it_was_not_named():
+    steps = [0, 10, 20, 30, 40]
+    named = {"A": [1, 1, 0, 1, 1], "B": [0, 0, 0, 0, 1], "C": [1, 1, 1, 1, 0], "D": [1] * 5}
+    rows = [
+        {"step": step, "attribute": of, "component": x, "mechanism": "memory", "place": "final",
+         "named": bool(is_named), "share": ord(x), "low": 0, "high": 1, "control": 0, "p": 0}
+        for x, all_named in named.items()
+        for step, is_named in zip(steps, all_named)
+        for of in ("all", "major")
+    ]  # fmt: skip
+    table = named_components(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    assert table.set_index("component").since.to_dict() == {"D": 0, "B": 40, "A": 30}
+    assert table.component.tolist() == ["D", "B", "A"]  # the largest share first
+
+
+def test_few_checkpoints_and_no_components_are_said(found):
+    _, result = found
+    assert "Fewer than 8 checkpoints: too few to say when" in result._repr_html_()
+    assert "<th>no component</th>" in result._repr_html_().replace(' style="text-align: left"', "")
+    assert repr(result).endswith("facts; no component)") and result.to_dataframe().empty
+
+
+def test_localize_needs_a_suite_alone_and_shares_results_with_the_analysis(
+    asked, found, copy, monkeypatch
+):
+    suite, result = found
+    with monkeypatch.context() as fewer:
+        fewer.setattr(localized, "N_FACTS", 4)
+        fewer.setattr(localized, "N_PEOPLE", 6)
+        alone = interp.localize(suite, steps=[0, 30], out=copy / "alone")
+    assert alone.steps == [0, 30] and alone.curves.sizes["fact"] == 4 * 6
+    assert alone.depth == {} and len(list((copy / "alone").glob("*.nc"))) == 2 * len(QUESTIONS)
+
+    @wraps(localized._of_step)
+    def again(*_, **__):
+        pytest.fail("computed again")
+
+    monkeypatch.setattr(localized, "_of_step", again)
+    facts, people = (suite.facts(n * 6, seed=0) for n in (16, 40))
+    done = []
+    same = interp.localize(suite, facts, people=people, on_step=done.append)
+    pd.testing.assert_frame_equal(same.mechanisms, result.mechanisms)
+    assert done == [len(suite.steps)]
+    with pytest.raises(ValueError, match="steps is empty; choose some of 0, 10, 20, 30"):
+        interp.localize(suite, facts, steps=[])
+    with pytest.raises(ValueError, match="the facts are of another vocabulary than"):
+        interp.localize(suite, facts, people=replace(people, vocabulary="another"))
 
 
 def test_shares_of_a_gap_that_is_hardly_there_are_not_followed(planted):
