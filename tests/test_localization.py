@@ -189,10 +189,10 @@ def test_localize_needs_a_suite_alone_and_shares_results_with_the_analysis(
 ):
     suite, result = found
     with monkeypatch.context() as fewer:
-        fewer.setattr(localized, "N_FACTS", 4)
+        fewer.setattr(localized, "N_FACTS", 16)
         fewer.setattr(localized, "N_PEOPLE", 6)
         alone = interp.localize(suite, steps=[0, 30], out=copy / "alone")
-    assert alone.steps == [0, 30] and alone.curves.sizes["fact"] == 4 * 6
+    assert alone.steps == [0, 30] and alone.curves.sizes["fact"] == 16 * 6
     assert alone.depth == {} and len(list((copy / "alone").glob("*.nc"))) == 2 * len(QUESTIONS)
 
     @wraps(localized._of_step)
