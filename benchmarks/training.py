@@ -55,7 +55,7 @@ def main() -> None:
     for way in WAYS:
         ours, theirs = context.Pipe()
         if way == WAYS[0]:
-            os.environ["GOMP_SPINCOUNT"] = "5000"  # as tune_process sets it, before torch is there
+            os.environ["GOMP_SPINCOUNT"] = "5000"  # as interp sets it, before torch is there
         context.Process(target=serve, args=(way, theirs), daemon=True).start()
         os.environ.pop("GOMP_SPINCOUNT", None)
         ends[way] = ours

@@ -4,6 +4,9 @@ checkpoints.
 Names are imported when first used, so that ``import interp`` and ``--help`` are quick.
 """
 
+import os
+import sys
+import warnings
 from importlib import import_module
 
 _HOMES = {
@@ -12,6 +15,7 @@ _HOMES = {
     "train": "interp.training.loop",
     "train_all": "interp.training.run_many",
     "load_suite": "interp.suite",
+    "localize": "interp.results.localize",
     "patch": "interp.patching.act_patch",
     "patch_suite": "interp.results.sweep",
     "plan": "interp.patching.cost",
@@ -31,6 +35,16 @@ _MODULES = {
     "suite": "interp.suite",
 }
 __all__ = [*_HOMES, *_MODULES]
+
+# Threads of torch that wait for work spin; beside any other job on the same cores that can slow
+# them ten times. Read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if "ipykernel.zmqshell" in sys.modules:
+    # In a notebook without ipywidgets tqdm, which several libraries import, warns that it falls
+    # back to text; it does so when it is first imported.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_module("tqdm.auto")
 
 
 def __getattr__(name: str):

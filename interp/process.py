@@ -1,7 +1,6 @@
 """Process settings that make many middle-sized operations fast, and worker processes."""
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,11 +17,9 @@ _SIGNAL_AT_PARENTS_DEATH = 1  # of Linux's prctl
 
 
 def tune_process() -> None:
-    """Keeps freed memory in the process, and lets waiting threads spin only briefly; call it before
-    torch is imported. Getting memory from the system can cost more than filling it, and
-    long-spinning threads slow each other many times over as soon as another job wants a core.
+    """Keeps freed memory in the process: getting memory from the system can cost more than filling
+    it. (That waiting threads spin only briefly is set when ``interp`` is imported.)
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     libc = _libc()
     if hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_MAX, 0)

@@ -17,6 +17,7 @@ from interp.data.facts import FactSet, check_tokens, read_facts
 from interp.data.sample_facts import sample_facts
 from interp.data.tokenizer import read_tokenizer, vocabulary_digest
 from interp.fields import LARGEST_SEED, argument
+from interp.jupyter import html_table
 from interp.model.checkpoint_folder import step_folders, step_of
 from interp.model.checkpoint_io import (
     check_checkpoint,
@@ -39,6 +40,30 @@ class Suite:
     config: TrainConfig
     run: dict
     """Everything in run.json."""
+
+    def __repr__(self) -> str:
+        return f"Suite({str(self.path)!r}: {self._checkpoints()}; {self._people()})"
+
+    def _repr_html_(self) -> str:
+        of = self.config
+        blocks = ", attention and MLP in parallel" if of.parallel else ""
+        shape = f"{of.n_layers} layers, {of.n_heads} heads, d_model {of.d_model}, d_mlp {of.d_mlp}"
+        rows = {
+            "checkpoints": self._checkpoints(),
+            "people": self._people(),
+            "attributes": ", ".join(of.attributes),
+            "model": shape + blocks,
+            "vocabulary": f"{self.tokenizer.get_vocab_size():,} tokens",
+        }
+        return html_table(f"Run {self.path}", list(rows.items()))
+
+    def _checkpoints(self) -> str:
+        if len(self.steps) == 1:
+            return f"1 checkpoint, at step {self.steps[0]}"
+        return f"{len(self.steps)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}"
+
+    def _people(self) -> str:
+        return f"{self.config.n_people:,} people trained on, {self.config.n_held_out:,} held out"
 
     @property
     def steps(self) -> list[int]:

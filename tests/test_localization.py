@@ -1,6 +1,7 @@
 """The localization of a run, on one that has learnt nothing, and its page."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -14,17 +15,19 @@ import torch
 import xarray as xr
 from oracle import random_model
 
+import interp
 from analyses import interp_analyse as cli
-from analyses.localization import LocalizationConfig, in_depth, localize_run, questions
-from analyses.localization.findings import find, leaders
+from analyses.localization import LocalizationConfig, in_depth, questions
 from analyses.localization.localize_run import report, run
 from interp.data.sentences import numbers_of, training_sentences, write_sentences
 from interp.localization.attention_to_names import attention
+from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
 from interp.localization.component_ablation import needs
-from interp.localization.localize import QUESTIONS, localize
+from interp.localization.formation import find, leaders, named_components
 from interp.localization.logit_attribution import copying, direct_attribution
 from interp.localization.neurons import written
 from interp.localization.probes import probe, read_off
+from interp.results import localize as localized
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def test_every_checkpoint_is_asked_every_question_and_once(asked, found, copy, m
         assert result.answers[question].step.values.tolist() == suite.steps
     files = sorted((copy / "results" / "localization").glob("*.nc"))
     assert len(files) == len(QUESTIONS) * len(suite.steps) + len(result.depth)
-    for module, name in ((localize_run, "_of_step"), (in_depth, "answer")):
+    for module, name in ((localized, "_of_step"), (in_depth, "answer")):
 
         @wraps(getattr(module, name))
         def again(*_, **__):
@@ -138,6 +141,76 @@ def test_planted_components_have_their_mechanisms_curves_and_times(planted):
     assert find(planted, np.nan).lags is None
 
 
+def test_a_localization_is_a_table_of_components_and_of_times(planted):
+    result = find(planted, 52.0)
+    table = result.to_dataframe()
+    assert table.mechanism.tolist() == ["memory", "extraction"]
+    assert table.component.tolist() == ["L2 MLP", "L1H2"] and table.since.tolist() == [60, 0]
+    np.testing.assert_allclose(table.share, [0.8, 0.5], atol=0.02)
+    assert ((table.low < table.share) & (table.share < table.high)).all()
+    html, n = result._repr_html_(), result.curves.sizes["fact"]
+    assert f"12 checkpoints, steps 0 to 110, {n} facts. Components" in html
+    row = table.iloc[0]
+    cells = ["memory", "L2 MLP", "final", f"{row.share:.2f} [{row.low:.2f}, {row.high:.2f}]", "60"]
+    assert cells in [re.findall("<t[hd] [^>]*>(.*?)<", x) for x in html.split("<tr>")]
+    midpoint = float(result.formed.midpoint.sel(curve="memory: needed"))
+    assert f">{midpoint:.0f} [" in html and "no step: " in html
+    assert repr(result) == (
+        f"Localization(12 checkpoints, steps 0 to 110, {n} facts; memory: L2 MLP; extraction: L1H2)"
+    )
+    formed = result.formed.to_dataframe()
+    assert formed.loc["memory: needed", "midpoint"] == midpoint
+
+
+def test_a_component_is_there_since_the_last_checkpoint_at_which_it_was_not_named():
+    steps = [0, 10, 20, 30, 40]
+    named = {"A": [1, 1, 0, 1, 1], "B": [0, 0, 0, 0, 1], "C": [1, 1, 1, 1, 0], "D": [1] * 5}
+    rows = [
+        {"step": step, "attribute": of, "component": x, "mechanism": "memory", "place": "final",
+         "named": bool(is_named), "share": ord(x), "low": 0, "high": 1, "control": 0, "p": 0}
+        for x, all_named in named.items()
+        for step, is_named in zip(steps, all_named)
+        for of in ("all", "major")
+    ]  # fmt: skip
+    table = named_components(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    assert table.set_index("component").since.to_dict() == {"D": 0, "B": 40, "A": 30}
+    assert table.component.tolist() == ["D", "B", "A"]  # the largest share first
+
+
+def test_few_checkpoints_and_no_components_are_said(found):
+    _, result = found
+    assert "Fewer than 8 checkpoints: too few to say when" in result._repr_html_()
+    assert "<th>no component</th>" in result._repr_html_().replace(' style="text-align: left"', "")
+    assert repr(result).endswith("facts; no component)") and result.to_dataframe().empty
+
+
+def test_localize_needs_a_suite_alone_and_shares_results_with_the_analysis(
+    asked, found, copy, monkeypatch
+):
+    suite, result = found
+    with monkeypatch.context() as fewer:
+        fewer.setattr(localized, "N_FACTS", 16)
+        fewer.setattr(localized, "N_PEOPLE", 6)
+        alone = interp.localize(suite, steps=[0, 30], out=copy / "alone")
+    assert alone.steps == [0, 30] and alone.curves.sizes["fact"] == 16 * 6
+    assert alone.depth == {} and len(list((copy / "alone").glob("*.nc"))) == 2 * len(QUESTIONS)
+
+    @wraps(localized._of_step)
+    def again(*_, **__):
+        pytest.fail("computed again")
+
+    monkeypatch.setattr(localized, "_of_step", again)
+    facts, people = (suite.facts(n * 6, seed=0) for n in (16, 40))
+    done = []
+    same = interp.localize(suite, facts, people=people, on_step=done.append)
+    pd.testing.assert_frame_equal(same.mechanisms, result.mechanisms)
+    assert done == [len(suite.steps)]
+    with pytest.raises(ValueError, match="steps is empty; choose some of 0, 10, 20, 30"):
+        interp.localize(suite, facts, steps=[])
+    with pytest.raises(ValueError, match="the facts are of another vocabulary than"):
+        interp.localize(suite, facts, people=replace(people, vocabulary="another"))
+
+
 def test_shares_of_a_gap_that_is_hardly_there_are_not_followed(planted):
     few = {name: answer.copy(deep=True) for name, answer in planted.items()}
     few["needs"]["clean"][:3] -= 3.98  # of 96 facts, 2 standard errors
@@ -149,14 +222,14 @@ def test_shares_of_a_gap_that_is_hardly_there_are_not_followed(planted):
 def test_answers_are_those_of_single_checkpoints(found, asked):
     suite, result = found
     facts = suite.facts(16 * 6)
-    alone = localize(suite.load(20), facts, facts, questions=["needs", "attention"])
+    alone = checkpoint_answers(suite.load(20), facts, facts, questions=["needs", "attention"])
     mine = result.answers["needs"].sel(step=20)
     np.testing.assert_allclose(mine.effect, alone["needs"].effect, atol=1e-5)
     np.testing.assert_allclose(
         result.answers["attention"].pattern.sel(step=20), alone["attention"].pattern, atol=1e-6
     )
     with pytest.raises(ValueError, match="no question 'nonsense'; there are needs, readings"):
-        localize(suite.load(20), facts, facts, questions=["nonsense"])
+        checkpoint_answers(suite.load(20), facts, facts, questions=["nonsense"])
 
 
 def test_the_page_leads_with_the_components_and_says_what_it_cannot(found):
@@ -199,13 +272,13 @@ ASKED = {
     "needs": needs,
     "read_off": read_off,
     "probe": probe,
-    "localize": lambda model, facts: localize(model, facts, facts),
+    "checkpoint_answers": lambda model, facts: checkpoint_answers(model, facts, facts),
     "attention": attention,
     "direct_attribution": direct_attribution,
     "copying": copying,
     "written": lambda model, facts: written(model, facts, layer=0),
 }
-SEQUENTIAL = ("needs", "read_off", "probe", "localize")
+SEQUENTIAL = ("needs", "read_off", "probe", "checkpoint_answers")
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -243,7 +316,7 @@ def test_facts_that_a_question_cannot_use_are_refused(model, facts, name):
         ),
     }
     needs_them = {
-        "have no corrupted twins": ("needs", "localize", "direct_attribution", "written"),
+        "have no corrupted twins": ("needs", "checkpoint_answers", "direct_attribution", "written"),
         "have the roles bos, cue, final": (*SEQUENTIAL, "attention"),
         "of the facts are on '.*' and have one value": ("read_off", "probe"),
     }

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from analyses.localization.findings import Localization
 from builders import sweep
 
-from analyses.localization.findings import Localization
 from analyses.report.kept_studies import kept_lines
 from analyses.report.sentences import sentences
 from interp.dynamics.plateau import Phases

@@ -214,7 +214,7 @@ def test_a_step_of_another_shape_is_refused_before_anything_is_patched(run, fact
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": []}, "no steps to patch; choose some of 0, 10, 20, 30"),
+        ({"steps": []}, "steps is empty; choose some of 0, 10, 20, 30"),
         ({"workers": 10**6}, "workers is 1000000; it must be at most 256"),
         ({"max_memory": float("nan")}, "max_memory is nan"),
     ],

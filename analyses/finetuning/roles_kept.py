@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from analyses.beside_paper import with_title
 from analyses.studies import mean_in_words
-from interp.localization.localize import localize
+from interp.localization.checkpoint_answers import checkpoint_answers
 from interp.localization.mechanisms import MECHANISMS, mechanisms
 from interp.suite import load_suite
 
@@ -35,7 +35,8 @@ def roles_of_run(run: Path, steps: tuple[int, ...], *, device: str = "cpu") -> p
     facts = [suite.facts(n, attribute=suite.config.attributes, seed=seed) for seed in (0, 1)]
     asked, tables = [(step, SAME, facts[0]) for step in steps] + [(0, OTHER, facts[1])], []
     for step, sample, of in asked:
-        answers = localize(suite.load(step, device=device), of, of, questions=("needs", "readings"))
+        model = suite.load(step, device=device)
+        answers = checkpoint_answers(model, of, of, questions=("needs", "readings"))
         needed = answers["needs"]
         table = mechanisms(needed, answers["readings"].gain)
         gap = float((needed.clean - needed.corrupted).mean())

@@ -21,7 +21,6 @@ from plotly.subplots import make_subplots
 
 from analyses.beside_paper import across_seeds, with_title
 from analyses.hallucination.mlp_ablation import falls_without_mlps
-from analyses.localization.findings import plateau
 from analyses.studies import mean_in_words
 from interp.data.facts import FactSet
 from interp.localization.map_similarity import map_similarity, share_difference
@@ -29,6 +28,7 @@ from interp.localization.pairs_of_people import PAIRS, falsehood_pairs, with_oth
 from interp.localization.probes import PLACES
 from interp.model.decoder import HookedDecoder
 from interp.patching import patch_sites
+from interp.results.localize import plateau
 from interp.results.metrics import effect, moved
 from interp.suite import Suite, load_suite
 

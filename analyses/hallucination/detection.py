@@ -18,11 +18,11 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from analyses.beside_paper import across_seeds, with_title
-from analyses.localization.findings import place_of
 from analyses.studies import mean_in_words
 from interp.data.facts import FactSet
 from interp.localization.answer_confidence import answer_confidence, mlp_activity
 from interp.localization.attention_to_names import attention
+from interp.localization.formation import place_of
 from interp.localization.located import locate
 from interp.localization.people_probe import (
     left_out_scores,

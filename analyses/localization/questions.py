@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from analyses.localization import in_depth, sections, tables
-from analyses.localization.findings import Localization
 from analyses.localization.sections import heading_of
+from interp.localization.formation import Localization
 from interp.localization.mechanisms import MECHANISMS
 from interp.report.page import Block, Paragraph, Section
 
@@ -22,7 +22,7 @@ NAMES, NEURONS = "Which part of the name, and what feeds extraction", "Neurons a
 class Question:
     """A question, its answer's place on the page, and what is shown there.
 
-    Without ``compute`` it is one of ``interp.localization.localize.QUESTIONS``, which every
+    Without ``compute`` it is one of the ``QUESTIONS`` of ``checkpoint_answers``, which every
     checkpoint is asked; with it, it is asked of the last one.
     """
 

@@ -4,11 +4,12 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from analyses.localization import tables
-from analyses.localization.findings import Localization, leading_head, place_of, plateau
+from interp.localization.formation import Localization, leading_head, place_of
 from interp.localization.mechanisms import MECHANISMS
 from interp.report.figures import localization_maps as draw
 from interp.report.figures.timeline import timeline
 from interp.report.page import Block, Paragraph, Plot, anchor
+from interp.results.localize import plateau
 from interp.suite import Suite
 
 _TIMES = (

@@ -4,9 +4,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analyses.localization.findings import Localization, leaders, leading_head, place_of
 from interp.dynamics.emergence import MARKS, Order
 from interp.dynamics.plateau import format_step
+from interp.localization.formation import (
+    Localization,
+    leaders,
+    leading_head,
+    place_of,
+    time_text,
+)
 from interp.localization.mechanisms import MECHANISMS, MIN_SHARE
 from interp.localization.neurons import effective_number, gini, sharing
 from interp.report.page import Block, Cell, Entry, Paragraph, Table
@@ -62,7 +68,7 @@ def times(found: Localization) -> list[Block]:
         name = "logit difference, clean − corrupted" if label == "gap" else str(label)
         if bool(x.emerged):
             lag = _lag(found.lags, label, float(x.resolution_midpoint))
-            rows.append([name, *(_mark(x, mark) for mark in MARKS), lag])
+            rows.append([name, *(time_text(x, mark) for mark in MARKS), lag])
         else:
             rows.append([name, f"no step: {x.reason.item()}"])
     text = (
@@ -71,15 +77,6 @@ def times(found: Localization) -> list[Block]:
         "of the loss's plateau."
     )
     return [Paragraph(text), Table(["", *MARKS, "midpoint − plateau end"], rows)]
-
-
-def _mark(formed: xr.Dataset, mark: str) -> str:
-    spacing = float(formed[f"resolution_{mark}"])
-    at, low, high, apart = (
-        format_step(float(formed[name]), spacing)
-        for name in (mark, f"{mark}_low", f"{mark}_high", f"resolution_{mark}")
-    )
-    return f"{at} [{low}, {high}] ± {apart}"
 
 
 def _lag(lags: xr.Dataset | None, label: str, spacing: float) -> str:

@@ -6,11 +6,11 @@ from math import ceil
 from pathlib import Path
 
 import xarray as xr
+from interp.localization.localize import localize
 
 from analyses.localization.findings import Localization, find, plateau
 from analyses.report import ReportPageConfig
 from interp.data.facts import FactSet
-from interp.localization.localize import localize
 from interp.model.decoder import device_of
 from interp.results.manifest import read_manifest
 from interp.results.store import join_steps, open_result

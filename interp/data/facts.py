@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from interp.data.csv_table import read_csv_table
+from interp.data.facts_in_words import fact_html, facts_html, in_words, summary
 from interp.data.token_ids import NO_TOKEN, answers_of, named_roles, prompts_of
 from interp.data.tokenizer import BOS, SPECIAL, encode
 from interp.fields import argument
@@ -57,6 +58,12 @@ class Fact:
     corrupted_answer, for reading.
     """
 
+    def __repr__(self) -> str:
+        return f"Fact({in_words(self.text)})"
+
+    def _repr_html_(self) -> str:
+        return fact_html(self.text, len(self.clean))
+
 
 @dataclass(frozen=True)
 class FactSet:
@@ -86,6 +93,12 @@ class FactSet:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    def __repr__(self) -> str:
+        return f"FactSet({summary(self.texts, self.lengths.tolist())})"
+
+    def _repr_html_(self) -> str:
+        return facts_html(self.texts, self.lengths.tolist())
 
     @property
     def has_roles(self) -> bool:

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+import pandas as pd
 
 from interp.config import METRICS
 from interp.data.facts import NO_TOKEN, FactSet
 from interp.fields import argument
+from interp.jupyter import html_table
 from interp.model.decoder import DecoderConfig
 from interp.patching.attribution_patching import N_POINTS, n_forwards
 from interp.patching.grid import PatchGrid, items_of, prune
@@ -33,6 +35,10 @@ _WORDS = {
     "pos": ("position", "positions"),
     "neuron": ("group of neurons", "groups of neurons"),
 }
+_HEADS = (
+    *("site", "cells", "facts", "(cell, fact) pairs to compute", "TFLOP"),
+    *("forward passes that take as many operations", "MB"),
+)
 _ROW_BYTES = 150
 """Bytes that a (cell, fact) pair to compute takes in the tables of work items."""
 
@@ -69,6 +75,12 @@ class Plan:
         """The cells of the patch grid, each as its labels along the axes."""
         return (dict(zip(self.axes, place)) for place in product(*self.axes.values()))
 
+    def __repr__(self) -> str:
+        return f"Plan({self})"
+
+    def _repr_html_(self) -> str:
+        return Plans([self])._repr_html_()
+
     def __str__(self) -> str:
         cells = " × ".join(_counted(len(labels), name) for name, labels in self.axes.items())
         n_pairs = self.n_cells * self.n_facts * self.n_draws
@@ -80,6 +92,34 @@ class Plan:
         )
 
 
+class Plans(list[Plan]):
+    """A list of cost estimates, which a notebook shows as a table."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row a site: cells, facts, (cell, fact) pairs to compute, TFLOP, forward passes of one
+        prompt that take as many operations, and megabytes at once; all at most.
+        """
+        return pd.DataFrame(
+            {
+                "site": [of.site for of in self],
+                "cells": [of.n_cells for of in self],
+                "facts": [of.n_facts for of in self],
+                "pairs": [of.n_items for of in self],
+                "tflop": [of.flops / 1e12 for of in self],
+                "forwards": [of.forwards for of in self],
+                "megabytes": [of.megabytes for of in self],
+            }
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (of.site, f"{of.n_cells:,}", f"{of.n_facts:,}", f"{of.n_items:,}",
+             f"{of.flops / 1e12:.4g}", f"{of.forwards:,.0f}", f"{of.megabytes:,.0f}")
+            for of in self
+        ]  # fmt: skip
+        return html_table("Cost estimate at one checkpoint, at most.", rows, heads=_HEADS)
+
+
 def plan(
     cfg: DecoderConfig,
     facts: FactSet,
@@ -87,7 +127,7 @@ def plan(
     sites: Sequence[str] = (),
     max_memory: float = 2.0,
     **options,
-) -> list[Plan]:
+) -> Plans:
     """One ``Plan`` per site, from shapes and tokens alone: no model is loaded or run.
 
     Args:
@@ -101,7 +141,7 @@ def plan(
     facts, grid, labels = prepared(cfg, sites, facts, how)
     costs = _Costs(cfg, facts, grid)
     n_draws = how.noise_draws if how.replacement == "noise" else 1
-    plans = []
+    plans = Plans()
     for site in sites:
         if is_path(site):
             n_items, flops = costs.of_path(parse_path(site))

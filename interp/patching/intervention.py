@@ -20,6 +20,7 @@ from interp.config import (
 )
 from interp.data.facts import NO_TOKEN, FactSet, check_tokens, role_masks
 from interp.fields import LARGEST_SEED, argument, check_fields, number
+from interp.jupyter import html_table
 from interp.model.decoder import DecoderConfig
 from interp.patching.activations import name_roles
 from interp.patching.grid import PatchGrid, Shape
@@ -106,6 +107,18 @@ class Intervention:
                 f"eap-ig goes from one run to the other, and with {self.replacement!r} there is "
                 "one; use another method"
             )
+
+    def __repr__(self) -> str:
+        return f"Intervention({', '.join(f'{k}={v!r}' for k, v in self._changed().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, value) for name, value in self._changed().items()]
+        return html_table(f"{self}{'. Options other than the default:' * bool(rows)}", rows)
+
+    def _changed(self) -> dict[str, object]:
+        """Options that differ from their default."""
+        given = {field: getattr(self, field.name) for field in fields(self)}
+        return {field.name: value for field, value in given.items() if value != field.default}
 
     def __str__(self) -> str:
         denoising = self.direction == "denoising"

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -20,7 +21,8 @@ from interp.config import MOST_WORKERS, Precision
 from interp.data.facts import FactSet, check_vocabulary
 from interp.fields import argument
 from interp.files import check_writable, only_process
-from interp.model.decoder import device_of
+from interp.jupyter import OnStep, progress_bar
+from interp.model.decoder import DecoderConfig, device_of
 from interp.patching.act_patch import patch_sites
 from interp.patching.intervention import Intervention, check_sites, intervention, prepared
 from interp.process import local_workers
@@ -31,7 +33,6 @@ from interp.results.request import Request, canonical
 from interp.results.store import join_steps, read_result, write_result
 from interp.suite import Suite
 
-OnStep = Callable[[int], None]
 Compute = Callable[[Suite, int, list[str]], dict[str, xr.Dataset]]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -49,7 +50,7 @@ def patch_suite(
     max_memory: float = 2.0,
     made_from: dict | None = None,
     command: str = "",
-    on_step: OnStep = lambda n_done: None,
+    on_step: OnStep | None = None,
     **options,
 ) -> xr.DataTree:
     """One node per site, each a ``patch`` result with a leading ``step``.
@@ -63,12 +64,14 @@ def patch_suite(
         max_memory: gigabytes (10⁹ bytes) that a worker's activations may take.
         made_from: where ``facts`` come from; recorded, and a change of it recomputes.
         command: recorded in the result files.
-        on_step: called with the number of checkpoints done.
+        on_step: called with the number of checkpoints done; by default a progress bar is drawn in
+            a notebook or a terminal.
         options: the fields of ``interp.patching.Intervention``.
 
     Raises:
         ValueError: unknown site, step or worker number; a damaged checkpoint, or one of another
             shape; facts of another vocabulary; another process works in ``out``.
+        KeyboardInterrupt: it was stopped; the message says what is kept and how to go on.
     """
     how = intervention(options)
     argument("suite", suite, Suite), argument("facts", facts, FactSet)
@@ -78,19 +81,11 @@ def patch_suite(
     steps = suite.steps if given is None else sorted(set(given))
     sites = check_sweep(suite, facts, steps, sites, how)
     where: dict[str, Any] = {"facts": facts, "device": device, "precision": precision}
-    done = over_checkpoints(
-        suite,
-        steps,
-        sites,
-        partial(_patch_one, max_memory=max_memory, **where, **asdict(how)),
-        out=out,
-        options=asdict(how),
-        made_from=made_from,
-        workers=workers,
-        command=command,
-        on_step=on_step,
-        **where,
-    )
+    compute = partial(_patch_one, max_memory=max_memory, **where, **asdict(how))
+    named: dict[str, Any] = {"options": asdict(how), "made_from": made_from, "command": command}
+    with progress_bar(len(steps), f"patching {', '.join(sites)}", on_step) as on_step:
+        at: dict[str, Any] = {"out": out, "workers": workers, "on_step": on_step}
+        done = over_checkpoints(suite, steps, sites, compute, **named, **at, **where)
     return xr.DataTree.from_dict(
         {site: join_steps({step: done[step][site] for step in steps}) for site in sites}
     )
@@ -104,14 +99,25 @@ def check_sweep(
     Raises:
         ValueError: a site can't be patched in this way at these steps on ``facts``.
     """
-    if not steps:
-        known = ", ".join(map(str, suite.steps[:5])) + (", ..." if len(suite.steps) > 5 else "")
-        raise ValueError(f"no steps to patch; choose some of {known}")
-    shape = suite.check(steps)
-    check_vocabulary(facts, suite.vocabulary, str(suite.path))
+    shape = check_steps(suite, steps, facts)
     sites = check_sites(sites, parallel=shape.parallel, direction=how.direction)
     prepared(shape, sites, facts, how)
     return sites
+
+
+def check_steps(suite: Suite, steps: Sequence[int], facts: FactSet) -> DecoderConfig:
+    """The shape that the models at ``steps`` have in common; reads no weights.
+
+    Raises:
+        ValueError: there are no steps; a checkpoint is damaged, or of another shape; ``facts`` are
+            of another vocabulary.
+    """
+    if not steps:
+        known = ", ".join(map(str, suite.steps[:5])) + (", ..." if len(suite.steps) > 5 else "")
+        raise ValueError(f"steps is empty; choose some of {known}")
+    shape = suite.check(steps)
+    check_vocabulary(facts, suite.vocabulary, str(suite.path))
+    return shape
 
 
 def checked_tensors(suite: Suite, steps: Sequence[int]) -> dict[int, dict[str, str]]:
@@ -149,6 +155,9 @@ def over_checkpoints(
         out: folder of result files, one per (step, name), reused and written as in ``patch_suite``.
         facts, options, made_from, device, precision: all that the results depend on besides
             checkpoint, step, name, versions and source code.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; the message says what is kept and how to go on.
     """
     workers = argument("workers", workers, int, least=1, most=MOST_WORKERS)
     made_from = _plain(argument("made_from", made_from, dict | None) or {})
@@ -158,8 +167,13 @@ def over_checkpoints(
     tensors = checked_tensors(suite, steps)
     computed = partial(_computed, suite, tensors=tensors, compute=compute, workers=workers)
     if folder is None:
-        return dict(computed([(step, list(names)) for step in steps], on_step=on_step))
-    with only_process(folder, "writing results to"):
+        work = [(step, list(names)) for step in steps]
+        with _stoppable(None, len(steps), on_step) as on_step:
+            return dict(computed(work, on_step=on_step))
+    with (
+        only_process(folder, "writing results to"),
+        _stoppable(folder, len(steps), on_step) as on_step,
+    ):
         requests = _requests(
             suite, steps, names, compute, facts=facts_digest(facts), options=options,
             made_from=made_from, device=torch.device(device).type, precision=precision,
@@ -173,6 +187,28 @@ def over_checkpoints(
             for name, result in results.items():
                 done[step][name] = write_result(folder, requests[step, name], result, made_by)
     return done
+
+
+@contextmanager
+def _stoppable(folder: Path | None, n_steps: int, on_step: OnStep) -> Iterator[OnStep]:
+    """``on_step``, counted, so that an interrupt can end with one line that says what is kept."""
+    n_finished = 0
+
+    def counted(n_done: int) -> None:
+        nonlocal n_finished
+        n_finished = n_done
+        on_step(n_done)
+
+    try:
+        yield counted
+    except KeyboardInterrupt:
+        done = f"stopped with {n_finished} of {n_steps} checkpoints done"
+        kept = (
+            "they are not kept; give out=FOLDER to keep those that are finished"
+            if folder is None
+            else f"they are in {folder}; run the same again to go on"
+        )
+        raise KeyboardInterrupt(f"{done}, {kept}") from None
 
 
 def _requests(

@@ -28,7 +28,7 @@ class Asked:
     max_memory: float
 
 
-def localize(
+def checkpoint_answers(
     model: HookedDecoder,
     facts: FactSet,
     people: FactSet,

@@ -1,0 +1,125 @@
+"""Localization of a run: which components recall facts at each checkpoint, and since when."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from interp.data.facts import FactSet
+from interp.dynamics.plateau import Phases, phases
+from interp.fields import LARGEST_SEED, argument
+from interp.jupyter import OnStep, progress_bar
+from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
+from interp.localization.formation import Localization, find
+from interp.model.decoder import device_of
+from interp.results.store import join_steps
+from interp.results.sweep import check_steps, facts_digest, over_checkpoints
+from interp.suite import Suite
+from interp.training.metrics_table import AVERAGE
+
+N_FACTS, N_PEOPLE = 128, 640
+"""Of each attribute: facts that are asked, and people that probes are fitted on, by default."""
+
+
+def localize(
+    suite: Suite,
+    facts: FactSet | None = None,
+    *,
+    people: FactSet | None = None,
+    steps: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    workers: int = 1,
+    max_memory: float = 2.0,
+    command: str = "",
+    on_step: OnStep | None = None,
+) -> Localization:
+    """Which heads and MLPs implement each mechanism of factual recall at every checkpoint, and when
+    each mechanism formed. In a notebook the result is shown as a table.
+
+    Args:
+        facts: by default ``N_FACTS`` of each attribute, or as many as the run has.
+        people: facts that linear probes are fitted on; by default ``N_PEOPLE`` of each attribute.
+        steps: all steps of the suite, if none are given.
+        out: folder of result files, by default results/localization in the run folder. Those that
+            are there already are reused, new ones are written as soon as they are finished.
+        seed: of the facts that are sampled, and of shuffled controls.
+        workers: how many checkpoints are evaluated in parallel, each in a process of its own.
+        max_memory: gigabytes (10⁹ bytes) that a worker's activations may take.
+        command: recorded in the result files.
+        on_step: called with the number of checkpoints done; by default a progress bar is drawn in
+            a notebook or a terminal.
+
+    Raises:
+        ValueError: unknown step; a damaged checkpoint, or one of another shape; facts of another
+            vocabulary; a model with parallel blocks; another process works in ``out``.
+        KeyboardInterrupt: it was stopped; the message says what is kept and how to go on.
+    """
+    argument("suite", suite, Suite)
+    if suite.config.parallel:
+        raise ValueError(
+            f"{suite.path} has parallel blocks, whose MLP does not read what its attention wrote; "
+            "localization needs sequential ones"
+        )
+    seed = argument("seed", seed, int, least=0, most=LARGEST_SEED)
+    given = argument("steps", steps, tuple[int, ...] | None)
+    steps = suite.steps if given is None else sorted(set(given))
+    facts = _sampled(suite, N_FACTS, seed) if facts is None else argument("facts", facts, FactSet)
+    people = _sampled(suite, N_PEOPLE, seed) if people is None else people
+    check_steps(suite, steps, facts), check_steps(suite, steps, argument("people", people, FactSet))
+    device = device_of(device)
+    asked = {"people": facts_digest(people), "seed": seed}
+    how = {"seed": seed, "max_memory": max_memory, "device": device}
+    with progress_bar(len(steps), "localizing", on_step) as on_step:
+        done = over_checkpoints(
+            suite,
+            steps,
+            list(QUESTIONS),
+            partial(_of_step, facts=facts, people=people, **how),
+            out=results_of(suite, out),
+            facts=facts,
+            options=asked,
+            device=device,
+            workers=workers,
+            command=command,
+            on_step=on_step,
+        )
+    answers = {name: join_steps({step: done[step][name] for step in steps}) for name in QUESTIONS}
+    return find(answers, plateau(suite).plateau_end)
+
+
+def results_of(suite: Suite, out: str | Path | None) -> str | Path:
+    """The folder of a localization's results."""
+    return suite.path / "results" / "localization" if out is None else out
+
+
+def plateau(suite: Suite) -> Phases:
+    """Phases of the loss on people trained on; NaN where the run has no metrics."""
+    if not (suite.path / "metrics.parquet").is_file():
+        return Phases(np.nan, np.nan)
+    metrics = suite.metrics.sort_values("step", kind="stable")
+    metrics = metrics[(metrics.split == "train") & (metrics.attribute == AVERAGE)]
+    steps, loss = metrics.step.to_numpy(), metrics.loss.to_numpy()
+    return phases(steps, loss, suite.no_knowledge_baseline)
+
+
+def _sampled(suite: Suite, n_each: int, seed: int) -> FactSet:
+    told = suite.config.attributes
+    return suite.facts(n_each * len(told), attribute=told, seed=seed, fewer=True)
+
+
+def _of_step(
+    suite: Suite,
+    step: int,
+    questions: list[str],
+    *,
+    facts: FactSet,
+    people: FactSet,
+    device: str,
+    **options,
+) -> dict[str, xr.Dataset]:
+    model = suite.load(step, device=device)
+    return checkpoint_answers(model, facts, people, questions=questions, **options)
