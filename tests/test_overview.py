@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from analyses.localization.findings import Localization
 from builders import sweep
 
 from analyses.report.kept_studies import kept_lines
 from analyses.report.sentences import sentences
 from interp.dynamics.plateau import Phases
+from interp.localization.formation import Localization
 from interp.report import overview
 from interp.report.overview import Chapter, Line, Lines, Overview, Panel
 from interp.results.metrics import interval

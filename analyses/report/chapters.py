@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from analyses.localization.findings import Localization
+from interp.localization.formation import Localization
 from interp.provenance import provenance
 from interp.report.overview import Chapter, Line, Overview, Panel
 from interp.suite import Suite

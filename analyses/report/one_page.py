@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from analyses.localization.findings import Localization, plateau
 from analyses.report import ReportPageConfig
 from analyses.report.chapters import chapters
 from analyses.report.kept_studies import kept_lines
@@ -15,8 +14,10 @@ from analyses.report.quick_localization import localization_of, quick_steps
 from analyses.report.sentences import sentences
 from interp.files import check_page, check_writable, write_bytes
 from interp.localization.attention_to_names import EDGES
+from interp.localization.formation import Localization
 from interp.model.decoder import device_of
 from interp.report import overview
+from interp.results.localize import plateau
 from interp.results.store import read_folder, read_other_direction, repeats_in
 from interp.suite import Suite, load_suite
 

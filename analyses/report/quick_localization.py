@@ -6,19 +6,20 @@ from math import ceil
 from pathlib import Path
 
 import xarray as xr
-from interp.localization.localize import localize
 
-from analyses.localization.findings import Localization, find, plateau
 from analyses.report import ReportPageConfig
 from interp.data.facts import FactSet
+from interp.localization.checkpoint_answers import checkpoint_answers
+from interp.localization.formation import Localization, find
 from interp.model.decoder import device_of
+from interp.results.localize import plateau
 from interp.results.manifest import read_manifest
 from interp.results.store import join_steps, open_result
 from interp.results.sweep import over_checkpoints
 from interp.suite import Suite, select_steps
 
 ASKED = ("needs", "readings", "attention")
-"""Questions of ``interp.localization.localize`` that mechanisms and their times follow from."""
+"""Questions of ``checkpoint_answers`` that mechanisms and their times follow from."""
 MOST_STEPS = 12
 
 
@@ -79,4 +80,4 @@ def _of_step(
     suite: Suite, step: int, questions: list[str], *, facts: FactSet, device: str, seed: int
 ) -> dict[str, xr.Dataset]:
     model = suite.load(step, device=device)
-    return localize(model, facts, facts, questions=questions, seed=seed)
+    return checkpoint_answers(model, facts, facts, questions=questions, seed=seed)

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from analyses.localization.findings import Localization
 from interp.dynamics.plateau import Phases, format_step
+from interp.localization.formation import Localization
 from interp.report.overview import PLACE_WORDS, ROLE_WORDS
 from interp.suite import Suite
 
