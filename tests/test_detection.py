@@ -2,6 +2,8 @@
 detectors on prompts that differ in nothing; prompts about any people against suite.facts.
 """
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -219,7 +221,7 @@ def test_known_and_unknown_people_are_asked_alike(suite, asked):
 
 
 def test_confidence_is_that_of_the_logits_one_prompt_at_a_time(wide, suite, asked, monkeypatch):
-    monkeypatch.setattr("interp.localization.answer_confidence.FACTS_AT_ONCE", 4)
+    monkeypatch.setattr(sys.modules["interp.localization.answer_confidence"], "FACTS_AT_ONCE", 4)
     facts, values = prompts_about(suite, asked[::29]), value_tokens(suite)
     table = answer_confidence(wide, facts, values)
     vectors = wide.unembed.weight.detach()
@@ -285,7 +287,7 @@ def test_a_mean_ablated_mlp_writes_the_same_for_everybody(wide, suite, asked, mo
         hooks = [("blocks.1.hook_mlp_out", write)]
         logits = wide.run_with_hooks(fact.clean[None], fwd_hooks=hooks)[0, -1]
         expected.append(logits.softmax(-1).max().item())
-    monkeypatch.setattr("interp.localization.answer_confidence.FACTS_AT_ONCE", 3)
+    monkeypatch.setattr(sys.modules["interp.localization.answer_confidence"], "FACTS_AT_ONCE", 3)
     mine = without_mlp(wide, facts, layer=1, role="name_last")
     np.testing.assert_allclose(mine, expected, atol=1e-12)
     plain = answer_confidence(wide, facts, value_tokens(suite)).max_probability

@@ -30,6 +30,7 @@ from transformers import (
 from interp.model.checkpoint_io import write_checkpoint
 from interp.model.decoder import HookedDecoder
 from interp.patching import patch, patch_sites
+from interp.patching.hooks import HookedRuns
 from interp.patching.sites import SITES
 
 
@@ -100,18 +101,24 @@ def test_a_bridge_around_the_same_checkpoint_gives_the_same_results(decoder, bri
     assert float(abs(slow["z"].patched - slow["z"].corrupted).max()) > 1e-2
 
 
+def by_hooks(monkeypatch, model):
+    """From here on our own model is patched as models of others are."""
+    name = "interp.patching.act_patch.Recompute"
+    monkeypatch.setattr(name, lambda _, max_bytes: HookedRuns(model, max_bytes))
+
+
 def test_zeros_are_pasted_in_the_models_own_precision(decoder, few, monkeypatch):
     double = HookedDecoder(decoder.cfg)
     double.load_state_dict(decoder.state_dict())
     options = {"site": "pattern", "direction": "noising", "replacement": "zero"}
     fast = patch(double.eval().double(), few, **options)
-    monkeypatch.setattr("interp.patching.act_patch.pack", lambda *_: None)
+    by_hooks(monkeypatch, double)
     np.testing.assert_allclose(fast.patched, patch(double, few, **options).patched, atol=1e-6)
 
 
 def test_our_model_by_hooks_gives_the_same_results(decoder, few, monkeypatch):
     fast = patch_sites(decoder, few, sites=["z", "pattern"])
-    monkeypatch.setattr("interp.patching.act_patch.pack", lambda *_: None)
+    by_hooks(monkeypatch, decoder)
     slow = patch_sites(decoder, few, sites=["z", "pattern"])
     for site, result in fast.items():
         np.testing.assert_allclose(result.patched, slow[site].patched, atol=2e-5)

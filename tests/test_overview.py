@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from builders import sweep
 
 from analyses.report.kept_studies import kept_lines
 from analyses.report.sentences import sentences
+from interp.config import TrainConfig
 from interp.dynamics.plateau import Phases
 from interp.localization.formation import Localization
 from interp.report import overview
@@ -121,24 +123,26 @@ def test_the_sentences_name_who_does_what_since_when_and_how_sure(table, curves,
         "step": [0, 300, 0, 300], "split": ["train", "train", "held-out", "held-out"],
         "attribute": "average", "accuracy": [0.01, 0.925, 0.01, 0.04],
     })  # fmt: skip
-    suite = SimpleNamespace(config=SimpleNamespace(n_people=1280))
+    suite = SimpleNamespace(config=replace(TrainConfig(), n_people=1280, n_evaluated=300))
     knowledge, names, memory, extraction, sure = sentences(
         suite, metrics, Phases(50.0, 120.0), found
     )
     assert knowledge == (
-        "Knowledge: at step 300 the model says 92.5% of the values of the 1,280 people it was "
-        "trained on, and 4.0% of those of people it never met; until step 120 it knows only how "
-        "frequent each value is."
+        "Knowledge: at step 300 the model says 92.5% of the values of people it was trained on "
+        "(n = 300), and 4.0% of those of people it never met (n = 300); on the plateau from step "
+        "50 to 120 it knows only how frequent each value is."
     )
     assert names.startswith("Name attention: no head was shown to carry parts of a name")
     assert memory == (
-        "Memory: the MLP of layer 2 (answer position) holds what is known about people; without "
-        "the MLP of layer 2 25% of recall is lost [15%, 35%], as is shown from step 300 on."
+        "Memory: the MLP of layer 2 (answer position) makes the value decodable, which it was not "
+        "before; 25% of recall is lost [15%, 35%] without the MLP of layer 2 alone, significantly "
+        "so from step 300 on."
     )
     assert extraction == (
         "Extraction: head L1H3 (names → answer) carries what is known about the name to the "
-        "position that answers; without head L1H3 50% of recall is lost [40%, 60%], as is shown "
-        "from step 200 on; its attention was half-way there at step 150 [140, 171]."
+        "position that answers; 50% of recall is lost [40%, 60%] without head L1H3 alone, "
+        "significantly so from step 200 on; its attention was half-way from its first to its last "
+        "value at step 150 [140, 171], between checkpoints 1 steps apart."
     )
     assert "n = 5 facts at 4 checkpoints" in sure and "not significant" in sure and "83%" in sure
 
@@ -155,9 +159,36 @@ def test_maps_are_the_shares_and_intervals_of_the_results():
         # float32: isel may add the facts up in another order
         np.testing.assert_allclose(of["all"]["attn_out"][ours][1], last, rtol=1e-5)
     assert np.isnan(of["all"]["attn_out"]["mean"][0]).all(), "at step 0 the runs are alike"
+    assert of["all"]["attn_out"]["apart"].tolist() == [False, True]
     half = interval(result.isel(fact=np.arange(0, 40, 2))).estimate.sel(step=5).values
     np.testing.assert_allclose(of["major"]["attn_out"]["mean"][1], half, rtol=1e-5)
     assert of["major"]["n"] == 20
+
+
+def test_n_of_a_cell_is_that_of_the_facts_that_have_it():
+    result = sweep(np.array([[0.2, 0.9, -0.3]]), {5: 6.0})
+    result["patched"][:, :, 1, :28] = np.nan  # (step, layer, role, fact)
+    found = overview.patching_of({"attn_out": result})["values"]["denoising"]["logit_diff"]["all"]
+    assert found["attn_out"]["n"].tolist() == [[40, 12, 40]] and found["n"] == 40
+
+
+def test_an_attribute_without_corrupted_answers_is_left_out():
+    result = sweep(np.array([[0.2, 0.9, -0.3]]), {5: 6.0})
+    result["corrupted"][:, result.attribute.values == "major"] = np.nan
+    data = overview.patching_of({"attn_out": result})
+    assert data["attributes"] == ["all"]
+    assert list(data["values"]["denoising"]["logit_diff"]) == ["all", "company"]
+
+
+def test_no_mechanism_crowds_out_another(curves, formed, attention, table):
+    many = [
+        of_component("extraction", f"L0H{i}", "final ← names", "head", [0.9] * 4, [True] * 4)
+        for i in range(30)
+    ]
+    crowded = pd.concat([*many, table], ignore_index=True)
+    data = overview.mechanisms_of(crowded, curves, formed, attention, ENDS)
+    of = [x["mechanism"] for x in data["components"]]
+    assert of.count("extraction") == overview.MOST_COMPONENTS and of.count("memory") == 1
 
 
 def test_noising_beside_denoising_shows_what_is_lost():

@@ -36,6 +36,7 @@ ELSEWHERE = {f"interp-analyse {name}" for name in N_TABLES}
 RUN_ALL = """
 import io, json, shlex, sys
 from contextlib import redirect_stdout
+sys.path.remove("")  # its folder analyses would hide ours
 import analyses
 from analyses.interp_analyse import analyse
 from interp.cli import interp_patch, interp_report, interp_train, shell

@@ -65,10 +65,11 @@ def test_a_new_folder_is_listed_documented_and_run(colours, ask, capsys):
 def test_the_registry_holds_all_analyses_those_that_train_runs_last():
     assert list(registered()) == [
         "associative-memory", "attention-attribution", "circuits", "emergence", "localization",
+        "report",
         "attention-patching", "curriculum", "distributions", "finetuning", "hallucination",
         "mitigation", "phases", "scaling", "templates",
     ]  # fmt: skip
-    assert [name for name, x in registered().items() if x.study] == list(registered())[5:]
+    assert [name for name, x in registered().items() if x.study] == list(registered())[6:]
 
 
 def test_listing_the_analyses_imports_nothing_slow():

@@ -116,7 +116,8 @@ def test_the_page_has_every_section_and_is_small(made):
 
 def test_a_full_localization_replaces_the_quick_one(made, tmp_path):
     quick = made / "results" / "localization-quick"
-    assert set(stored(quick)) == set(ASKED) and stored(tmp_path) is None
+    mine = load_suite(made)
+    assert set(stored(mine, quick)) == set(ASKED) and stored(mine, tmp_path) is None
     copy = shutil.copytree(made, tmp_path / "run")
     (copy / "results" / "localization-quick").rename(copy / "results" / "localization")
     config = ReportPageConfig(str(copy), workers=1, device="cpu")
@@ -126,7 +127,18 @@ def test_a_full_localization_replaces_the_quick_one(made, tmp_path):
     assert not (copy / "results" / "localization-quick").exists()
     victim = next((copy / "results" / "localization").glob("step-000030.needs.*.nc"))
     victim.unlink()
-    assert stored(copy / "results" / "localization") is None, "an unfinished one is not shown"
+    there = copy / "results" / "localization"
+    assert stored(load_suite(copy), there) is None, "an unfinished one is not shown"
+
+
+def test_results_of_other_weights_are_not_this_runs(made, tmp_path):
+    copy = shutil.copytree(made, tmp_path / "run")
+    quick = copy / "results" / "localization-quick"
+    assert stored(load_suite(copy), quick) is not None
+    shutil.copytree(copy / "step-000010", copy / "step-000030", dirs_exist_ok=True)
+    changed = load_suite(copy)
+    assert stored(changed, quick) is None
+    assert one_page._patching(changed)[0]["attn_out"].step.values.tolist() == [0, 10, 20]
 
 
 @needs_browser
@@ -153,6 +165,7 @@ def test_the_slider_moves_every_panel_and_the_address_keeps_the_view(tab):
     assert all(a != b for a, b in zip(last, state()))
     page.keyboard.press("Home")
     assert page.inner_text("#at") == "step 0"
+    assert page.get_attribute("#step", "aria-valuetext") == "step 0"
     page.keyboard.press("End")
     assert state() == last
 
@@ -161,6 +174,13 @@ def test_the_slider_moves_every_panel_and_the_address_keeps_the_view(tab):
     assert again.locator("select[data-choice=head]").input_value() == "L1H1"
     assert again.locator("[data-panel=maps] [data-site]").count() == 1
     assert "L1H1, step 10" in shown(again, "attention", "hovertemplate")
+    again.locator("nav a").nth(2).click()
+    assert again.inner_text("#at") == "step 10", "a link to a section keeps the view"
+    first = tab("#step=30&head=L0H0")
+    assert first.locator("select[data-choice=head]").input_value() == "L0H0"
+    first.select_option("select[data-choice=head]", "L1H1")
+    first.select_option("select[data-choice=head]", "L0H0")
+    assert "head=L0H0" in first.url, "it is not the head that the page begins with"
     odd = tab("#step=11&head=L9H9&attribute=%3Cimg%3E")
     assert odd.inner_text("#at") == "step 30"
     assert odd.locator("select[data-choice=attribute]").input_value() == "all"
@@ -169,6 +189,8 @@ def test_the_slider_moves_every_panel_and_the_address_keeps_the_view(tab):
 @needs_browser
 def test_space_plays_through_training_and_stops(tab):
     page = tab("#step=0")
+    page.keyboard.press("Alt+ArrowRight")
+    assert page.inner_text("#at") == "step 0", "the browser's own keys are left alone"
     page.keyboard.press(" ")
     page.wait_for_function("document.getElementById('at').textContent === 'step 30'", timeout=9000)
     page.wait_for_function("document.getElementById('play').textContent === '▶'", timeout=3000)
@@ -185,6 +207,7 @@ def test_selectors_change_what_is_shown(tab):
     page.select_option("select[data-choice=metric]", "first_logprob")
     assert shown(page, "maps") != whole
     page.locator(".heads button").nth(5).click()
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
     assert page.locator("select[data-choice=head]").input_value() == "L1H1"
     assert page.locator(".model [data-component]").count() == 1
     page.select_option("select[data-choice=prompt]", index=1)
@@ -244,7 +267,26 @@ def test_it_prints_with_every_figure_and_without_controls(tab):
         not page.locator("#bar").is_visible() and not page.locator("button.csv").first.is_visible()
     )
     assert page.locator("[data-panel=attention]").is_visible()
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    sizes = page.evaluate("[...plots()].map(x => x.querySelector('.main-svg').width.baseVal.value)")
+    assert sizes and max(sizes) <= 690
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert len(page.pdf()) > 50_000
+
+
+@needs_browser
+def test_figures_are_drawn_when_they_come_into_view_and_before_printing(made, browser):
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(f"file://{made / 'report.html'}")
+    page.wait_for_selector("[data-panel=timeline] .main-svg")
+    assert page.locator("[data-panel=confidence] .main-svg").count() == 0
+    page.locator("[data-panel=confidence]").scroll_into_view_if_needed()
+    page.wait_for_selector("[data-panel=confidence] .main-svg")
+    page.reload()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("[data-panel=confidence] .main-svg").count() > 0
+    page.close()
 
 
 @needs_browser

@@ -81,7 +81,7 @@ DRAWS = {
     "analyses.hallucination.reliability.N_RESAMPLES": 5,
     "analyses.hallucination.detection.N_SHUFFLES": 2,
     "analyses.hallucination.causes.N_FACTS": 24,
-    "analyses.finetuning.roles_kept.N_FACTS": 24,
+    "analyses.finetuning.roles_kept.N_FACTS": 48,
 }
 """As few resamples, shuffles and facts as show that a study runs; the tests of each module see that
 what comes of them is right.

@@ -16,7 +16,7 @@ class ReportPageConfig:
     facts: int = number(16, least=2)
     """People asked for each attribute by the quick localization, which is done where
     interp-analyse localization has not been run; its results are kept."""
-    report: str | None = path(None)
+    out: str | None = path(None)
     """The HTML page; by default report.html in the run folder."""
     device: Device = "auto"
     """auto is CUDA where there is one."""

@@ -1,8 +1,11 @@
 """The sections of a run's page: those of what was computed, and the commands for the rest."""
 
 import json
+import shlex
 from collections.abc import Sequence
+from os.path import relpath
 from pathlib import Path
+from urllib.parse import quote
 
 import xarray as xr
 
@@ -13,10 +16,12 @@ from interp.suite import Suite
 from interp.training.run_folder import read_record
 
 _SHARES = (
-    "Share of recall lost without each head's attention along an edge, or each MLP's output at a "
-    "token (an effect, not a correlation). Blue: needed; red: in the way. Listed are those shown "
-    "to matter at some checkpoint: they beat their control, the same change scored on an unrelated "
-    "pair of values (p < 0.05 after Holm's correction), and lose at least 5 %."
+    "Share of recall lost without each head's attention from one token to another, or each MLP's "
+    "output at a token (an effect, not a correlation). Blue: needed; red: in the way; pale: not "
+    "shown to matter at that step. Columns are checkpoints, not to scale. Listed are those shown "
+    "to matter at some checkpoint, at most 12 of each mechanism: they lose at least 5 %, and more "
+    "than their control, the same change scored on an unrelated pair of values (p < 0.05, "
+    "corrected for the number of tests)."
 )
 
 
@@ -27,13 +32,18 @@ def chapters(
     *,
     quick: bool,
     results: Sequence[xr.Dataset],
+    beside: Path,
     command: str,
 ) -> list[Chapter]:
-    """All sections, in the order of the page."""
+    """All sections, in the order of the page, which will be in the folder ``beside``."""
     shown = [*_answer(suite, data, found, quick), _training(data)]
     shown += [_patching(suite, data), *_components(data), _attention(data)]
-    shown += [_links(suite), _hallucination(data), _finetuning(suite, data)]
-    return [*shown, _provenance(suite, results, command)]
+    shown += [_links(suite, beside), _hallucination(data), _finetuning(suite, data)]
+    return [*shown, _provenance(suite, found, results, command)]
+
+
+def _analyse(name: str, suite: Suite) -> str:
+    return shlex.join(["interp-analyse", name, "--ckpt", str(suite.path)])
 
 
 def _answer(suite: Suite, data: Overview, found: Localization | None, quick: bool) -> list[Chapter]:
@@ -44,30 +54,34 @@ def _answer(suite: Suite, data: Overview, found: Localization | None, quick: boo
     few = (
         f"This is a quick localization with n = {n} facts; for all facts and controls in depth run"
     )
-    lines = [Line(few, f"interp-analyse localization --ckpt {suite.path}")] if quick else []
+    lines = [Line(few, _analyse("localization", suite))] if quick else []
     return [
         Chapter(
             "When and where",
-            "Move the slider, or press the arrow keys, to go through training: all figures follow.",
+            "Move the slider, or press ← and →, to go through training; space plays.",
             [
                 Panel(
                     "timeline",
                     "When each mechanism formed",
                     f"Grey: the plateau, on which only frequencies are known. Bands: 95 % over "
-                    f"n = {n} facts. A mechanism's effect begins where the model prefers right "
-                    "values at all. A score is not a cause: attention can be there before it "
-                    "matters.",
+                    f"n = {n} facts, cut at the frame. An effect is drawn from where the model "
+                    "prefers right values at all; at first there is little recall to lose, and "
+                    "bands are wide. A score is not a cause: attention can be there before it "
+                    "matters. Diamonds: half-way between a score's first and last value, "
+                    "interpolated between checkpoints, with its 95 % interval.",
                 ),
                 Panel(
                     "model",
                     "Where it is",
                     "Heads (circles, with the tokens that they read) and MLPs (boxes) at the token "
                     "where they write. The stronger the colour, the more recall is lost without "
-                    "them; faint ones don't matter at this step. Point at one for its numbers.",
+                    "them; pale ones are not shown to matter at this step. Point at one, or tap "
+                    "it, for its numbers.",
                 ),
             ],
             lines=lines,
             wide=True,
+            screen=True,
         )
     ]
 
@@ -96,7 +110,10 @@ def _training(data: Overview) -> Chapter:
 
 def _patching(suite: Suite, data: Overview) -> Chapter:
     if data.patching is None:
-        line = Line("Nothing has been patched yet; run", f"interp-patch --ckpt {suite.path}")
+        line = Line(
+            "Nothing has been patched yet; run",
+            shlex.join(["interp-patch", "--ckpt", str(suite.path)]),
+        )
         return Chapter("Patching maps", lines=[line])
     choices = ["site", "attribute", "direction", "metric"]
     kept = [x for x in choices if len(_options(data, x)) > 1]
@@ -109,8 +126,8 @@ def _patching(suite: Suite, data: Overview) -> Chapter:
             Panel(
                 "maps",
                 "What one activation moves",
-                "Means over facts; point at a cell for its 95 % bootstrap interval. Plain cells: "
-                "the model does not yet tell the two prompts apart.",
+                "Means over facts; point at a cell for its 95 % bootstrap interval and n. Grey: "
+                "the model does not yet tell the two prompts apart, or no prompt has the position.",
             )
         ],
         kept,
@@ -135,7 +152,11 @@ def _components(data: Overview) -> list[Chapter]:
             "Heads and MLPs over time",
             panels=[
                 Panel("components", "How much recall each one carries", _SHARES),
-                Panel("lines", "The same, one mechanism, with intervals", "Bands: 95 %."),
+                Panel(
+                    "lines",
+                    "The same, one mechanism, with intervals",
+                    "Bands: 95 %, bootstrap over facts.",
+                ),
             ],
             choices=["mechanism"],
         )
@@ -162,7 +183,7 @@ def _attention(data: Overview) -> Chapter:
     )
 
 
-def _links(suite: Suite) -> Chapter:
+def _links(suite: Suite, beside: Path) -> Chapter:
     """Attribution and circuits have pages of their own."""
     lines = []
     for name, what in (
@@ -172,11 +193,10 @@ def _links(suite: Suite) -> Chapter:
         ("patching", "All patched sites, with the strongest patches"),
     ):
         if (suite.path / f"{name}.html").is_file():
-            lines.append(Line(f"{what}:", link=f"{name}.html"))
+            link = relpath(suite.path / f"{name}.html", beside)
+            lines.append(Line(f"{what}:", link=quote(link)))
         elif name != "patching":
-            lines.append(
-                Line(f"{what}: not run; use", f"interp-analyse {name} --ckpt {suite.path}")
-            )
+            lines.append(Line(f"{what}: not run; use", _analyse(name, suite)))
     return Chapter("Attribution and circuits", lines=lines)
 
 
@@ -189,15 +209,15 @@ def _hallucination(data: Overview) -> Chapter:
         return Chapter("Hallucination", lines=[line])
     return Chapter(
         "Hallucination",
-        "People whom the model never met: their loss rises above that of guessing by frequency "
-        "while the confidence of what it says rises too.",
+        "People whom the model never met: does it become surer of what it says about them while "
+        "that stays wrong?",
         [
             Panel("accuracy", "What is right", "Share of values with every token right."),
             Panel("confidence", "How confident it is", "Mean highest probability at value tokens."),
             *_kept(
                 data,
                 "told",
-                "How well known people can be told from others",
+                "Can known people be told from unknown ones?",
                 "Three models of 320 people, kept with the toolkit, not this run. "
                 "AUROC of known against held-out people; bands: 95 % over models.",
             ),
@@ -208,9 +228,9 @@ def _hallucination(data: Overview) -> Chapter:
 
 
 def _finetuning(suite: Suite, data: Overview) -> Chapter:
-    if suite.config.new_people:
+    if suite.config.from_run:
         text = (
-            f"This run is fine-tuned on {suite.config.new_people} new people, from step "
+            f"This run is fine-tuned, with {suite.config.new_people} new people, from step "
             f"{suite.config.from_step} of {Path(suite.config.from_run).name}; its curves are above."
         )
         return Chapter("Fine-tuning", text)
@@ -233,12 +253,15 @@ def _kept(data: Overview, name: str, title: str, caption: str) -> list[Panel]:
     return [Panel(name, title, caption)] if name in data.plain else []
 
 
-def _provenance(suite: Suite, results: Sequence[xr.Dataset], command: str) -> Chapter:
+def _provenance(
+    suite: Suite, found: Localization | None, results: Sequence[xr.Dataset], command: str
+) -> Chapter:
     record = read_record(suite.path)
     made = provenance()
     digests = ", ".join(f"{step}: {suite.sha256(step)[:12]}" for step in suite.steps)
     rows = [
         ("this page", command or "from Python"),
+        *_of_localization(found),
         ("training", record.get("command") or "unknown"),
         ("seed of training", str(suite.config.seed)),
         ("versions", _listed(made["versions"])),
@@ -257,6 +280,16 @@ def _provenance(suite: Suite, results: Sequence[xr.Dataset], command: str) -> Ch
             ("options of patching", json.dumps(options)),
         ]
     return Chapter("What was run", rows=rows)
+
+
+def _of_localization(found: Localization | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    by = json.loads(found.answers["needs"].attrs.get("made_by", "{}"))
+    made = f"{by.get('command') or 'from Python'}, {by.get('date', 'date unknown')}"
+    steps = ", ".join(map(str, found.curves.step.values.tolist()))
+    n = found.curves.sizes["fact"]
+    return [("localization", f"{made}; n = {n} facts, steps {steps}")]
 
 
 def _listed(values: dict) -> str:

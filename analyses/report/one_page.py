@@ -1,5 +1,6 @@
 """Collects what is stored of a run, computes what is missing and quick, and writes the page."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from analyses.report.chapters import chapters
 from analyses.report.kept_studies import kept_lines
 from analyses.report.quick_localization import localization_of, quick_steps
 from analyses.report.sentences import sentences
-from interp.files import check_page, check_writable, write_bytes
+from interp.data.batches import people_of
+from interp.files import check_page, write_bytes
 from interp.localization.attention_to_names import EDGES
 from interp.localization.formation import Localization
 from interp.model.decoder import device_of
@@ -29,15 +31,16 @@ Stored = tuple[dict[str, xr.Dataset], dict[str, xr.Dataset] | None]
 def run_and_report(config: ReportPageConfig, *, command: str, bar) -> str:
     """The path of the page that was written."""
     suite = load_suite(config.ckpt)
-    target = Path(config.report or suite.path / "report.html")
-    check_writable(suite.path / "results"), check_page(target)
+    target = Path(config.out or suite.path / "report.html")
+    check_page(target)
     found, quick = None, False
     if not suite.config.parallel:
         task = bar.add_task("localizing, checkpoint", total=len(quick_steps(suite)))
         found, quick = localization_of(
             suite, config, command=command, on_step=lambda n: bar.update(task, completed=n)
         )
-    write_bytes(target, one_page(suite, config, found, quick=quick, command=command).encode())
+    page = one_page(suite, config, found, quick=quick, beside=target.parent, command=command)
+    write_bytes(target, page.encode())
     return f"report: {target}  (open it in a browser)"
 
 
@@ -47,6 +50,7 @@ def one_page(
     found: Localization | None,
     *,
     quick: bool,
+    beside: Path,
     command: str = "",
 ) -> str:
     """The page as HTML.
@@ -54,6 +58,7 @@ def one_page(
     Args:
         found: None for models that localization does not know.
         quick: ``found`` is of few facts.
+        beside: the folder that the page will be in, from which it links to other pages.
     """
     metrics = suite.metrics if (suite.path / "metrics.parquet").is_file() else None
     patching = _patching(suite)
@@ -79,24 +84,29 @@ def one_page(
     notes = dict.fromkeys(str(x) for result in results for x in repeats_in(result))
     return overview.overview_page(
         "Where and when this model came to recall facts",
-        _subtitle(suite),
+        _subtitle(suite, found),
         said,
-        chapters(suite, data, found, quick=quick, results=results, command=command),
+        chapters(suite, data, found, quick=quick, results=results, beside=beside, command=command),
         data,
         warnings=list(notes),
     )
 
 
-def _subtitle(suite: Suite) -> str:
+def _subtitle(suite: Suite, found: Localization | None) -> str:
     shape = suite.shape
     return (
         f"{suite.path.resolve().name}: {suite.config.n_people:,} people, {shape.n_layers} layers, "
         f"{shape.n_heads} heads, width {shape.d_model}, {len(suite.steps)} checkpoints to step "
-        f"{suite.steps[-1]:,}. Recall is the model's preference for the right value over another "
-        "person's: the difference of their logits. “Lost without it” is the share of that which "
-        "goes when a head's attention is cut, or an MLP's output is replaced by its output for "
-        "another name. Such shares need not add up to 1."
+        f"{suite.steps[-1]:,}{_localized(found)}. The people and their dates are made up. Recall "
+        "is the logit of the right value minus that of another person's value. Lost without a "
+        "head or MLP is 1 − recall ÷ recall of the whole model, with the head's attention cut, or "
+        "the MLP's output replaced by its output for another name. Such shares need not add up to "
+        "1."
     )
+
+
+def _localized(found: Localization | None) -> str:
+    return "" if found is None else f", {found.curves.sizes['step']} of them localized"
 
 
 def _patching(suite: Suite) -> Stored | None:
@@ -104,7 +114,7 @@ def _patching(suite: Suite) -> Stored | None:
     if not (folder.is_dir() and any(folder.glob("step-*.nc"))):
         return None
     results = read_folder(folder)
-    steps = sorted(set.intersection(*(set(x.step.values.tolist()) for x in results.values())))
+    steps = sorted(set.intersection(*(_of_run(suite, x) for x in results.values())))
     results = {site: x.sel(step=steps) for site, x in results.items()}
     if not steps or any(x.corrupted.isnull().all() for x in results.values()):
         return None
@@ -112,8 +122,20 @@ def _patching(suite: Suite) -> Stored | None:
     return results, None if other is None else {k: x.sel(step=steps) for k, x in other.items()}
 
 
+def _of_run(suite: Suite, result: xr.Dataset) -> set[int]:
+    """Steps whose result is about the weights that the run has now."""
+    digests = {int(step): x for step, x in json.loads(result.attrs["checkpoints"]).items()}
+    return {
+        step
+        for step in result.step.values.tolist()
+        if step in suite.steps and suite.sha256(step) == digests[step]
+    }
+
+
 def _steps(suite: Suite, found: Localization | None, patching: Stored | None) -> list[int]:
-    steps = set(quick_steps(suite)) if found is None else set(found.curves.step.values.tolist())
+    steps = set(quick_steps(suite))
+    if found is not None:
+        steps |= set(found.curves.step.values.tolist())
     if patching is not None:
         steps |= set(next(iter(patching[0].values())).step.values.tolist())
     return sorted(steps)
@@ -122,12 +144,11 @@ def _steps(suite: Suite, found: Localization | None, patching: Stored | None) ->
 def _training(suite: Suite, metrics: pd.DataFrame | None) -> dict | None:
     if metrics is None:
         return None
-    sizes = {
-        "train": suite.config.n_people,
-        "held-out": suite.config.n_held_out - suite.config.new_people,
-        "new": suite.config.new_people,
+    config = suite.config
+    evaluated = {
+        split: min(people_of(config, split)[1], config.n_evaluated)
+        for split in dict.fromkeys(metrics.split)
     }
-    evaluated = {split: min(n, suite.config.n_evaluated) for split, n in sizes.items()}
     baseline = suite.no_knowledge_baseline
     return overview.training_of(metrics, baseline, plateau(suite), evaluated)
 
@@ -153,7 +174,8 @@ def _first(found: Localization | None) -> dict[str, str]:
 @torch.inference_mode()
 def _attention(suite: Suite, config: ReportPageConfig) -> dict:
     """Attention of every head on a few prompts, one for each of the first attributes."""
-    facts = suite.facts(len(suite.config.attributes), seed=config.seed, fewer=True)
+    told = suite.config.attributes
+    facts = suite.facts(len(told), attribute=told, seed=config.seed, fewer=True)
     shown = [facts[i] for i in range(min(N_PROMPTS, len(facts)))]
     device, steps = device_of(config.device), quick_steps(suite)
     found: dict[str, list[np.ndarray]] = {}

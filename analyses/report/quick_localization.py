@@ -31,23 +31,32 @@ def localization_of(
     on_step: Callable[[int], None],
 ) -> tuple[Localization, bool]:
     """Mechanisms and times, and whether they are those of the quick localization."""
-    answers = stored(suite.path / "results" / "localization")
+    answers = stored(suite, suite.path / "results" / "localization")
     quick = answers is None
     if quick:
         answers = _computed(suite, config, command, on_step)
     return find(answers, plateau(suite).plateau_end), quick
 
 
-def stored(folder: Path) -> dict[str, xr.Dataset] | None:
-    """The newest answers in ``folder`` to all of ``ASKED``, with ``step``; None without any."""
+def stored(suite: Suite, folder: Path) -> dict[str, xr.Dataset] | None:
+    """The newest answers in ``folder`` to all of ``ASKED``, with ``step``, about the weights that
+    the run has now, its last checkpoint among them; None without any.
+    """
     for entry in reversed(read_manifest(folder) or []):
         files = entry.files(folder)
-        if set(ASKED) <= set(files) and all(set(files[x]) == set(entry.checkpoints) for x in ASKED):
+        whole = all(set(files.get(name, ())) == set(entry.checkpoints) for name in ASKED)
+        if whole and _is_of(suite, entry.checkpoints):
             return {
                 name: join_steps({step: open_result(x) for step, x in sorted(files[name].items())})
                 for name in ASKED
             }
     return None
+
+
+def _is_of(suite: Suite, checkpoints: dict[int, str]) -> bool:
+    return suite.steps[-1] in checkpoints and all(
+        step in suite.steps and suite.sha256(step) == digest for step, digest in checkpoints.items()
+    )
 
 
 def quick_steps(suite: Suite) -> list[int]:
@@ -58,7 +67,9 @@ def quick_steps(suite: Suite) -> list[int]:
 def _computed(
     suite: Suite, config: ReportPageConfig, command: str, on_step: Callable[[int], None]
 ) -> dict[str, xr.Dataset]:
-    facts = suite.facts(config.facts * len(suite.config.attributes), seed=config.seed, fewer=True)
+    told = suite.config.attributes
+    n = config.facts * len(told)
+    facts = suite.facts(n, attribute=told, seed=config.seed, fewer=True)
     device, steps = device_of(config.device), quick_steps(suite)
     done = over_checkpoints(
         suite,

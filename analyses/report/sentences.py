@@ -1,16 +1,16 @@
 """What a run's results say, in five sentences that need no knowledge of the code."""
 
-import numpy as np
 import pandas as pd
 
+from interp.data.batches import people_of
 from interp.dynamics.plateau import Phases, format_step
-from interp.localization.formation import Localization
+from interp.localization.formation import Localization, leaders
 from interp.report.overview import PLACE_WORDS, ROLE_WORDS
 from interp.suite import Suite
 
 _DOES = {
     "name attention": "carry parts of a name to the next part",
-    "memory": "hold what is known about people",
+    "memory": "make the value decodable, which it was not before",
     "extraction": "carry what is known about the name to the position that answers",
 }
 
@@ -27,17 +27,19 @@ def sentences(
 def _knowledge(suite: Suite, metrics: pd.DataFrame, phases: Phases) -> str:
     average = metrics[metrics.attribute == "average"]
     last = average[average.step == average.step.max()].set_index("split")
-    known = float(last.accuracy["train"])
+    known, config = float(last.accuracy["train"]), suite.config
+    n = {x: min(people_of(config, x)[1], config.n_evaluated) for x in last.index}
     text = (
         f"Knowledge: at step {average.step.max():,} the model says {known:.1%} of the values of "
-        f"the {suite.config.n_people:,} people it was trained on"
+        f"people it was trained on (n = {n['train']:,})"
     )
     if "held-out" in last.index:
-        text += f", and {float(last.accuracy['held-out']):.1%} of those of people it never met"
-    if np.isfinite(phases.plateau_end):
+        unseen = float(last.accuracy["held-out"])
+        text += f", and {unseen:.1%} of those of people it never met (n = {n['held-out']:,})"
+    if phases.plateau_start < phases.plateau_end:
+        start, end = map(format_step, (phases.plateau_start, phases.plateau_end))
         text += (
-            f"; until step {format_step(phases.plateau_end)} it knows only how frequent each "
-            "value is"
+            f"; on the plateau from step {start} to {end} it knows only how frequent each value is"
         )
     return text + "."
 
@@ -56,13 +58,27 @@ def _mechanism(found: Localization, mechanism: str) -> str:
     first = f"{_in_words(best.component)} ({place})"
     names = _listed([first, *map(_in_words, others)])
     does = _DOES[mechanism]
-    does = does if others else does.replace("carry", "carries", 1).replace("hold", "holds", 1)
+    does = does if others else does.replace("carry", "carries", 1).replace("make", "makes", 1)
     of = whole[(whole.component == best.component) & (whole.place == best.place)]
     text = (
-        f"{what}: {names} {does}; without {_in_words(best.component)} {best.share:.0%} of recall "
-        f"is lost [{best.low:.0%}, {best.high:.0%}], as is shown from step {_for_good(of):,} on"
+        f"{what}: {names} {does}; {best.share:.0%} of recall is lost [{best.low:.0%}, "
+        f"{best.high:.0%}] without {_in_words(best.component)} alone, significantly so from step "
+        f"{_for_good(of):,} on"
     )
-    return text + _attends_since(found, mechanism) + "."
+    text += _attends_since(found, mechanism)
+    return text + (_relation(found) if mechanism == "extraction" else "") + "."
+
+
+def _relation(found: Localization) -> str:
+    """The head that carries what is asked for; empty if none was shown to."""
+    mine = leaders(found.mechanisms)
+    if "relation" not in mine.index:
+        return ""
+    best = mine.loc["relation"]
+    return (
+        f"; {_in_words(best.component)} carries which attribute is asked for ({best.share:.0%} "
+        f"lost without it [{best.low:.0%}, {best.high:.0%}])"
+    )
 
 
 def _in_words(component: str) -> str:
@@ -90,7 +106,10 @@ def _attends_since(found: Localization, mechanism: str) -> str:
     step, low, high = (
         format_step(float(at[x]), spacing) for x in ("midpoint", "midpoint_low", "midpoint_high")
     )
-    return f"; its attention was half-way there at step {step} [{low}, {high}]"
+    return (
+        f"; its attention was half-way from its first to its last value at step {step} "
+        f"[{low}, {high}], between checkpoints {format_step(spacing)} steps apart"
+    )
 
 
 def _order(found: Localization) -> str:
@@ -103,12 +122,12 @@ def _order(found: Localization) -> str:
     if not order:
         return f"{sure}; there is no order of formation to report."
     names = " → ".join(label.split(": ")[0] for label in order.labels)
-    certain = "significant" if order.significant else "not significant"
-    kind = "effects" if found.orders.get("needed") else "scores"
-    return (
-        f"{sure}; by their {kind} they formed in the order {names}, which is {certain} (the same "
-        f"order in {order.share:.0%} of resamples of the facts)."
+    what = "effects" if found.orders.get("needed") else "scores"
+    same = (
+        f"the half-way steps of {what} are in the order {names} in {order.share:.0%} of resamples"
     )
+    sure_of = "" if order.significant else ", which is not significant"
+    return f"{sure}; {same} of the facts{sure_of}."
 
 
 def _listed(names: list[str]) -> str:

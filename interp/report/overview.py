@@ -46,7 +46,8 @@ WHAT_IT_DOES = {
 }
 _KINDS = {"cause": "needed", "score": "in place"}
 """Curves of a mechanism on the page, and as ``mechanism_curves`` labels them."""
-MOST_COMPONENTS = 24
+MOST_COMPONENTS = 12
+"""Of each mechanism."""
 DIGITS = 4
 
 
@@ -78,6 +79,8 @@ class Chapter:
     choices: Sequence[str] = ()
     lines: Sequence[Line] = ()
     rows: Sequence[tuple[str, str]] = ()
+    screen: bool = False
+    """``text`` is about controls, and not printed."""
     wide: bool = False
     """Panels stand side by side where there is room."""
 
@@ -274,7 +277,8 @@ def _components(table: pd.DataFrame, ends: Mapping[str, tuple[str, Sequence[str]
     order = list(WHAT_IT_DOES)
     rows.sort(key=lambda x: (order.index(x["mechanism"]), -np.nan_to_num(x["share"][-1])))
     named = [x for x in rows if x["ever"]]
-    return named[:MOST_COMPONENTS]
+    by_mechanism = [[x for x in named if x["mechanism"] == mechanism] for mechanism in order]
+    return [x for of in by_mechanism for x in of[:MOST_COMPONENTS]]
 
 
 def _edges(attention: xr.Dataset) -> dict:
@@ -309,7 +313,10 @@ def patching_of(
     first = next(iter(shown.values()))
     attributes = ["all", *dict.fromkeys(first.attribute.values.astype(str))]
     ways = {x[next(iter(shown))].attrs["direction"]: x for x in (shown, other) if x}
-    metrics = ["logit_diff", "first_logprob"]
+    metrics = [x for x in _METRICS if all(_has(result, x) for result in shown.values())]
+    of = first.attribute.values.astype(str)
+    asked = [x for x in attributes[1:] if _has(first.isel(fact=np.flatnonzero(of == x)))]
+    attributes = ["all", *asked]
     return {
         "steps": first.step.values,
         "attributes": attributes if len(attributes) > 2 else attributes[:1],
@@ -330,6 +337,14 @@ def patching_of(
 
 
 _MAP = ("step", "layer", "head", "fact")
+_METRICS = ("logit_diff", "first_logprob")
+
+
+def _has(result: xr.Dataset, metric: str = "logit_diff") -> bool:
+    """Whether clean and corrupted runs were scored in ``metric``."""
+    suffix = "" if metric == "logit_diff" else f"_{metric}"
+    ends = [f"{end}{suffix}" for end in ("clean", "corrupted")]
+    return all(end in result and bool(result[end].notnull().any()) for end in ends)
 
 
 def _axes(result: xr.Dataset, by: str) -> dict:
@@ -343,21 +358,25 @@ def _axes(result: xr.Dataset, by: str) -> dict:
 
 
 def _maps(results: Mapping[str, xr.Dataset], metric: str, attribute: str, by: str) -> dict:
-    """``mean``, ``low`` and ``high`` [step][row][column] by site, null where the two runs can't be
-    told apart, and ``n``.
+    """By site ``mean``, ``low`` and ``high`` [step][row][column], null where the two runs can't be
+    told apart, ``apart`` [step], whether they can, and ``n`` [row][column]; and ``n`` of all facts.
     """
     first = next(iter(results.values()))
     wanted = (first.attribute.values.astype(str) == attribute) | (attribute == "all")
     maps: dict = {"n": int(wanted.sum())}
     for site, result in results.items():
         chosen = result.isel(fact=np.flatnonzero(wanted))
-        shares = moved(chosen, metric).where(distinguishable(chosen, metric))
+        apart = distinguishable(chosen, metric)
+        shares = moved(chosen, metric).where(apart)
         rows = [x for x in ("layer", "head") if x in shares.dims]
         flat = shares.stack(row=rows).transpose("step", "row", by)
         maps[site] = {
             name: flat[x].values
             for name, x in {"mean": "estimate", "low": "low", "high": "high"}.items()
         }
+        there = chosen.patched.isel(step=-1).notnull().sum("fact")
+        counts = there.stack(row=rows) if "head" in rows else there.rename(layer="row")
+        maps[site] |= {"n": counts.transpose("row", by).values, "apart": apart.values}
     return maps
 
 

@@ -61,9 +61,10 @@ panels.timeline = {
     const narrow = body.clientWidth < 620, height = 1 / rows;
     const domain = row => [1 - (row + 1) * height + .02, 1 - row * height - .035];
     how.xaxis = {...stepAxis(), anchor: 'y' + rows, domain: [0, 1]};
-    how.yaxis = {domain: domain(0), range: [-.05, 1.08], tickvals: [0, .5, 1]};
+    how.yaxis = {domain: domain(0), range: [-.05, 1.08], tickvals: [0, .5, 1], title: {text: 'share'}};
     const title = (name, what) => narrow ? `<b>${name}</b>` : `<b>${name}</b>: ${what}`;
     const formation = narrow ? '◆ half-way step; bar: 10 to 90 %' : 'formation: ◆ half-way step, bar from 10 % to 90 %';
+    const effect = narrow ? 'effect of all its parts' : 'effect: recall lost without all its heads (or MLPs) together', score = narrow ? 'score (not a cause)' : 'score: attention of its main head; for memory, how much better the value can be decoded';
     const titles = [{text: title('known', 'share of values said right'), row: 0, color: css('known')}];
     for (const [key, name, shade, dash] of [['train', 'people trained on', 'known', 'solid'], ['held-out', 'people never seen', 'unseen', 'dash']]) {
       const curve = D.training && D.training.splits[key];
@@ -71,15 +72,15 @@ panels.timeline = {
     }
     names.forEach((name, i) => {
       const axis = 'y' + (i + 2), shade = color(name);
-      how['yaxis' + (i + 2)] = {domain: domain(i + 1), range: [-.36, 1.08], tickvals: [0, .5, 1]};
+      how['yaxis' + (i + 2)] = {domain: domain(i + 1), range: [-.36, 1.08], tickvals: [0, .5, 1], title: {text: 'share'}};
       titles.push({text: title(name, M.short[name]), row: i + 1, color: shade});
       const cause = M.curves[name].cause, attention = M.curves[name].score;
-      if (cause) traces.push(...withBand(M.steps, cause, shade, 'cause: recall lost without it', {line: {color: shade, width: 2.5}, fill: 'tozeroy', fillcolor: shade + '33', showlegend: i === 0}, `${name}, recall lost without it<br>%{text}<br>n = ${M.n} facts<extra></extra>`, {yaxis: axis}));
-      if (attention) traces.push(...withBand(M.steps, attention, shade, narrow ? 'score: attention, or readability' : 'score: attention of its main head; for memory, how much more readable the value becomes', {line: {color: shade, width: 1.5, dash: 'dot'}, showlegend: i === 0}, `${name}, score (not a cause)<br>%{text}<br>n = ${M.n} facts<extra></extra>`, {yaxis: axis}));
+      if (cause) traces.push(...withBand(M.steps, cause, shade, effect, {line: {color: shade, width: 2.5}, showlegend: !traces.some(x => x.name === effect)}, `${name}, recall lost without it<br>%{text}<br>n = ${M.n} facts<extra></extra>`, {yaxis: axis}));
+      if (attention) traces.push(...withBand(M.steps, attention, shade, score, {line: {color: shade, width: 1.5, dash: 'dot'}, showlegend: !traces.some(x => x.name === score)}, `${name}, score (not a cause)<br>%{text}<br>n = ${M.n} facts<extra></extra>`, {yaxis: axis}));
       for (const [kind, y] of [['cause', -.14], ['score', -.27]]) {
         const t = M.times[name] && M.times[name][kind];
         if (!t) continue;
-        const first = i === 0 || !traces.some(x => x.name === formation);
+        const first = !traces.some(x => x.name === formation && x.showlegend);
         traces.push({x: [t.onset, t.completion], y: [y, y], yaxis: axis, mode: 'lines', line: {color: shade, width: kind === 'cause' ? 7 : 3}, opacity: .55, hoverinfo: 'skip', showlegend: false});
         traces.push({x: [t.midpoint], y: [y], yaxis: axis, mode: 'markers', name: formation, showlegend: first, marker: {symbol: kind === 'cause' ? 'diamond' : 'diamond-open', size: 10, color: shade}, error_x: {type: 'data', symmetric: false, array: [t.high - t.midpoint], arrayminus: [t.midpoint - t.low], color: shade}, hovertemplate: `${name}, ${kind === 'cause' ? 'recall lost without it' : 'score'}: half-way at step ${Math.round(t.midpoint)} [${Math.round(t.low)}, ${Math.round(t.high)}]<br>checkpoints there are ${Math.round(t.spacing)} steps apart<extra></extra>`});
       }
@@ -87,7 +88,7 @@ panels.timeline = {
     how.annotations = titles.map(t => ({text: t.text, xref: 'paper', yref: 'paper', x: 0, xanchor: 'left', y: domain(t.row)[1], yanchor: 'bottom', showarrow: false, font: {color: t.color, size: 12}}));
     const flat = D.training && D.training.plateau;
     if (flat) how.annotations.push({text: 'plateau', xref: 'x', yref: 'paper', x: (flat[0] + flat[1]) / 2, y: domain(0)[1], yanchor: 'top', showarrow: false, font: {size: 12, color: css('soft')}});
-    plot(body, traces, {...how, height: 120 + rows * (narrow ? 105 : 115), showlegend: true, legend: {orientation: 'h', y: -.1, font: {size: 12}}, shapes: here(plateau()), margin: {l: 30, r: 8, t: 8, b: 40}});
+    plot(body, traces, {...how, height: 120 + rows * (narrow ? 105 : 115), showlegend: true, legend: {orientation: 'h', y: -.1, font: {size: 12}}, shapes: here(plateau()), margin: {l: 45, r: 8, t: 8, b: 40}});
   },
   rows: () => D.mechanisms.names.flatMap(name => ['cause', 'score'].flatMap(kind => {
     const c = D.mechanisms.curves[name][kind];
@@ -128,20 +129,26 @@ panels.model = {
       const inRow = Math.min(perRow[c.kind], group.length - row * perRow[c.kind]);
       return [x0(c.dest) + width * (i % perRow[c.kind] + 1) / (inRow + 1), top[`${c.layer}|${c.kind}`] + 5 + size * (row + .5)];
     };
+    const said = el('p', {class: 'soft', 'aria-live': 'polite'});
     for (const c of named) {
       const share = c.share[at], on = c.named[at], strength = share === null ? 0 : Math.min(1, Math.max(0, share) / .5);
-      const [x, y] = centre(c), shade = color(c.mechanism), group = svg('g', {opacity: on ? .45 + .55 * strength : .13, 'data-component': c.id, 'data-on': on});
+      const [x, y] = centre(c), shade = color(c.mechanism), opacity = on ? .5 + .5 * strength : .08;
+      const numbers = `${c.component}, ${c.mechanism}, ${c.label}: ${on ? '' : 'not shown to matter at this step; '}recall lost without it ${number(share)}${range(c.low[at], c.high[at])} at step ${M.steps[at]}, n = ${M.n} facts`;
+      const group = svg('g', {'data-component': c.id, 'data-on': on, tabindex: 0, role: 'img', 'aria-label': numbers});
       const floor = top[`${c.layer}|head`] + tall(c.layer, 'head');
       if (c.kind === 'head') for (const src of c.src) if (src !== c.dest)
-        group.append(svg('path', {d: `M ${x0(src) + width / 2} ${floor} C ${x0(src) + width / 2} ${floor + 26}, ${x} ${floor + 26}, ${x} ${y + 13}`, fill: 'none', stroke: shade, 'stroke-width': 1 + 4 * strength}));
-      group.append(c.kind === 'head' ? svg('circle', {cx: x, cy: y, r: 13, fill: shade}) : svg('rect', {x: x - 22, y: y - 12, width: 44, height: 24, rx: 5, fill: shade}));
-      group.append(svg('text', {x, y: y + 4.5, 'text-anchor': 'middle', style: `fill:${css('page')};font-size:12px;font-weight:600`}, c.kind === 'head' ? c.component.slice(c.component.indexOf('H')) : 'MLP'));
-      group.append(svg('title', {}, `${c.component}, ${c.mechanism}, ${c.label}: ${on ? '' : 'not shown to matter at this step; '}recall lost without it ${number(share)}${range(c.low[at], c.high[at])} at step ${M.steps[at]}, n = ${M.n} facts`));
+        group.append(svg('path', {d: `M ${x0(src) + width / 2} ${floor} C ${x0(src) + width / 2} ${floor + 26}, ${x} ${floor + 26}, ${x} ${y + 13}`, fill: 'none', stroke: shade, 'stroke-opacity': on ? opacity : .15, 'stroke-width': 1 + 4 * strength}));
+      group.append(c.kind === 'head' ? svg('circle', {cx: x, cy: y, r: 13, fill: shade, 'fill-opacity': opacity, stroke: shade}) : svg('rect', {x: x - 22, y: y - 12, width: 44, height: 24, rx: 5, fill: shade, 'fill-opacity': opacity, stroke: shade}));
+      group.append(svg('text', {x, y: y + 4.5, 'text-anchor': 'middle', style: `fill:${css(opacity > .75 ? 'page' : 'text')};font-size:12px;font-weight:600`}, c.kind === 'head' ? c.component.slice(c.component.indexOf('H')) : 'MLP'));
+      group.append(svg('title', {}, numbers));
+      group.onclick = () => { said.textContent = numbers; if (c.kind === 'head' && D.attention) choose({head: c.component}); };
+      group.onfocus = () => { said.textContent = numbers; };
       drawing.append(group);
     }
     const key = el('p', {class: 'soft'});
+    said.textContent = `Measured at step ${M.steps[at]}${M.steps[at] === step() ? '' : `, the last of ${M.steps.length} localized checkpoints up to step ${step()}`}.`;
     for (const name of M.names) key.append(el('span', {class: 'item'}, el('span', {class: 'key', style: `background:${color(name)}`}), `${name}: ${M.short[name]}`), ' ');
-    body.replaceChildren(drawing, key);
+    body.replaceChildren(said, drawing, key);
   },
   rows: () => panels.components.rows(),
 };
@@ -150,8 +157,10 @@ panels.components = {
   moves: true,
   draw(body) {
     const M = D.mechanisms, shown = M.components.filter(c => c.ever).reverse();
-    const text = shown.map(c => M.steps.map((s, i) => `${c.component} (${c.mechanism}, ${c.place})<br>step ${s}: ${number(c.share[i])}${range(c.low[i], c.high[i])}, n = ${M.n}<br>${c.named[i] ? 'shown to matter' : 'not shown to matter'}`));
-    plot(body, [{type: 'heatmap', z: shown.map(c => c.share), x: M.steps.map(String), y: shown.map(c => `${c.component} · ${c.label}`), text, hovertemplate: '%{text}<extra></extra>', colorscale: diverging(), zmid: 0, zmin: -.6, zmax: .6, xgap: 1, ygap: 2, colorbar: {title: {text: 'share', side: 'top'}, orientation: 'h', y: 1.02, yanchor: 'bottom', thickness: 10, len: .6}}],
+    const text = shown.map(c => M.steps.map((s, i) => `${c.component} (${c.mechanism}, ${c.place})<br>step ${s}: ${number(c.share[i])}${range(c.low[i], c.high[i])}, n = ${M.n}<br>${c.named[i] ? 'shown to matter' : 'not shown to matter'}`.replace(/: not measured.*/, ': no recall to lose yet')));
+    const cells = (keep, opacity) => ({opacity, z: shown.map(c => c.share.map((x, i) => keep(c.named[i]) ? x : null))});
+    const same = {type: 'heatmap', x: M.steps.map(String), y: shown.map(c => `${c.component} · ${c.label}`), text, hovertemplate: '%{text}<extra></extra>', colorscale: diverging(), zmid: 0, zmin: -.6, zmax: .6, xgap: 1, ygap: 2, colorbar: {title: {text: 'share of recall lost', side: 'top'}, orientation: 'h', y: 1.02, yanchor: 'bottom', thickness: 10, len: .6}};
+    plot(body, [{...same, ...cells(x => x, 1)}, {...same, ...cells(x => !x, .35), showscale: false}],
       {height: 150 + 26 * shown.length, xaxis: {type: 'category', title: {text: 'training step'}}, yaxis: {tickfont: {size: 12}}, margin: {l: 8, r: 8, t: 60, b: 8}, shapes: [{type: 'rect', xref: 'x', yref: 'paper', x0: place(M.steps) - .5, x1: place(M.steps) + .5, y0: 0, y1: 1, line: {color: css('text'), width: 2}}]});
   },
   rows: () => D.mechanisms.components.flatMap(c => D.mechanisms.steps.map((s, i) => ({mechanism: c.mechanism, component: c.component, place: c.place, step: s, share_lost: c.share[i], low: c.low[i], high: c.high[i], shown_to_matter: c.named[i], n_facts: D.mechanisms.n}))),
@@ -169,7 +178,7 @@ panels.lines = {
 };
 
 function curves(body, measure, axis, how = {}) {
-  const T = D.training, shades = {train: ['known', 'solid', 'people trained on'], 'held-out': ['unseen', 'dash', 'people never seen'], new: ['memory', 'dot', 'new people']};
+  const T = D.training, shades = {train: ['known', 'solid', 'people trained on'], 'held-out': ['unseen', 'dash', 'people never seen'], new: ['memory', 'dot', 'new people'], unknown: ['relation', 'dashdot', 'people met with other values every time']};
   const traces = Object.entries(T.splits).filter(([key]) => shades[key]).map(([key, values]) => ({x: T.steps, y: values[measure], name: shades[key][2], mode: 'lines', line: {color: css(shades[key][0]), dash: shades[key][1], width: 2}, hovertemplate: `${shades[key][2]}<br>step %{x}: %{y:.3f}<br>n = ${values.n} people<extra></extra>`}));
   if (measure === 'loss') traces.push({x: [T.steps[0], T.steps[T.steps.length - 1]], y: [T.baseline, T.baseline], name: 'knowing only how frequent values are', mode: 'lines', line: {color: css('soft'), dash: 'dot', width: 1}, hovertemplate: '%{y:.2f} nats<extra></extra>'});
   plot(body, traces, {height: 330, showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: axis}, rangemode: 'tozero'}, shapes: here(plateau()), ...how});
@@ -204,7 +213,7 @@ panels.maps = {
     for (const site of shown) {
       const box = grid.querySelector(`[data-site="${site}"]`), S = P.sites[site], v = of[site];
       box.querySelector('p').textContent = P.words[site];
-      const text = v.mean[at].map((row, i) => row.map((x, j) => x === null ? 'nothing to share out yet: the model does not tell the two prompts apart' : `${S.rows[i]}, ${D.model.words[S.columns[j]] || S.columns[j]}<br>step ${P.steps[at]}: ${number(x)}${range(v.low[at][i][j], v.high[at][i][j])}<br>n = ${of.n} facts`));
+      const text = v.mean[at].map((row, i) => row.map((x, j) => x === null ? (v.apart[at] ? 'no prompt has this position' : 'the model does not tell the two prompts apart yet') : `${S.rows[i]}, ${D.model.words[S.columns[j]] || S.columns[j]}<br>step ${P.steps[at]}: ${number(x)}${range(v.low[at][i][j], v.high[at][i][j])}<br>n = ${v.n[i][j]} facts`));
       plot(box, [{type: 'heatmap', z: v.mean[at], x: S.columns.map(c => D.model.words[c] || c), y: S.rows, text, hovertemplate: '%{text}<extra></extra>', colorscale: diverging(), zmid: 0, zmin: -1, zmax: 1, xgap: 1, ygap: 1, showscale: true, colorbar: {thickness: 10, tickvals: [-1, 0, 1], title: {text: P.shares[state.direction], side: 'right'}}}],
         {height: 110 + Math.max(4, S.rows.length) * 24, xaxis: {type: 'category', tickangle: -25}, yaxis: {type: 'category'}, plot_bgcolor: css('unknown')});
     }
@@ -212,7 +221,7 @@ panels.maps = {
   rows() {
     const P = D.patching, of = P.values[state.direction][state.metric][state.attribute], rows = [];
     for (const site of Object.keys(P.sites)) if (state.site === 'all' || site === state.site)
-      P.steps.forEach((s, k) => P.sites[site].rows.forEach((row, i) => P.sites[site].columns.forEach((column, j) => rows.push({site, step: s, component: row, position: column, attribute: state.attribute, direction: state.direction, metric: state.metric, [P.shares[state.direction]]: of[site].mean[k][i][j], low: of[site].low[k][i][j], high: of[site].high[k][i][j], n_facts: of.n}))));
+      P.steps.forEach((s, k) => P.sites[site].rows.forEach((row, i) => P.sites[site].columns.forEach((column, j) => rows.push({site, step: s, component: row, position: column, attribute: state.attribute, direction: state.direction, metric: state.metric, [P.shares[state.direction]]: of[site].mean[k][i][j], low: of[site].low[k][i][j], high: of[site].high[k][i][j], n_facts: of[site].n[i][j]}))));
     return rows;
   },
 };
@@ -230,6 +239,7 @@ panels.attention = {
   draw(body) {
     const A = D.attention, k = place(A.steps), prompt = A.prompts.findIndex(p => p.label === state.prompt), p = A.prompts[prompt];
     const [layer, head] = state.head.slice(1).split('H').map(Number), n = p.tokens.length, shade = {name_first: 'name', name_middle: 'name', name_last: 'name', cue: 'relation', final: 'extraction'};
+    const focused = body.querySelector('.heads')?.contains(document.activeElement);
     const tokens = el('p', {class: 'tokens'}, ...p.tokens.map((t, i) => el('span', {title: D.model.words[p.roles[i]] || p.roles[i], style: `border-color:${css(shade[p.roles[i]] || 'line')}`}, t)), ` → ${p.answer}`);
     const heads = el('div', {class: 'heads', style: `grid-template-columns:repeat(${A.heads}, minmax(0, 5.2rem))`});
     for (let l = 0; l < A.layers; l++) for (let h = 0; h < A.heads; h++) {
@@ -244,9 +254,11 @@ panels.attention = {
     let big = body.querySelector('.big');
     const fresh = el('div', {class: 'big'});
     big = big || fresh;
-    body.replaceChildren(tokens, el('div', {class: 'grid'}, heads, big));
+    const when = el('p', {class: 'soft'}, `At step ${A.steps[k]}.`);
+    body.replaceChildren(tokens, when, el('div', {class: 'grid'}, heads, big));
+    if (focused) heads.querySelector('[aria-pressed=true]').focus();
     plot(big, [{type: 'heatmap', z, x: labels, y: labels, colorscale: [[0, css('page')], [1, css('name')]], zmin: 0, zmax: 1, hovertemplate: `${state.head}, step ${A.steps[k]}<br>%{y} attends to %{x}<br>share %{z:.2f}<extra></extra>`, colorbar: {thickness: 10, title: {text: 'share of attention', side: 'right'}}}],
-      {height: 460, xaxis: {title: {text: 'attended to'}, tickangle: -60, tickfont: {size: 12}}, yaxis: {title: {text: 'attends'}, autorange: 'reversed', tickfont: {size: 12}}});
+      {height: 460, xaxis: {title: {text: 'to (key)'}, tickangle: -60, tickfont: {size: 12}}, yaxis: {title: {text: 'from (query)'}, autorange: 'reversed', tickfont: {size: 12}}});
   },
   rows() {
     const A = D.attention, k = place(A.steps), prompt = A.prompts.findIndex(p => p.label === state.prompt), p = A.prompts[prompt];
@@ -290,12 +302,14 @@ const LABELS = {site: v => v === 'all' ? 'all sites' : D.patching.words[v], attr
 function redraw(names) {
   for (const name of names) if (drawn.has(name)) panels[name].draw(document.querySelector(`[data-panel="${name}"] .body`));
 }
+const defaultOf = key => OPTIONS[key]().includes(D.first[key]) ? D.first[key] : OPTIONS[key]()[0];
 function write() {
-  const said = new URLSearchParams({step: step()});
-  for (const [key, value] of Object.entries(state)) if (key !== 'at' && OPTIONS[key] && value !== OPTIONS[key]()[0]) said.set(key, value);
+  const said = new URLSearchParams({step: step()}), slider = document.getElementById('step');
+  for (const [key, value] of Object.entries(state)) if (OPTIONS[key] && value !== defaultOf(key)) said.set(key, value);
   history.replaceState(null, '', '#' + said);
   document.getElementById('at').textContent = `step ${step()}`;
-  document.getElementById('step').value = state.at;
+  slider.value = state.at;
+  slider.setAttribute('aria-valuetext', `step ${step()}`);
 }
 function move(at) {
   state.at = Math.min(D.steps.length - 1, Math.max(0, at));
@@ -313,14 +327,14 @@ function readAddress() {
   state.at = asked.has('step') && at >= 0 ? at : D.steps.length - 1;
   for (const [key, options] of Object.entries(OPTIONS)) {
     if (!D[SOURCE[key]]) continue;
-    const found = options(), wanted = asked.get(key);
-    state[key] = found.includes(wanted) ? wanted : found.includes(D.first[key]) ? D.first[key] : found[0];
+    const wanted = asked.get(key);
+    state[key] = options().includes(wanted) ? wanted : defaultOf(key);
   }
 }
 function csv(name) {
   const rows = panels[name].rows(), heads = Object.keys(rows[0] || {});
   // A cell that a spreadsheet would take for a formula is text.
-  const cell = x => x === null || x === undefined ? '' : typeof x === 'string' && /[",\n]|^[=+@-]/.test(x) ? `"${(/^[=+@-]/.test(x) ? "'" : '') + x.replace(/"/g, '""')}"` : String(x);
+  const cell = x => x === null || x === undefined ? '' : typeof x === 'string' && /[",\r\n]|^[=+@\t\r-]/.test(x) ? `"${(/^[=+@\t\r-]/.test(x) ? "'" : '') + x.replace(/"/g, '""')}"` : String(x);
   const text = [heads, ...rows.map(row => heads.map(key => row[key]))].map(row => row.map(cell).join(',')).join('\n') + '\n';
   const link = el('a', {href: URL.createObjectURL(new Blob([text], {type: 'text/csv'})), download: `${D.name}-${name}.csv`});
   link.click();
@@ -352,17 +366,33 @@ function play() {
 }
 document.getElementById('play').onclick = play;
 document.addEventListener('keydown', event => {
-  if (/^(SELECT|INPUT|BUTTON|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== 'range') return;
-  const to = {ArrowRight: state.at + 1, ArrowLeft: state.at - 1, Home: 0, End: D.steps.length - 1}[event.key];
-  if (to !== undefined) { event.preventDefault(); move(to); }
-  if (event.key === ' ') { event.preventDefault(); play(); }
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target !== document.body && event.target !== slider) return;
+  const to = {ArrowRight: state.at + 1, ArrowLeft: state.at - 1}[event.key];
+  if (to === undefined && event.key !== ' ') return;
+  event.preventDefault();
+  if (event.key === ' ' || playing) play();
+  if (to !== undefined) move(to);
 });
 for (const figure of document.querySelectorAll('[data-panel]')) figure.querySelector('.csv').onclick = () => csv(figure.dataset.panel);
 const seen = new IntersectionObserver(entries => entries.forEach(entry => { if (entry.isIntersecting) show(entry.target.dataset.panel); }), {rootMargin: '300px'});
 document.querySelectorAll('[data-panel]').forEach(figure => seen.observe(figure));
 const all = () => Object.keys(panels).filter(name => document.querySelector(`[data-panel="${name}"]`));
-addEventListener('beforeprint', () => all().forEach(show));
-addEventListener('hashchange', () => { readAddress(); write(); for (const key of Object.keys(OPTIONS)) for (const select of document.querySelectorAll(`select[data-choice="${key}"]`)) select.value = state[key]; redraw(all()); });
+const plots = () => document.querySelectorAll('.js-plotly-plot');
+addEventListener('beforeprint', () => {
+  document.body.classList.add('printing');
+  all().forEach(show);
+  redraw(['model']);
+  plots().forEach(x => Plotly.relayout(x, {width: 680, autosize: false}));
+});
+addEventListener('afterprint', () => {
+  document.body.classList.remove('printing');
+  redraw(['model']);
+  plots().forEach(x => Plotly.relayout(x, {width: null, autosize: true}));
+});
+addEventListener('hashchange', () => {
+  const keys = [...new URLSearchParams(location.hash.slice(1)).keys()];
+  if (!keys.some(key => key === 'step' || key in OPTIONS)) return;  // a link to a section
+  readAddress(); write(); for (const key of Object.keys(OPTIONS)) for (const select of document.querySelectorAll(`select[data-choice="${key}"]`)) select.value = state[key]; redraw(all()); });
 let width = innerWidth;
 addEventListener('resize', () => { if (innerWidth !== width) { width = innerWidth; redraw(['model', 'timeline'].filter(name => drawn.has(name))); } });
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => redraw(all()));
