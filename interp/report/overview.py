@@ -238,8 +238,8 @@ def _curves(table: pd.DataFrame, curves: xr.DataArray, mechanism: str) -> dict:
 
 def _with_margin(values: xr.DataArray) -> dict:
     """Mean over facts with its 95 % interval (Student's t)."""
-    values = values.transpose(..., "fact").values
-    mean, half = values.mean(-1), margin(values)
+    by_fact = values.transpose(..., "fact").values
+    mean, half = by_fact.mean(-1), margin(by_fact)
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -72,7 +73,7 @@ def localize(
     check_steps(suite, steps, facts), check_steps(suite, steps, argument("people", people, FactSet))
     device = device_of(device)
     asked = {"people": facts_digest(people), "seed": seed}
-    how = {"seed": seed, "max_memory": max_memory, "device": device}
+    how: dict[str, Any] = {"seed": seed, "max_memory": max_memory, "device": device}
     with progress_bar(len(steps), "localizing", on_step) as on_step:
         done = over_checkpoints(
             suite,
