@@ -11,6 +11,7 @@ import xarray as xr
 
 from interp.localization.formation import Localization
 from interp.provenance import provenance
+from interp.report.figures.labels import patch_in_words
 from interp.report.overview import Chapter, Line, Overview, Panel
 from interp.suite import Suite
 from interp.training.run_folder import read_record
@@ -37,7 +38,7 @@ def chapters(
 ) -> list[Chapter]:
     """All sections, in the order of the page, which will be in the folder ``beside``."""
     shown = [*_answer(suite, data, found, quick), _training(data)]
-    shown += [_patching(suite, data), *_components(data), _attention(data)]
+    shown += [_patching(suite, data, results), *_components(data), _attention(data)]
     shown += [_links(suite, beside), _hallucination(data), _finetuning(suite, data)]
     return [*shown, _provenance(suite, found, results, command)]
 
@@ -108,7 +109,10 @@ def _training(data: Overview) -> Chapter:
     )
 
 
-def _patching(suite: Suite, data: Overview) -> Chapter:
+def _patching(suite: Suite, data: Overview, results: Sequence[xr.Dataset]) -> Chapter:
+    if results and data.patching is None:
+        text = "The patched sites have no map of layers by tokens; they are shown in patching.html."
+        return Chapter("Patching maps", text)
     if data.patching is None:
         line = Line(
             "Nothing has been patched yet; run",
@@ -119,9 +123,9 @@ def _patching(suite: Suite, data: Overview) -> Chapter:
     kept = [x for x in choices if len(_options(data, x)) > 1]
     return Chapter(
         "Patching maps",
-        "One activation at a time is replaced by its value in the other run: in the prompt with "
-        "another person's name by that of the right prompt (denoising), or the other way round "
-        "(noising). 1: that alone moves the model all the way; 0: not at all.",
+        f"One activation at a time is replaced ({_how(results)}). The corrupted run is that of the "
+        "same sentence with another name, or with noise on the name. 1: that alone moves the model "
+        "all the way to the other run; 0: not at all.",
         [
             Panel(
                 "maps",
@@ -132,6 +136,12 @@ def _patching(suite: Suite, data: Overview) -> Chapter:
         ],
         kept,
     )
+
+
+def _how(results: Sequence[xr.Dataset]) -> str:
+    """What is replaced by what, in each direction."""
+    ways = {x.attrs["direction"]: patch_in_words(x) for x in results}
+    return "; ".join(f"{direction}: {how}" for direction, how in ways.items())
 
 
 def _options(data: Overview, choice: str) -> list:
@@ -167,7 +177,8 @@ def _attention(data: Overview) -> Chapter:
     edges = Panel(
         "edges",
         "Where this head attends, over training",
-        "Means over facts with 95 % bands. Attention is a score: what it causes is above.",
+        "Means over facts with 95 % bands; shares of the attention of the token that attends, so "
+        "that only lines to the same token compare. Attention is a score: what it causes is above.",
     )
     return Chapter(
         "Attention over tokens",
@@ -219,7 +230,7 @@ def _hallucination(data: Overview) -> Chapter:
                 "told",
                 "Can known people be told from unknown ones?",
                 "Three models of 320 people, kept with the toolkit, not this run. "
-                "AUROC of known against held-out people; bands: 95 % over models.",
+                "AUROC of known against held-out people; bands: 95 % over models, cut at 0 and 1.",
             ),
         ],
         lines=[line],
@@ -243,8 +254,8 @@ def _finetuning(suite: Suite, data: Overview) -> Chapter:
         "finetuned",
         "What fine-tuning on new people costs",
         "Three models of 160 people, kept with the toolkit, not this run, fine-tuned on 20 new "
-        "people alone; bands: 95 % over models. Most of what is lost comes back within a few "
-        "steps on old people: see docs/hallucination-and-finetuning.md.",
+        "people alone; bands: 95 % over models, cut at 0 and 1. Most of what is lost comes back "
+        "within a few steps on old people: see docs/hallucination-and-finetuning.md.",
     )
     return Chapter("Fine-tuning", panels=panels, lines=[line])
 

@@ -4,6 +4,7 @@ page's, but the same question.
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from interp.report.overview import Lines
@@ -54,11 +55,11 @@ def _table(name: str) -> pd.DataFrame | None:
 
 
 def _over_seeds(name: str, table: pd.DataFrame, value: str) -> dict:
-    """Mean over seeds by step, with its 95 % interval (Student's t)."""
+    """Mean over seeds by step, a share, with its 95 % interval (Student's t), cut at 0 and 1."""
     wide = table.pivot(index="step", columns="seed", values=value)
     mean, half = wide.mean(axis=1).to_numpy(), margin(wide.to_numpy())
-    x = wide.index.to_numpy()
-    return {"name": name, "x": x, "mean": mean, "low": mean - half, "high": mean + half}
+    low, high = (np.clip(x, 0, 1) for x in (mean - half, mean + half))
+    return {"name": name, "x": wide.index.to_numpy(), "mean": mean, "low": low, "high": high}
 
 
 def _seeds(table: pd.DataFrame) -> str:

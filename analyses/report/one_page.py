@@ -80,7 +80,7 @@ def one_page(
         first=_first(found),
     )
     said = [] if found is None else sentences(suite, metrics, plateau(suite), found)
-    results = [] if patching is None else list(patching[0].values())
+    results = [] if patching is None else [x for of in patching if of for x in of.values()]
     notes = dict.fromkeys(str(x) for result in results for x in repeats_in(result))
     return overview.overview_page(
         "Where and when this model came to recall facts",

@@ -105,11 +105,11 @@ def title_of(
     and 1.
     """
     n, denoising = result.sizes["fact"], result.attrs["direction"] == "denoising"
-    how = f"{_done(result)}; {metric}; n = {n} facts; "
+    how = f"{patch_in_words(result)}; {metric}; n = {n} facts; "
     how += "0 = corrupted, 1 = clean" if denoising else "0 = clean, 1 = corrupted"
     if other:
         ways = sorted([result, next(iter(other.values()))], key=lambda x: x.attrs["direction"])
-        how = "; ".join(f"{way.attrs['direction']}: {_done(way)}" for way in ways)
+        how = "; ".join(f"{way.attrs['direction']}: {patch_in_words(way)}" for way in ways)
         how += f"<br>{metric}; n = {n} facts; 0 = not moved, 1 = all the way to the other run"
     return {
         "text": f"{text[0].upper()}{text[1:]}<br><sup>{how}</sup>",
@@ -120,7 +120,7 @@ def title_of(
     }
 
 
-def _done(result: xr.Dataset) -> str:
+def patch_in_words(result: xr.Dataset) -> str:
     """The patch in words, such as ``corrupted run ← clean activation``."""
     site = SITES.get(result.attrs["site"])
     if site is not None and site.cut:
