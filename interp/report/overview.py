@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pandas as pd
 import xarray as xr
+from einops import rearrange
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -368,16 +369,19 @@ def _maps(results: Mapping[str, xr.Dataset], metric: str, attribute: str, by: st
         chosen = result.isel(fact=np.flatnonzero(wanted))
         apart = distinguishable(chosen, metric)
         shares = moved(chosen, metric).where(apart)
-        rows = [x for x in ("layer", "head") if x in shares.dims]
-        flat = shares.stack(row=rows).transpose("step", "row", by)
-        maps[site] = {
-            name: flat[x].values
-            for name, x in {"mean": "estimate", "low": "low", "high": "high"}.items()
-        }
-        there = chosen.patched.isel(step=-1).notnull().sum("fact")
-        counts = there.stack(row=rows) if "head" in rows else there.rename(layer="row")
-        maps[site] |= {"n": counts.transpose("row", by).values, "apart": apart.values}
+        names = {"mean": "estimate", "low": "low", "high": "high"}
+        maps[site] = {name: _rows(shares[x], by) for name, x in names.items()}
+        there = chosen.patched.isel(step=[-1]).notnull().sum("fact")
+        maps[site] |= {"n": _rows(there, by)[0], "apart": apart.values}
     return maps
+
+
+def _rows(values: xr.DataArray, by: str) -> np.ndarray:
+    """(step, row, ``by``), a row for each layer, or for each head of each."""
+    if "head" not in values.dims:
+        return values.transpose("step", "layer", by).values
+    by_head = values.transpose("step", "layer", "head", by).values
+    return rearrange(by_head, "step layer head column -> step (layer head) column")
 
 
 def attention_of(
