@@ -11,8 +11,8 @@ import pytest
 import xarray as xr
 from builders import sweep
 
+from analyses.report.five_sentences import sentences
 from analyses.report.kept_studies import kept_lines
-from analyses.report.sentences import sentences
 from interp.config import TrainConfig
 from interp.dynamics.plateau import Phases
 from interp.localization.formation import Localization

@@ -68,7 +68,7 @@ def _answer(suite: Suite, data: Overview, found: Localization | None, quick: boo
                     f"n = {n} facts, cut at the frame. An effect is drawn from where the model "
                     "prefers right values at all; at first there is little recall to lose, and "
                     "bands are wide. A score is not a cause: attention can be there before it "
-                    "matters. Diamonds: half-way between a score's first and last value, "
+                    "matters. Diamonds: half-way between a curve's first and last value, "
                     "interpolated between checkpoints, with its 95 % interval.",
                 ),
                 Panel(
@@ -110,8 +110,12 @@ def _training(data: Overview) -> Chapter:
 
 
 def _patching(suite: Suite, data: Overview, results: Sequence[xr.Dataset]) -> Chapter:
-    if results and data.patching is None:
-        text = "The patched sites have no map of layers by tokens; they are shown in patching.html."
+    stored = suite.path / "results" / "patching"
+    if data.patching is None and any(stored.glob("step-*.nc")):
+        text = (
+            "The stored results of patching have no map to show here: they are of paths or edges, "
+            "have no corrupted answers, or are about other weights than the run has now."
+        )
         return Chapter("Patching maps", text)
     if data.patching is None:
         line = Line(

@@ -10,9 +10,9 @@ import xarray as xr
 
 from analyses.report import ReportPageConfig
 from analyses.report.chapters import chapters
+from analyses.report.five_sentences import sentences
 from analyses.report.kept_studies import kept_lines
 from analyses.report.quick_localization import localization_of, quick_steps
-from analyses.report.sentences import sentences
 from interp.data.batches import people_of
 from interp.files import check_page, write_bytes
 from interp.localization.attention_to_names import EDGES

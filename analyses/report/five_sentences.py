@@ -115,8 +115,8 @@ def _attends_since(found: Localization, mechanism: str) -> str:
 def _order(found: Localization) -> str:
     n, n_steps = found.curves.sizes["fact"], found.curves.sizes["step"]
     sure = (
-        f"How sure: n = {n} facts at {n_steps} checkpoints of this one run; brackets are 95 % "
-        "intervals over facts, and another run may differ"
+        f"How sure: n = {n} facts at {n_steps} checkpoint{'s' * (n_steps > 1)} of this one run; "
+        "brackets are 95 % intervals over facts, and another run may differ"
     )
     order = found.orders.get("needed") or found.orders.get("in place")
     if not order:
