@@ -92,7 +92,9 @@ def test_every_module_has_its_place_in_the_order():
 
 
 def test_no_file_name_stands_twice():
-    names = Counter(path.name for path in FILES if path.name != "__init__.py")
+    analyses = Path(__file__).parents[1] / "analyses"
+    both = (*FILES, *analyses.rglob("*.py"))
+    names = Counter(path.name for path in both if path.name != "__init__.py")
     assert [name for name, n in names.items() if n > 1] == []
 
 
