@@ -3,15 +3,17 @@
 import ctypes
 import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
+T, R = TypeVar("T"), TypeVar("R")
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of glibc's mallopt
 _SIGNAL_AT_PARENTS_DEATH = 1  # of Linux's prctl
 
@@ -43,6 +45,34 @@ def local_workers(n: int) -> Iterator[Executor | None]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def on_all_cores(compute: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    """``compute`` of each task, in their order, on as many threads as torch uses for one operation.
+
+    Each thread computes its operations alone: where they are too small to be worth dividing, that
+    keeps all cores busy. While results are taken, so does the calling thread.
+    """
+    import torch
+
+    n = torch.get_num_threads()
+    if n == 1 or len(tasks) < 2:
+        yield from map(compute, tasks)
+        return
+    left, under_way = iter(tasks), deque[Future[R]]()
+    with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        torch.set_num_threads(1)
+        try:
+            for task in left:
+                under_way.append(pool.submit(compute, task))
+                if len(under_way) > 2 * n:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+            torch.set_num_threads(n)
 
 
 def _start_worker(n_threads: int, matmul_precision: str, default_dtype: "torch.dtype") -> None:

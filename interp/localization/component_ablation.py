@@ -58,13 +58,10 @@ def needs(
     tables = []
     cuts = {"head_knockout": "head", "knockout": "layer"}
     ends = {edge: (EDGES[edge][0], "+".join(EDGES[edge][1])) for edge in MECHANISM_EDGES}
-    dests, sources = (tuple(dict.fromkeys(x)) for x in zip(*ends.values()))
-    # One sweep, though some of its cells are not asked for: its runs are shared.
-    edges = {"groups": dests, "sources": sources} | options
-    whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)["knockout"]
-    for dest in dests:
+    for dest in dict.fromkeys(dest for dest, _ in ends.values()):
         of_dest = [edge for edge in MECHANISM_EDGES if ends[edge][0] == dest]
         edges = {"groups": (dest,), "sources": tuple(ends[edge][1] for edge in of_dest)} | options
+        whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)["knockout"]
         single = patch_sites(model, facts, sites=list(cuts), **edges)
         for edge in of_dest:
             at = dict(zip(("dest", "src"), ends[edge]))

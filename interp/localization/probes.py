@@ -52,7 +52,7 @@ def probe(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
             "a person is asked for the same attribute twice, so that a probe could know the answer "
             "from the other prompt; give each person once an attribute"
         )
-    features = stream(model, facts)
+    features = _without_repeats(stream(model, facts))
     attribute, answers = texts.attribute.to_numpy(object), facts.answers[:, 0].numpy()
     rng = np.random.default_rng([seed, 8])
     correct = np.full((2, *features.shape[:-1]), np.nan, np.float32)
@@ -61,6 +61,7 @@ def probe(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
         _check_places(features[..., at, :], name)
         labels = np.stack((answers[at], rng.permutation(answers[at])))
         correct[..., at] = _left_out(features[..., at, :], labels)
+    correct = correct[:, _places_in_stream(model.cfg.n_layers)]
     coords = {
         "labels": ["real", "shuffled"],
         "site": list(STREAM),
@@ -95,6 +96,18 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
         site=len(STREAM),
     )
     return whole.numpy()
+
+
+def _without_repeats(
+    streams: Float[np.ndarray, "layer site *rest"],
+) -> Float[np.ndarray, "point *rest"]:
+    """The residual stream at each point once: what leaves a layer enters the next."""
+    return np.concatenate((streams[0, :1], np.concatenate(streams[:, 1:])))
+
+
+def _places_in_stream(n_layers: int) -> Int[np.ndarray, "layer site"]:
+    """The point of ``_without_repeats`` at each layer and site."""
+    return 2 * np.arange(n_layers)[:, None] + np.arange(len(STREAM))
 
 
 def _check_places(features: Float[np.ndarray, "*place fact d"], attribute: str) -> None:
@@ -135,8 +148,9 @@ def _left_out(
     for i, labels in enumerate(values):
         classes, y = np.unique(labels[there], return_inverse=True)
         right = torch.from_numpy(y)
-        targets = torch.nn.functional.one_hot(right, len(classes)).double()
-        left_out = x @ (half @ targets) - own * targets  # times 1 − H_ii, the same for all values
+        sums = half.new_zeros(*half.shape[:-1], len(classes)).index_add_(-1, right, half)
+        at = right[:, None].expand(*x.shape[:-1], 1)
+        left_out = (x @ sums).scatter_add_(-1, at, -own)  # times 1 − H_ii, the same for all values
         correct[i][..., there] = (left_out.argmax(-1) == right).float().numpy()
     return correct
 
@@ -160,37 +174,38 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
     check_plain(model)
     check_inputs(model, facts, sequential=True, names=True, values=True)
     cfg, weights, device = model.cfg, Weights(model), model.embed.weight.device
-    streams = torch.from_numpy(stream(model, facts)).to(device)
+    points = torch.from_numpy(_without_repeats(stream(model, facts))).to(device)
     read = final_directions(model, facts)
-    attribute, answers = facts.texts.attribute.to_numpy(object), facts.answers[:, 0].to(device)
+    attribute = facts.texts.attribute.to_numpy(object)
+    candidates, answers = facts.answers[:, 0].to(device).unique(return_inverse=True)
     shuffled, rng = answers.clone(), np.random.default_rng([seed, 8])
     groups = [torch.from_numpy(np.flatnonzero(attribute == x)) for x in dict.fromkeys(attribute)]
     for at in groups:
         shuffled[at] = answers[torch.from_numpy(rng.permutation(at.numpy()))]
     readers = ["unembed", *(f"L{i}H{h}" for i in range(cfg.n_layers) for h in range(cfg.n_heads))]
-    shape = (len(readers), *streams.shape[:-1])
-    correct = np.full((2, *shape), np.nan, np.float32)
-    logit, rank = np.full((2, *shape), np.nan, np.float32)
-    for number in range(len(readers)):
-        layer, head = divmod(number - 1, cfg.n_heads)
-        if number == 0:
-            written, directions = weights.final_norm(streams), weights.unembedding()
-        else:
-            written = _written_by(weights, layer, head, streams) * read.scale[:, None]
-            directions = read.unembed
+    tables = np.full((4, len(readers), *points.shape[:-1]), np.nan, np.float32)
+
+    def ask(
+        reader: int, x: Float[Tensor, "point role fact d"], directions: Float[Tensor, "value d"]
+    ) -> None:
         for at in groups:
-            logits = written[..., at, :] @ directions[answers[at].unique()].mT
-            right, other = (
-                torch.searchsorted(answers[at].unique(), labels[at])
-                for labels in (answers, shuffled)
-            )
+            values, right = answers[at].unique(return_inverse=True)
+            logits = x[..., at, :] @ directions[values].mT
             there = ~logits.isnan().any(-1)
-            if number:
-                there &= _reachable(layer, streams.shape[:2], device)[..., None, None]
-            values = _scores(logits, right, other)
-            values = [x.where(there, torch.nan).cpu().numpy() for x in values]
-            for table, x in zip((*correct, logit, rank), values):
-                table[number][..., at] = x
+            scores = _scores(logits, right, torch.searchsorted(values, shuffled[at]))
+            for table, of_score in zip(tables, scores):
+                table[reader][: len(x), :, at] = of_score.where(there, torch.nan).cpu().numpy()
+
+    ask(0, weights.final_norm(points), weights.unembedding()[candidates])
+    for layer in range(cfg.n_layers):
+        normed = weights.attention_norm(layer, points[: 2 * layer + 1])  # all that comes before it
+        for head, out in enumerate(weights.head_outputs(layer)):
+            values = normed @ weights.head_inputs(layer, "v")[head].mT
+            values = values + weights.head_input_biases(layer, "v")[head]
+            reader = 1 + layer * cfg.n_heads + head
+            ask(reader, values * read.scale[:, None], read.unembed[candidates] @ out)
+    tables = tables[:, :, _places_in_stream(cfg.n_layers)]
+    correct, (logit, rank) = tables[:2], tables[2:]
     dims = ("reader", "layer", "site", "role", "fact")
     return xr.Dataset(
         {
@@ -220,23 +235,3 @@ def _scores(
     own, best = logits.gather(-1, right[:, None].expand(*logits.shape[:-1], 1)), logits.argmax(-1)
     rank = (logits >= own).sum(-1).float()
     return (best == right).float(), (best == other).float(), own[..., 0] - logits.mean(-1), rank
-
-
-def _written_by(
-    weights: Weights, layer: int, head: int, streams: Float[Tensor, "*cell d_model"]
-) -> Float[Tensor, "*cell d_model"]:
-    """A head's output if it attended only to one residual stream."""
-    values = weights.attention_norm(layer, streams) @ weights.head_inputs(layer, "v")[head].mT
-    values = values + weights.head_input_biases(layer, "v")[head]
-    return values @ weights.head_outputs(layer)[head].mT
-
-
-def _reachable(
-    layer: int, shape: tuple[int, int], device: torch.device
-) -> Bool[Tensor, "layer site"]:
-    """Which residual streams come before the attention of ``layer``: entering it or a layer before,
-    or inside or after a layer before.
-    """
-    at = torch.arange(shape[0], device=device)[:, None].expand(shape)
-    enters = torch.arange(shape[1], device=device) == STREAM.index("resid_pre")
-    return (at < layer) | ((at == layer) & enters)

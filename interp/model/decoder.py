@@ -99,10 +99,9 @@ class HookedDecoder(HookedRootModule):
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model)
-        self.hook_embed = HookPoint()
+        self.embed, self.hook_embed = _embedding(cfg.d_vocab, cfg.d_model), HookPoint()
         if cfg.learned_positions:
-            self.pos_embed, self.hook_pos_embed = nn.Embedding(cfg.n_ctx, cfg.d_model), HookPoint()
+            self.pos_embed, self.hook_pos_embed = _embedding(cfg.n_ctx, cfg.d_model), HookPoint()
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.ln_final = LayerNorm(cfg)
         self.unembed = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
@@ -148,6 +147,16 @@ class HookedDecoder(HookedRootModule):
         ``HookedDecoder`` has no tokenizer.
         """
         raise ValueError("a HookedDecoder takes token ids; make them with suite.tokenizer")
+
+
+def _embedding(n: int, d_model: int) -> nn.Embedding:
+    """An embedding of ``n`` tokens or positions. On the device ``meta`` none of torch's first
+    values are drawn, because drawing there takes a second to import torch's compiler.
+    """
+    weight = torch.empty(n, d_model)
+    if weight.is_meta:
+        return nn.Embedding.from_pretrained(weight, freeze=False)
+    return nn.Embedding(n, d_model)
 
 
 def initialise(model: HookedDecoder, *, std: float, seed: int) -> None:

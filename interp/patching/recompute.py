@@ -20,6 +20,7 @@ from torch import Tensor
 from interp.model.attention import attend
 from interp.model.block import Tap, after_attention, silent
 from interp.model.decoder import DecoderConfig, HookedDecoder
+from interp.model.flop_count import add_flops, count_flops
 from interp.model.model_check import check_agree
 from interp.patching.activations import (
     ActivationCache,
@@ -33,7 +34,8 @@ from interp.patching.grid import PatchGrid, WorkItems, concatenate, prune
 from interp.patching.packed_weights import PackedModel
 from interp.patching.paste import Changes, changes_of, differing_items, paste
 from interp.patching.sites import SITES
-from interp.patching.tensor_ops import put, with_rows
+from interp.patching.tensor_ops import few_sizes, put, with_rows
+from interp.process import on_all_cores
 
 TOKENS_AT_ONCE = 4096
 """More tokens are not faster, because they no longer fit into the processor's caches."""
@@ -93,7 +95,7 @@ class Recompute:
         n_prompt, n_value, n_total = (
             x.cpu().numpy() for x in (base.given.n_prompt, base.given.n_value, base.given.n_total)
         )
-        sweep = Sweep(self.weights, grid, base, source)
+        sweep, portions = Sweep(self.weights, grid, base, source), []
         one_by_one = grid.window > 1 or grid.frozen is not None
         for together in [[site] for site in sites] if one_by_one else [sites]:
             for entry, tables in sorted(_items_by_entry(sweep, together).items()):
@@ -101,7 +103,18 @@ class Recompute:
                 items, at = prune(items, grid, entry, n_layers, n_prompt, n_total)
                 n_window = n_total[items.fact] - at.argmax(1)
                 for part in self._portions(n_window, n_value[items.fact], base.given):
-                    yield items[part], _patched(sweep, base.given, entry, items[part], at[part])
+                    more = few_sizes(part)
+                    portions.append((items[part], entry, items[more], at[more]))
+
+        def compute(portion: tuple) -> tuple[WorkItems, Float[np.ndarray, "metric item"], int]:
+            asked, *given = portion
+            with count_flops() as counted:
+                scores = _patched(sweep, base.given, *given)
+            return asked, scores[:, : len(asked)], counted.total
+
+        for items, scores, flops in on_all_cores(compute, portions):
+            add_flops(flops)
+            yield items, scores
 
     def _portions(
         self, n_window: Int[np.ndarray, " item"], n_read: Int[np.ndarray, " item"], given: Prompts

@@ -305,7 +305,7 @@ def patching_of(
     """
     by = next(iter(results.values())).attrs["by"]
     shown = {
-        site: result
+        site: _slim(result)
         for site, result in results.items()
         if {"step", "layer", by, "fact"} <= set(result.patched.dims) <= {*_MAP, by}
     }
@@ -313,7 +313,8 @@ def patching_of(
         return None
     first = next(iter(shown.values()))
     attributes = ["all", *dict.fromkeys(first.attribute.values.astype(str))]
-    ways = {x[next(iter(shown))].attrs["direction"]: x for x in (shown, other) if x}
+    back = None if other is None else {site: _slim(other[site]) for site in shown}
+    ways = {x[next(iter(shown))].attrs["direction"]: x for x in (shown, back) if x}
     metrics = [x for x in _METRICS if all(_has(result, x) for result in shown.values())]
     of = first.attribute.values.astype(str)
     asked = [x for x in attributes[1:] if _has(first.isel(fact=np.flatnonzero(of == x)))]
@@ -339,6 +340,14 @@ def patching_of(
 
 _MAP = ("step", "layer", "head", "fact")
 _METRICS = ("logit_diff", "first_logprob")
+
+
+def _slim(result: xr.Dataset) -> xr.Dataset:
+    """What maps need of a result: xarray takes its time over every variable and coordinate."""
+    ends = ("patched", "clean", "corrupted")
+    kept = [x for x in result.data_vars if x.partition("_")[0] in ends and "value" not in x]
+    spare = [x for x in result.coords if x not in result.dims and x != "attribute"]
+    return result[kept].drop_vars(spare)
 
 
 def _has(result: xr.Dataset, metric: str = "logit_diff") -> bool:

@@ -26,16 +26,14 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
         raise ValueError(
             f"these facts have no corrupted answers, so no {metric}; use metric='first_logprob'"
         )
-    return xr.Dataset(
-        {name: result[name + suffix] for name in ("patched", "clean", "corrupted")},
-        attrs=result.attrs,
-    )
+    names = {name + suffix: name for name in ("patched", "clean", "corrupted")}
+    values = result.to_dataset() if isinstance(result, xr.DataTree) else result
+    return values[list(names)].rename(names)
 
 
 def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """``of_metric``; raises a ValueError for facts without corrupted prompts."""
-    values = of_metric(result, "first_logprob")
-    if values.corrupted.isnull().all():
+    if of_metric(result, "first_logprob").corrupted.isnull().all():
         raise ValueError(
             "these facts have no corrupted prompts, so there is no clean − corrupted gap to take a "
             "share of; use interp.effect(result, metric='first_logprob')"
@@ -60,7 +58,10 @@ def recovered(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> x
     """Mean (patched − corrupted) ÷ mean (clean − corrupted) over the facts that have the cell; 0 is
     as corrupted, 1 as clean, and values are not clipped.
     """
-    values = _with_gap(result, metric)
+    return _recovered(_with_gap(result, metric), metric)
+
+
+def _recovered(values: xr.Dataset, metric: str) -> xr.DataArray:
     gap = (values.clean - values.corrupted).where(values.patched.notnull())
     share = (values.patched - values.corrupted).mean("fact") / gap.mean("fact")
     return share.rename("recovered").assign_attrs(
@@ -93,7 +94,7 @@ def interval(
     )
     dims = gained.dims[:-1]
     return xr.Dataset(
-        {"estimate": recovered(result, metric), "low": (dims, low), "high": (dims, high)},
+        {"estimate": _recovered(values, metric), "low": (dims, low), "high": (dims, high)},
         attrs=result.attrs,
     )
 
