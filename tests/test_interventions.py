@@ -5,12 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import HOOKS, inputs, metrics, random_model, unpatched
 
 from interp.data.facts import PROMPT_ROLES
 from interp.patching import Intervention, patch, patch_sites, recompute
+from interp.patching.act_patch import patch_together
+from interp.patching.recompute import Recompute
 from interp.patching.sites import SITES as ALL_SITES
 
 SITES = tuple(ALL_SITES)
@@ -471,3 +474,32 @@ def test_an_ablation_needs_the_clean_run(wide, few, suite):
         patch(wide, context, site="z", replacement="noise")
     with pytest.raises(ValueError, match="window is 0; it must be at least 1"):
         patch(wide, few, site="z", window=0)
+
+
+def test_sweeps_that_share_runs_give_what_each_gives_alone(wide, few, monkeypatch):
+    swept = [
+        {"sites": ["z", "resid_pre"], "frozen": None},
+        {"sites": ["resid_pre"], "frozen": "mlp_out"},
+        {"sites": ["attn_out"], "replacement": "mean"},
+        {"sites": ["mlp_out"], "replacement": "resample", "window": 2},
+        {"sites": ["embed"], "replacement": "noise", "noise_draws": 2},
+        {"sites": ["knockout"], "groups": ("final",)},
+    ]
+    swept = [{"direction": "noising"} | options for options in swept]
+    alone = [patch_sites(wide, few, **options) for options in swept]
+    runs, run = [], Recompute.run
+    counted = lambda self, *given: runs.append(given) or run(self, *given)  # noqa: E731
+    monkeypatch.setattr(Recompute, "run", counted)
+    together = patch_together(wide, few, swept)
+    assert len(runs) == 2 + 1 + 1 + 2  # clean, corrupted; the mean's, the giver's, the noise's own
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine.keys() == theirs.keys()
+        for site, result in mine.items():
+            xr.testing.assert_identical(result.drop_attrs(), theirs[site].drop_attrs())
+            assert result.attrs["intervention"] == theirs[site].attrs["intervention"]
+
+
+@pytest.mark.parametrize("other", [{"whole_value": False}, {"seed": 1}, {"method": "atp"}], ids=str)
+def test_sweeps_scored_in_different_ways_share_no_runs(wide, few, other):
+    with pytest.raises(ValueError, match="only sweeps of method exact with the same by"):
+        patch_together(wide, few, [{"sites": ["z"]}, {"sites": ["z"], **other}])

@@ -1,15 +1,18 @@
-"""Workers: how many cores they take, and that they don't outlive who started them."""
+"""Threads and workers: how many cores they take, and that workers don't outlive who started
+them.
+"""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 
-from interp.process import local_workers
+from interp.process import local_workers, on_all_cores
 
 PARENT = """
 import os, time
@@ -21,6 +24,43 @@ if __name__ == "__main__":
         executor.submit(time.sleep, 60)
         time.sleep(60)
 """
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def of_thread(task):
+    """A task's number, its thread, and the threads that an operation takes there; the first takes
+    longest.
+    """
+    time.sleep(0.2 / (1 + task))
+    return task, threading.get_ident(), torch.get_num_threads()
+
+
+def test_tasks_are_computed_side_by_side_and_come_in_their_order(two_threads):
+    tasks, threads, n_threads = zip(*on_all_cores(of_thread, range(20)))
+    assert tasks == tuple(range(20))
+    assert len(set(threads)) == 2 and threading.get_ident() not in threads
+    assert set(n_threads) == {1} and torch.get_num_threads() == 2
+
+
+def test_threads_are_as_before_after_an_error_and_when_results_are_left(two_threads):
+    with pytest.raises(ZeroDivisionError):
+        list(on_all_cores(lambda task: 1 // task, range(5, -5, -1)))
+    assert torch.get_num_threads() == 2
+    left = on_all_cores(of_thread, range(20))
+    assert next(left)[0] == 0 and torch.get_num_threads() == 1
+    left.close()
+    assert torch.get_num_threads() == 2
+
+
+def test_one_task_has_all_threads_to_itself(two_threads):
+    assert list(on_all_cores(of_thread, [0])) == [(0, threading.get_ident(), 2)]
 
 
 def test_one_worker_is_this_process_and_more_share_its_threads(monkeypatch):

@@ -4,12 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from oracle import random_model
 
 from interp.patching.activations import prompts
 from interp.patching.intervention import Intervention, grid_of
 from interp.patching.packed_weights import pack
 from interp.patching.recompute import Recompute
+from interp.patching.tensor_ops import few_sizes
 
 SITES = ["resid_pre", "k"]
 
@@ -32,8 +34,19 @@ def sweeps(runs, few, **options):
     return [runs.sweep(SITES, grid, *pair) for pair in ends]
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"window": 2}], ids=str)
-def test_two_sweeps_in_turns_give_what_they_give_one_after_the_other(wide, few, options):
+def test_two_sweeps_in_turns_give_what_they_give_one_after_the_other(wide, few, options, n_threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        check_turns(wide, few, options)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_turns(wide, few, options):
     given = prompts(few, "cpu")[0]
     runs = Recompute(pack(wide, given.tokens.shape[1]), max_bytes=1e6)
     expected = [list(sweep) for sweep in sweeps(runs, few, **options)]
@@ -46,3 +59,13 @@ def test_two_sweeps_in_turns_give_what_they_give_one_after_the_other(wide, few, 
             for column, same in zip(vars(rows).values(), vars(same_rows).values()):
                 np.testing.assert_array_equal(column, same)
             np.testing.assert_array_equal(scores, same_scores)
+
+
+def test_products_have_few_numbers_of_rows():
+    sizes = {len(few_sizes(np.arange(n))) for n in range(1, 4097)}
+    assert len(sizes) <= 8 * 8  # eight for each doubling from 16 on
+    for n in (1, 8, 9, 100, 129, 4000):
+        index = few_sizes(np.arange(n))
+        np.testing.assert_array_equal(index[:n], np.arange(n))
+        assert set(index[n:]) <= {n - 1} and len(index) <= max(n + 7, n * 9 / 8)
+    assert len(few_sizes(np.arange(4096))) == 4096

@@ -22,7 +22,7 @@ from interp.localization.attention_to_names import EDGES
 from interp.localization.inputs import check_inputs
 from interp.localization.probes import PLACES
 from interp.model.decoder import HookedDecoder
-from interp.patching import patch_sites
+from interp.patching.act_patch import patch_together
 
 MECHANISM_EDGES = {
     "name_middle ← name_first": "name attention",
@@ -48,29 +48,26 @@ def needs(
         layer, all).
     """
     check_inputs(model, facts, sequential=True, names=True, twins=True)
-    options = {
-        "direction": "noising",
-        "whole_value": whole_value,
-        "control": True,
-        "max_memory": max_memory,
-    }
+    options = {"direction": "noising", "whole_value": whole_value, "control": True}
     every = {"window": 2 * model.cfg.n_layers, "layers": (0,)}
-    tables = []
     cuts = {"head_knockout": "head", "knockout": "layer"}
     ends = {edge: (EDGES[edge][0], "+".join(EDGES[edge][1])) for edge in MECHANISM_EDGES}
+    asked, tables = [], []
     for dest in dict.fromkeys(dest for dest, _ in ends.values()):
-        of_dest = [edge for edge in MECHANISM_EDGES if ends[edge][0] == dest]
-        edges = {"groups": (dest,), "sources": tuple(ends[edge][1] for edge in of_dest)} | options
-        whole = patch_sites(model, facts, sites=["knockout"], **every, **edges)["knockout"]
-        single = patch_sites(model, facts, sites=list(cuts), **edges)
-        for edge in of_dest:
-            at = dict(zip(("dest", "src"), ends[edge]))
-            about = MECHANISM_EDGES[edge], at, edge
-            tables += [_table(single[site], kind, *about) for site, kind in cuts.items()]
-            tables.append(_table(whole, "all", *about))
-    for at, kind in (({}, "mlp"), (every, "all")):
-        sites = {"sites": ["mlp_out"], "groups": PLACES}
-        swapped = patch_sites(model, facts, **sites, **at, **options)["mlp_out"]
+        sources = tuple(src for of, src in ends.values() if of == dest)
+        edges = {"groups": (dest,), "sources": sources}
+        asked += [{"sites": ["knockout"], **every, **edges}, {"sites": list(cuts), **edges}]
+    mlps = {"sites": ["mlp_out"], "groups": PLACES}
+    asked += [mlps | every, mlps]
+    asked = [options | sweep for sweep in asked]
+    *swept, all_mlps, single_mlps = patch_together(model, facts, asked, max_memory=max_memory)
+    for whole, single in zip(swept[::2], swept[1::2]):
+        for edge, (dest, src) in ends.items():
+            if dest in single["knockout"].dest and src in single["knockout"].src:
+                about = MECHANISM_EDGES[edge], {"dest": dest, "src": src}, edge
+                tables += [_table(single[site], kind, *about) for site, kind in cuts.items()]
+                tables.append(_table(whole["knockout"], "all", *about))
+    for kind, swapped in (("mlp", single_mlps["mlp_out"]), ("all", all_mlps["mlp_out"])):
         tables += [_table(swapped, kind, "memory", {"role": place}, place) for place in PLACES]
     whole = xr.concat(tables, "cell")
     return whole.assign(clean=swapped.clean, corrupted=swapped.corrupted).assign_attrs(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.data.facts import PROMPT_ROLES, FactSet

@@ -12,7 +12,7 @@ before.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -28,10 +28,19 @@ from interp.fields import argument
 from interp.model.decoder import HookedDecoder
 from interp.model.flop_count import count_flops
 from interp.model.model_check import check_model, check_plain
-from interp.patching.activations import prompts
+from interp.patching.activations import Prompts, prompts
 from interp.patching.attribution_patching import GradientEstimates
-from interp.patching.batch import Batch, mean_cache, patch_batch, spread_of_names
-from interp.patching.grid import Shape
+from interp.patching.batch import (
+    Batch,
+    Giver,
+    Results,
+    Scores,
+    base_runs,
+    mean_cache,
+    patch_batch,
+    spread_of_names,
+)
+from interp.patching.grid import PatchGrid, Shape
 from interp.patching.hooks import HookedRuns, check_hooks, reach
 from interp.patching.intervention import (
     Intervention,
@@ -91,59 +100,130 @@ def patch_sites(
     **options,
 ) -> dict[str, xr.Dataset]:
     """``patch`` for several sites at once, which share runs and batches."""
-    how = intervention(options)
+    return patch_together(model, facts, [{"sites": sites, **options}], max_memory=max_memory)[0]
+
+
+def patch_together(
+    model: nn.Module, facts: FactSet, asked: Sequence[dict[str, Any]], *, max_memory: float = 2.0
+) -> list[dict[str, xr.Dataset]]:
+    """``patch_sites`` with each of ``asked``, its keyword arguments. The clean and the corrupted
+    run are computed once for all; ``flops`` of each includes them.
+
+    Raises:
+        ValueError: as ``patch``; several sweeps are estimated, or scored in different ways.
+    """
     argument("facts", facts, FactSet)
     max_memory = argument("max_memory", max_memory, float, above=0)
-    sites = _checked(model, sites, how)
-    cfg = _shape_of(model)
-    facts, grid, labels = prepared(cfg, sites, facts, how)
-    check_vocabulary(facts, getattr(model, "vocabulary", ""), "the model")
-    grid = reach(model, facts, grid)
-    weight, max_bytes = next(model.parameters()), piece_bytes(max_memory)
-    names = activations_of(starts_of(sites))
-    chunks = memory_chunks(cfg, facts, names, how, max_bytes / weight.element_size())
+    sweeps, facts = _prepared(model, facts, asked)
+    how, cfg, weight = sweeps[0].how, _shape_of(model), next(model.parameters())
+    max_bytes, kept = piece_bytes(max_memory), set().union(*(sweep.kept for sweep in sweeps))
+    replacements = {sweep.how.replacement for sweep in sweeps}
+    n_numbers = max_bytes / weight.element_size()
+    chunks = max((memory_chunks(cfg, facts, kept, x.how, n_numbers) for x in sweeps), key=len)
     runs: HookedRuns | Recompute | GradientEstimates
     if isinstance(model, HookedDecoder):
-        runs = Recompute(pack(model, grid.positions.shape[2]), max_bytes)
+        runs = Recompute(pack(model, sweeps[0].grid.positions.shape[2]), max_bytes)
     else:
         runs = HookedRuns(model, max_bytes)
     counts = isinstance(model, HookedDecoder) and how.method == "exact"
     if how.method != "exact":
-        nodes = [site for site in sites if not is_path(site)]
+        nodes = [site for site in sweeps[0].sites if not is_path(site)]
         runs = GradientEstimates(model, runs, how.method, nodes, max_bytes)
     control = _control_pairs(facts, how.seed) if how.control else None
-    clean, corrupted = prompts(facts, weight.device, how.by, control)
-    means, givers, spread = None, None, 0.0
-    if how.replacement == "mean":
-        n_places = len(facts.role_names) if how.by == "role" else facts.clean.shape[1]
-        means = mean_cache(runs, clean, chunks, names, n_places)
-    elif how.replacement == "resample":
-        givers = _givers(len(facts), how.seed)
-    elif how.replacement == "noise":
-        spread = spread_of_names(model, facts)
-    patched: dict[str, list[np.ndarray]] = {site: [] for site in sites}
-    ends: dict[str, list[np.ndarray]] = {"clean": [], "corrupted": []}
-    flops = 0
+    prompted = prompts(facts, weight.device, how.by, control)
+    givers = [_givers_of(model, runs, sweep, facts, prompted[0], chunks) for sweep in sweeps]
     for chunk in chunks:
-        given, twins = clean[chunk], None if corrupted is None else corrupted[chunk]
-        giver = None if givers is None else clean[givers[chunk]]
-        here = grid.of_facts(chunk, given.tokens.shape[1])
-        batch = Batch(runs, how, sites, here, chunk, given, twins, giver, means, spread)
-        with count_flops() as counted:
-            results, *scores = patch_batch(model, batch)
+        given, twins = (None if x is None else x[chunk] for x in prompted)
+        with count_flops() as shared:
+            ends = base_runs(model, runs, chunk, given, twins, kept, replacements)
+        for sweep, giver in zip(sweeps, givers):
+            here = sweep.grid.of_facts(chunk, given.tokens.shape[1])
+            batch = Batch(runs, sweep.how, sweep.sites, here, chunk, given, giver)
+            with count_flops() as counted:
+                sweep.add(*patch_batch(batch, *ends))
+            sweep.flops += (shared.total + counted.total) * counts
+    return [sweep.results(cfg, facts) for sweep in sweeps]
+
+
+@dataclass
+class _Sweep:
+    """What one sweep asks for, and its results so far, by batches of facts."""
+
+    how: Intervention
+    sites: list[str]
+    grid: PatchGrid
+    labels: tuple[list, list]
+    patched: dict[str, list[np.ndarray]]
+    ends: dict[str, list[np.ndarray]]
+    flops: int = 0
+
+    @property
+    def kept(self) -> set[str]:
+        """Activations that runs keep for it."""
+        frozen = {self.how.frozen} if self.how.frozen else set()
+        return activations_of(starts_of(self.sites)) | frozen
+
+    def add(self, results: Results, clean: Scores, corrupted: Scores) -> None:
+        """Takes the results of a batch."""
         for site, values in results.items():
-            patched[site].append(values)
-        for end, of_end in zip(ends.values(), scores):
-            end.append(of_end)
-        flops += counted.total if counts else 0
-    joined = {end: np.concatenate(scores, -1) for end, scores in ends.items()}
-    attrs = {"flops": float(flops)} if flops else {}
-    return {
-        site: _dataset(
-            site, how, cfg, labels, np.concatenate(patched[site], -1), joined, facts
-        ).assign_attrs(attrs)
-        for site in sites
-    }
+            self.patched[site].append(values)
+        self.ends["clean"].append(clean)
+        self.ends["corrupted"].append(corrupted)
+
+    def results(self, cfg: Shape, facts: FactSet) -> dict[str, xr.Dataset]:
+        """By site, of all batches."""
+        ends = {end: np.concatenate(scores, -1) for end, scores in self.ends.items()}
+        attrs = {"flops": float(self.flops)} if self.flops else {}
+        return {
+            site: _dataset(
+                site, self.how, cfg, self.labels, np.concatenate(of_site, -1), ends, facts
+            ).assign_attrs(attrs)
+            for site, of_site in self.patched.items()
+        }
+
+
+def _prepared(
+    model: nn.Module, facts: FactSet, asked: Sequence[dict[str, Any]]
+) -> tuple[list[_Sweep], FactSet]:
+    """The sweeps, and the facts as all of them are scored.
+
+    Raises:
+        ValueError: the model can't be patched as asked, or not at once.
+    """
+    sweeps, scored = [], facts
+    for options in asked:
+        how = intervention({name: x for name, x in options.items() if name != "sites"})
+        sites = _checked(model, options["sites"], how)
+        scored, grid, labels = prepared(_shape_of(model), sites, facts, how)
+        check_vocabulary(scored, getattr(model, "vocabulary", ""), "the model")
+        grid, patched = reach(model, scored, grid), {site: [] for site in sites}
+        sweeps.append(_Sweep(how, sites, grid, labels, patched, {"clean": [], "corrupted": []}))
+    scorings = {(x.how.by, x.how.whole_value, x.how.control, x.how.seed) for x in sweeps}
+    if len(scorings) > 1 or (len(sweeps) > 1 and any(x.how.method != "exact" for x in sweeps)):
+        raise ValueError(
+            "only sweeps of method exact with the same by, whole_value, control and seed share "
+            "their runs; patch the others one by one"
+        )
+    return sweeps, scored
+
+
+def _givers_of(
+    model: nn.Module,
+    runs: Recompute | HookedRuns | GradientEstimates,
+    sweep: _Sweep,
+    facts: FactSet,
+    clean: Prompts,
+    chunks: list[np.ndarray],
+) -> Giver:
+    """What ablations and noise take from other facts."""
+    if sweep.how.replacement == "mean":
+        n_places = len(facts.role_names) if sweep.how.by == "role" else facts.clean.shape[1]
+        return Giver(means=mean_cache(runs, clean, chunks, sweep.kept, n_places))
+    if sweep.how.replacement == "resample":
+        return Giver(prompts=clean, fact=_givers(len(facts), sweep.how.seed))
+    if sweep.how.replacement == "noise":
+        return Giver(spread=spread_of_names(model, facts))
+    return Giver()
 
 
 def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[str]:

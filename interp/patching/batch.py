@@ -9,6 +9,7 @@ import torch
 from einops import repeat
 from jaxtyping import Float, Int
 
+from interp.config import Replacement
 from interp.data.facts import FactSet
 from interp.model.model_check import check_finite
 from interp.patching.activations import (
@@ -38,6 +39,19 @@ Scores = Float[np.ndarray, "metric fact"]
 
 
 @dataclass(frozen=True)
+class Giver:
+    """What ablations and noise take from other facts; empty where they take nothing."""
+
+    prompts: Prompts | None = None
+    fact: Int[np.ndarray, " fact"] | None = None
+    """Of ``prompts``, the one that each fact is resampled from."""
+    means: ActivationCache | None = None
+    """Of every role or position, for mean ablation."""
+    spread: float = 0.0
+    """Standard deviation of the embeddings that noise is added to."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Facts whose activation caches fit into memory together, and how they are patched."""
 
@@ -47,43 +61,58 @@ class Batch:
     grid: PatchGrid
     numbers: Int[np.ndarray, " fact"]
     """The facts' numbers among all."""
-    clean: Prompts
-    corrupted: Prompts | None
-    giver: Prompts | None
-    """Prompts of the facts that each is resampled from."""
-    means: ActivationCache | None
-    """Of every role or position, for mean ablation."""
-    spread: float
-    """Standard deviation of the embeddings that noise is added to."""
+    given: Prompts
+    giver: Giver
 
 
-def patch_batch(model: torch.nn.Module, batch: Batch) -> tuple[Results, Scores, Scores]:
-    """Metrics of every cell, of the clean and of the corrupted run."""
-    runs, numbers, frozen = batch.runs, batch.numbers, batch.how.frozen
-    kept = _pasted(batch) | ({frozen} if frozen else set())
-    clean = runs.run(batch.clean, kept)
-    check_finite(clean.scores[1:], numbers, "clean")
+def base_runs(
+    model: torch.nn.Module,
+    runs: Recompute | HookedRuns | GradientEstimates,
+    numbers: Int[np.ndarray, " fact"],
+    clean: Prompts,
+    corrupted: Prompts | None,
+    kept: set[str],
+    replacements: set[Replacement],
+) -> tuple[ScoredCache, ScoredCache | None]:
+    """The clean and the corrupted run of facts with these numbers, with the activations ``kept``;
+    of the latter only the scores, or nothing, where ``replacements`` need no more.
+
+    Raises:
+        ValueError: their scores are not finite, or not those of the model's own forward pass.
+    """
+    of_clean = runs.run(clean, kept)
+    check_finite(of_clean.scores[1:], numbers, "clean")
     if numbers[0] == 0 and isinstance(runs, Recompute):
-        check_same_logits(model, runs, clean)
+        check_same_logits(model, runs, of_clean)
+    if corrupted is None or replacements == {"noise"}:
+        return of_clean, None
+    of_corrupted = runs.run(corrupted, kept)
+    check_finite(of_corrupted.scores[1:], numbers, "corrupted")
+    if "run" not in replacements:  # the memory of activations is free
+        of_corrupted = ScoredCache([], corrupted, of_corrupted.scores)
+    return of_clean, of_corrupted
+
+
+def patch_batch(
+    batch: Batch, clean: ScoredCache, corrupted: ScoredCache | None
+) -> tuple[Results, Scores, Scores]:
+    """Metrics of every cell, of the clean and of the corrupted run."""
     if batch.how.replacement == "noise":
         draws, ends = [], []
+        kept = _pasted(batch) | ({batch.how.frozen} if batch.how.frozen else set())
         for draw in range(batch.how.noise_draws):
-            noised = runs.run(replace(batch.clean, noise=_noise(batch, draw)), kept)
+            noised = batch.runs.run(replace(batch.given, noise=_noise(batch, draw)), kept)
             ends.append(noised.scores)
             draws.append(_between(batch, clean, noised))
-        corrupted = np.mean(ends, 0)
-        check_finite(corrupted[1:], numbers, "corrupted")
+        of_noise = np.mean(ends, 0)
+        check_finite(of_noise[1:], batch.numbers, "corrupted")
         results = {site: np.mean([draw[site] for draw in draws], 0) for site in batch.sites}
-        return results, clean.scores, corrupted
-    corrupted, other = np.full_like(clean.scores, np.nan), clean
-    if batch.corrupted is not None:
-        other = runs.run(batch.corrupted, kept)
-        corrupted = other.scores
-        check_finite(corrupted[1:], numbers, "corrupted")
+        return results, clean.scores, of_noise
+    scores = np.full_like(clean.scores, np.nan) if corrupted is None else corrupted.scores
+    other = clean if corrupted is None else corrupted
     if batch.how.replacement != "run":
-        other = None  # its memory is free
         other = _ablated(batch, clean)
-    return _between(batch, clean, other), clean.scores, corrupted
+    return _between(batch, clean, other), clean.scores, scores
 
 
 def _pasted(batch: Batch) -> set[str]:
@@ -172,25 +201,26 @@ def _along_path(
 
 def _noise(batch: Batch, draw: int) -> Float[torch.Tensor, "fact pos d_model"]:
     weight = batch.runs.embedding
-    shape = (batch.clean.tokens.shape[1], weight.shape[1])
+    shape = (batch.given.tokens.shape[1], weight.shape[1])
     noise = [
         np.random.default_rng([batch.how.seed, 5, draw, int(fact)]).standard_normal(shape)
         for fact in batch.numbers
     ]
-    noise = torch.from_numpy(np.stack(noise)).to(weight) * batch.how.noise_std * batch.spread
-    return (noise * batch.clean.named[..., None]).detach()
+    noise = torch.from_numpy(np.stack(noise)).to(weight) * batch.how.noise_std * batch.giver.spread
+    return (noise * batch.given.named[..., None]).detach()
 
 
 def _ablated(batch: Batch, clean: ScoredCache) -> ActivationCache:
     """What is pasted instead of a fact's own activations."""
-    names, places = _pasted(batch), batch.clean.places
+    names, places, giver = _pasted(batch), batch.given.places, batch.giver
     own = only(clean, names)
     if batch.how.replacement == "zero":
         return [{name: torch.zeros_like(x) for name, x in layer.items()} for layer in own]
-    if batch.means is not None:
-        return taken_from(own, batch.means, places)
-    theirs = only(batch.runs.run(batch.giver, names), names)
-    return taken_from(own, theirs, same_place(places, batch.giver.places))
+    if giver.means is not None:
+        return taken_from(own, giver.means, places)
+    of = giver.prompts[giver.fact[batch.numbers]]
+    theirs = only(batch.runs.run(of, names), names)
+    return taken_from(own, theirs, same_place(places, of.places))
 
 
 def spread_of_names(model: torch.nn.Module, facts: FactSet) -> float:
