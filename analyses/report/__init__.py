@@ -22,7 +22,7 @@ class ReportPageConfig:
     """auto is CUDA where there is one."""
     seed: int = number(0, least=0, most=LARGEST_SEED)
     """Seed of the sampled facts."""
-    workers: int = number(2, least=1, most=MOST_WORKERS)
+    workers: int = number(1, least=1, most=MOST_WORKERS)
     """Checkpoints evaluated in parallel, each in its own process."""
 
     def __post_init__(self) -> None:

@@ -13,8 +13,11 @@ over is not needed and stays hidden here: compare the effects of whole layers, a
 direction.
 """
 
+from itertools import chain
+
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from interp.config import CONTROL, METRICS
 from interp.data.facts import FactSet
@@ -65,40 +68,40 @@ def needs(
         for edge, (dest, src) in ends.items():
             if dest in single["knockout"].dest and src in single["knockout"].src:
                 about = MECHANISM_EDGES[edge], {"dest": dest, "src": src}, edge
-                tables += [_table(single[site], kind, *about) for site, kind in cuts.items()]
-                tables.append(_table(whole["knockout"], "all", *about))
+                tables += [_cells(single[site], kind, *about) for site, kind in cuts.items()]
+                tables.append(_cells(whole["knockout"], "all", *about))
     for kind, swapped in (("mlp", single_mlps["mlp_out"]), ("all", all_mlps["mlp_out"])):
-        tables += [_table(swapped, kind, "memory", {"role": place}, place) for place in PLACES]
-    whole = xr.concat(tables, "cell")
-    return whole.assign(clean=swapped.clean, corrupted=swapped.corrupted).assign_attrs(
-        units="nats", sign="positive = needed", direction="noising"
-    )
+        tables += [_cells(swapped, kind, "memory", {"role": place}, place) for place in PLACES]
+    labels, columns = zip(*tables)
+    named = zip(("component", "role", "place", "kind"), zip(*chain.from_iterable(labels)))
+    coords = {name: ("cell", np.array(of_cells, object)) for name, of_cells in named}
+    coords |= {name: swapped[name] for name in ("attribute", "person")}
+    joined = {name: np.concatenate([of[name] for of in columns]) for name in columns[0]}
+    units = {"units": "nats"}
+    cells = xr.Dataset({x: (("cell", "fact"), of, units) for x, of in joined.items()}, coords)
+    return cells.assign(
+        {name: swapped[name].variable for name in ("clean", "corrupted")}
+    ).assign_attrs(units="nats", sign="positive = needed", direction="noising")
 
 
-def _table(
-    result: xr.Dataset, kind: str, mechanism: str, place: dict[str, str], label: str
-) -> xr.Dataset:
-    """The cells of a sweep that measure one mechanism, at one token role."""
-    columns = {}
+def _cells(
+    result: xr.Dataset, kind: str, mechanism: str, at: dict[str, str], place: str
+) -> tuple[list[tuple[str, str, str, str]], dict[str, Float[np.ndarray, "cell fact"]]]:
+    """Component, mechanism, place and kind of each cell of a sweep that measures one mechanism at
+    one token role, and its effects by name.
+    """
     names = {"effect": "", "control": f"_{CONTROL}"}
     names |= {f"effect_{x}": f"_{x}" for x in METRICS[1:] if f"patched_{x}" in result}
+    columns = {}
     for name, suffix in names.items():
-        lost = result[f"clean{suffix}"] - result[f"patched{suffix}"]
-        columns[name] = lost.sel(place).drop_vars(list(place))
-    cells = xr.Dataset(columns)
-    dims = [dim for dim in ("layer", "head") if dim in cells.dims]
+        patched = result[f"patched{suffix}"].sel(at).transpose("layer", ..., "fact")
+        clean = result[f"clean{suffix}"].values
+        columns[name] = (clean - patched.values).reshape(-1, len(clean))
     labels = [
-        _component(kind, mechanism, dict(zip(dims, at)))
-        for at in np.ndindex(*(cells.sizes[dim] for dim in dims))
+        (_component(kind, mechanism, dict(zip(patched.dims, cell))), mechanism, place, kind)
+        for cell in np.ndindex(*patched.shape[:-1])
     ]
-    cells = cells.stack(cell=dims, create_index=False).transpose("cell", "fact")
-    cells = cells.drop_vars([x for x in cells.coords if x not in ("attribute", "person")])
-    return cells.assign_coords(
-        component=("cell", np.array(labels, object)),
-        role=("cell", np.array([mechanism] * len(labels), object)),
-        place=("cell", np.array([label] * len(labels), object)),
-        kind=("cell", np.array([kind] * len(labels), object)),
-    )
+    return labels, columns
 
 
 def _component(kind: str, mechanism: str, at: dict[str, int]) -> str:
