@@ -10,13 +10,12 @@ from interp.patching.sites import SITES
 @pytest.mark.parametrize("site", [*SITES, "z-q", "embed-v-logits", "mlp_post-mlp_out"])
 def test_a_plan_bounds_what_is_computed(model, facts, site, whole_value, monkeypatch):
     computed = []
-    monkeypatch.setattr(
-        recompute,
-        "_patched",
-        lambda sweep, prompts, entry, items, at, real=recompute._patched: (
-            computed.append(len(items)) or real(sweep, prompts, entry, items, at)
-        ),
-    )
+
+    def counted(sweep, prompts, entry, items, at, real=recompute._patched):
+        computed.append(len(set(zip(*vars(items).values()))))
+        return real(sweep, prompts, entry, items, at)
+
+    monkeypatch.setattr(recompute, "_patched", counted)
     options = {"direction": "noising", "whole_value": whole_value}
     (said,) = plan(model.cfg, facts, sites=[site], **options)
     result = patch(model, facts, site=site, **options)
@@ -26,7 +25,8 @@ def test_a_plan_bounds_what_is_computed(model, facts, site, whole_value, monkeyp
     assert 0.4 * said.n_items <= sum(computed) <= said.n_items
     assert said.n_cells == len(list(said.cells()))
     both_runs = 2 * said.flops_of_forward * said.n_facts
-    assert result.attrs["flops"] < 1.25 * said.flops + 1.5 * both_runs
+    # Batches are padded, of items and of changed tokens, to few sizes: each by an eighth at most.
+    assert result.attrs["flops"] < 1.25 * 1.125 * said.flops + 1.5 * both_runs
     if site not in ("embed", "resid_pre", "q", "k", "v") and "-" not in site:
         assert result.attrs["flops"] > 0.7 * said.flops
 

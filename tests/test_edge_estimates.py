@@ -106,9 +106,8 @@ def test_an_estimate_is_the_derivative_of_path_patching(wide, few, path, method,
     assert largest == 0 if path == "embed-logits" else largest > 3e-4
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("by", ["role", "pos"])
+@pytest.mark.parametrize(("by", "direction"), [("role", "denoising"), ("pos", "noising")])
 def test_estimates_are_the_effects_of_edges(suite, wide, direction, method, by):
     """Every writer and reader; positions are summed by role."""
     facts = suite.facts(4, seed=3, length=int(suite.facts(60).lengths.mode().values))

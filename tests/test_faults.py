@@ -32,7 +32,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def test_a_sample_of_faults_ends_in_clean_errors_or_right_values():
-    done = _python("-m", "benchmarks.faults", "--parts", "A", "B", "C", "--sample", "16",
+    done = _python("-m", "benchmarks.faults", "--parts", "A", "B", "C", "--sample", "12",
                    "--kills", "1")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

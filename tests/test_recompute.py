@@ -63,9 +63,9 @@ def check_turns(wide, few, options):
 
 def test_products_have_few_numbers_of_rows():
     sizes = {len(few_sizes(np.arange(n))) for n in range(1, 4097)}
-    assert len(sizes) <= 8 * 8  # eight for each doubling from 16 on
+    assert len(sizes) <= 16 + 8 * 8  # eight for each doubling from 16 on
     for n in (1, 8, 9, 100, 129, 4000):
         index = few_sizes(np.arange(n))
         np.testing.assert_array_equal(index[:n], np.arange(n))
-        assert set(index[n:]) <= {n - 1} and len(index) <= max(n + 7, n * 9 / 8)
+        assert set(index[n:]) <= {n - 1} and len(index) <= n * 9 / 8
     assert len(few_sizes(np.arange(4096))) == 4096

@@ -27,7 +27,7 @@ def few_sizes(index: np.ndarray) -> np.ndarray:
 
 
 def _round_up(n: int) -> int:
-    step = max(8, 1 << n.bit_length() >> 4)
+    step = max(1, 1 << n.bit_length() >> 4)
     return -(-n // step) * step
 
 
