@@ -17,7 +17,8 @@ from interp.config import TrainConfig
 from interp.dynamics.plateau import Phases
 from interp.localization.formation import Localization
 from interp.report import overview
-from interp.report.overview import Chapter, Line, Lines, Overview, Panel
+from interp.report.overview import LinePanel, Overview, PageSection, Panel, Remark
+from interp.report.patch_maps import patching_of
 from interp.results.metrics import interval
 
 STEPS = (0, 100, 200, 300)
@@ -149,7 +150,7 @@ def test_the_sentences_name_who_does_what_since_when_and_how_sure(table, curves,
 
 def test_maps_are_the_shares_and_intervals_of_the_results():
     result = sweep(np.array([[0.2, 0.9, -0.3], [0.0, 1.2, 0.5]]), {0: 0.0, 5: 6.0})
-    data = overview.patching_of({"attn_out": result})
+    data = patching_of({"attn_out": result})
     expected = interval(result)
     of = data["values"]["denoising"]["logit_diff"]
     assert data["attributes"] == ["all", "major", "company"] and of["all"]["n"] == 40
@@ -168,14 +169,14 @@ def test_maps_are_the_shares_and_intervals_of_the_results():
 def test_n_of_a_cell_is_that_of_the_facts_that_have_it():
     result = sweep(np.array([[0.2, 0.9, -0.3]]), {5: 6.0})
     result["patched"][:, :, 1, :28] = np.nan  # (step, layer, role, fact)
-    found = overview.patching_of({"attn_out": result})["values"]["denoising"]["logit_diff"]["all"]
+    found = patching_of({"attn_out": result})["values"]["denoising"]["logit_diff"]["all"]
     assert found["attn_out"]["n"].tolist() == [[40, 12, 40]] and found["n"] == 40
 
 
 def test_an_attribute_without_corrupted_answers_is_left_out():
     result = sweep(np.array([[0.2, 0.9, -0.3]]), {5: 6.0})
     result["corrupted"][:, result.attribute.values == "major"] = np.nan
-    data = overview.patching_of({"attn_out": result})
+    data = patching_of({"attn_out": result})
     assert data["attributes"] == ["all"]
     assert list(data["values"]["denoising"]["logit_diff"]) == ["all", "company"]
 
@@ -194,7 +195,7 @@ def test_no_mechanism_crowds_out_another(curves, formed, attention, table):
 def test_noising_beside_denoising_shows_what_is_lost():
     shares = np.array([[0.2, 0.9, -0.3], [0.0, 1.2, 0.5]])
     ways = {x: {"attn_out": sweep(shares, {5: 6.0}, direction=x)} for x in ("denoising", "noising")}
-    data = overview.patching_of(ways["denoising"], ways["noising"])
+    data = patching_of(ways["denoising"], ways["noising"])
     lost = data["values"]["noising"]["logit_diff"]["all"]["attn_out"]["mean"][0]
     np.testing.assert_allclose(lost, 1 - shares, atol=0.02)  # noise of 0.02 ÷ √40 in each share
 
@@ -221,10 +222,10 @@ def test_attention_is_kept_in_256_levels():
 
 def test_every_text_on_the_page_is_escaped_and_no_number_is_nan():
     chapters = [
-        Chapter(HOSTILE, HOSTILE, [Panel("lines", HOSTILE, HOSTILE)], (HOSTILE,),
-                [Line(HOSTILE, HOSTILE, HOSTILE)], [(HOSTILE, HOSTILE)])
+        PageSection(HOSTILE, HOSTILE, [Panel("lines", HOSTILE, HOSTILE)], (HOSTILE,),
+                [Remark(HOSTILE, HOSTILE, HOSTILE)], [(HOSTILE, HOSTILE)])
     ]  # fmt: skip
-    lines = Lines(HOSTILE, HOSTILE, HOSTILE, [{"name": HOSTILE, "x": np.array([np.nan, 1.0])}])
+    lines = LinePanel(HOSTILE, HOSTILE, HOSTILE, [{"name": HOSTILE, "x": np.array([np.nan, 1.0])}])
     data = Overview(HOSTILE, [0], {HOSTILE: HOSTILE}, plain={HOSTILE: lines})
     html = overview.overview_page(HOSTILE, HOSTILE, [HOSTILE], chapters, data, warnings=[HOSTILE])
     assert "<img" not in html

@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from analyses.report import ReportPageConfig, one_page
 from analyses.report.one_page import run_and_report
 from analyses.report.quick_localization import ASKED, localization_of, stored
-from interp.report import overview
+from interp.report import patch_maps
 from interp.results.metrics import recovered
 from interp.results.store import read_folder
 from interp.results.sweep import patch_suite
@@ -54,7 +54,7 @@ def made(suite, tmp_path_factory):
         return replace(found, mechanisms=table.assign(named=named, told_apart=True)), quick
 
     with pytest.MonkeyPatch.context() as learnt:
-        learnt.setattr(overview, "distinguishable", lambda *_: xr.DataArray(True))
+        learnt.setattr(patch_maps, "distinguishable", lambda *_: xr.DataArray(True))
         learnt.setattr(one_page, "localization_of", localized)
         run_and_report(config, command="interp-analyse report --ckpt run", bar=NoBar())
     return path

@@ -12,7 +12,7 @@ import xarray as xr
 from interp.localization.formation import Localization
 from interp.provenance import provenance
 from interp.report.figures.labels import patch_in_words
-from interp.report.overview import Chapter, Line, Overview, Panel
+from interp.report.overview import Overview, PageSection, Panel, Remark
 from interp.suite import Suite
 from interp.training.run_folder import read_record
 
@@ -35,7 +35,7 @@ def chapters(
     results: Sequence[xr.Dataset],
     beside: Path,
     command: str,
-) -> list[Chapter]:
+) -> list[PageSection]:
     """All sections, in the order of the page, which will be in the folder ``beside``."""
     shown = [*_answer(suite, data, found, quick), _training(data)]
     shown += [_patching(suite, data, results), *_components(data), _attention(data)]
@@ -47,17 +47,19 @@ def _analyse(name: str, suite: Suite) -> str:
     return shlex.join(["interp-analyse", name, "--ckpt", str(suite.path)])
 
 
-def _answer(suite: Suite, data: Overview, found: Localization | None, quick: bool) -> list[Chapter]:
+def _answer(
+    suite: Suite, data: Overview, found: Localization | None, quick: bool
+) -> list[PageSection]:
     if found is None:
-        line = Line("Mechanisms are not localized in models with parallel blocks.")
-        return [Chapter("When and where", lines=[line])]
+        line = Remark("Mechanisms are not localized in models with parallel blocks.")
+        return [PageSection("When and where", lines=[line])]
     n = found.curves.sizes["fact"]
     few = (
         f"This is a quick localization with n = {n} facts; for all facts and controls in depth run"
     )
-    lines = [Line(few, _analyse("localization", suite))] if quick else []
+    lines = [Remark(few, _analyse("localization", suite))] if quick else []
     return [
-        Chapter(
+        PageSection(
             "When and where",
             "Move the slider, or press ← and →, to go through training; space plays.",
             [
@@ -87,10 +89,10 @@ def _answer(suite: Suite, data: Overview, found: Localization | None, quick: boo
     ]
 
 
-def _training(data: Overview) -> Chapter:
+def _training(data: Overview) -> PageSection:
     if data.training is None:
-        return Chapter("Training", lines=[Line("The run folder has no metrics.")])
-    return Chapter(
+        return PageSection("Training", lines=[Remark("The run folder has no metrics.")])
+    return PageSection(
         "Training",
         panels=[
             Panel(
@@ -109,23 +111,23 @@ def _training(data: Overview) -> Chapter:
     )
 
 
-def _patching(suite: Suite, data: Overview, results: Sequence[xr.Dataset]) -> Chapter:
+def _patching(suite: Suite, data: Overview, results: Sequence[xr.Dataset]) -> PageSection:
     stored = suite.path / "results" / "patching"
     if data.patching is None and any(stored.glob("step-*.nc")):
         text = (
             "The stored results of patching have no map to show here: they are of paths or edges, "
             "have no corrupted answers, or are about other weights than the run has now."
         )
-        return Chapter("Patching maps", text)
+        return PageSection("Patching maps", text)
     if data.patching is None:
-        line = Line(
+        line = Remark(
             "Nothing has been patched yet; run",
             shlex.join(["interp-patch", "--ckpt", str(suite.path)]),
         )
-        return Chapter("Patching maps", lines=[line])
+        return PageSection("Patching maps", lines=[line])
     choices = ["site", "attribute", "direction", "metric"]
     kept = [x for x in choices if len(_options(data, x)) > 1]
-    return Chapter(
+    return PageSection(
         "Patching maps",
         f"One activation at a time is replaced ({_how(results)}). The corrupted run is that of the "
         "same sentence with another name, or with noise on the name. 1: that alone moves the model "
@@ -158,11 +160,11 @@ def _options(data: Overview, choice: str) -> list:
     }[choice]
 
 
-def _components(data: Overview) -> list[Chapter]:
+def _components(data: Overview) -> list[PageSection]:
     if data.mechanisms is None:
         return []
     return [
-        Chapter(
+        PageSection(
             "Heads and MLPs over time",
             panels=[
                 Panel("components", "How much recall each one carries", _SHARES),
@@ -177,14 +179,14 @@ def _components(data: Overview) -> list[Chapter]:
     ]
 
 
-def _attention(data: Overview) -> Chapter:
+def _attention(data: Overview) -> PageSection:
     edges = Panel(
         "edges",
         "Where this head attends, over training",
         "Means over facts with 95 % bands; shares of the attention of the token that attends, so "
         "that only lines to the same token compare. Attention is a score: what it causes is above.",
     )
-    return Chapter(
+    return PageSection(
         "Attention over tokens",
         panels=[
             Panel(
@@ -198,7 +200,7 @@ def _attention(data: Overview) -> Chapter:
     )
 
 
-def _links(suite: Suite, beside: Path) -> Chapter:
+def _links(suite: Suite, beside: Path) -> PageSection:
     """Attribution and circuits have pages of their own."""
     lines = []
     for name, what in (
@@ -209,20 +211,20 @@ def _links(suite: Suite, beside: Path) -> Chapter:
     ):
         if (suite.path / f"{name}.html").is_file():
             link = relpath(suite.path / f"{name}.html", beside)
-            lines.append(Line(f"{what}:", link=quote(link)))
+            lines.append(Remark(f"{what}:", link=quote(link)))
         elif name != "patching":
-            lines.append(Line(f"{what}: not run; use", _analyse(name, suite)))
-    return Chapter("Attribution and circuits", lines=lines)
+            lines.append(Remark(f"{what}: not run; use", _analyse(name, suite)))
+    return PageSection("Attribution and circuits", lines=lines)
 
 
-def _hallucination(data: Overview) -> Chapter:
-    line = Line(
+def _hallucination(data: Overview) -> PageSection:
+    line = Remark(
         "When exactly it begins, what is said, and how well it can be told (trains models):",
         "interp-analyse hallucination",
     )
     if data.training is None or "held-out" not in data.training["splits"]:
-        return Chapter("Hallucination", lines=[line])
-    return Chapter(
+        return PageSection("Hallucination", lines=[line])
+    return PageSection(
         "Hallucination",
         "People whom the model never met: does it become surer of what it says about them while "
         "that stays wrong?",
@@ -242,14 +244,14 @@ def _hallucination(data: Overview) -> Chapter:
     )
 
 
-def _finetuning(suite: Suite, data: Overview) -> Chapter:
+def _finetuning(suite: Suite, data: Overview) -> PageSection:
     if suite.config.from_run:
         text = (
             f"This run is fine-tuned, with {suite.config.new_people} new people, from step "
             f"{suite.config.from_step} of {Path(suite.config.from_run).name}; its curves are above."
         )
-        return Chapter("Fine-tuning", text)
-    line = Line(
+        return PageSection("Fine-tuning", text)
+    line = Remark(
         "What fine-tuning on new people costs, and which weights carry it (trains models):",
         "interp-analyse finetuning",
     )
@@ -258,10 +260,10 @@ def _finetuning(suite: Suite, data: Overview) -> Chapter:
         "finetuned",
         "What fine-tuning on new people costs",
         "Three models of 160 people, kept with the toolkit, not this run, fine-tuned on 20 new "
-        "people alone; bands: 95 % over models, cut at 0 and 1. Most of what is lost comes back "
-        "within a few steps on old people: see docs/hallucination-and-finetuning.md.",
+        "people alone; bands: 95 % over models, cut at 0 and 1. What comes back "
+        "on old people, and how fast: see docs/hallucination-and-finetuning.md.",
     )
-    return Chapter("Fine-tuning", panels=panels, lines=[line])
+    return PageSection("Fine-tuning", panels=panels, lines=[line])
 
 
 def _kept(data: Overview, name: str, title: str, caption: str) -> list[Panel]:
@@ -270,7 +272,7 @@ def _kept(data: Overview, name: str, title: str, caption: str) -> list[Panel]:
 
 def _provenance(
     suite: Suite, found: Localization | None, results: Sequence[xr.Dataset], command: str
-) -> Chapter:
+) -> PageSection:
     record = read_record(suite.path)
     made = provenance()
     digests = ", ".join(f"{step}: {suite.sha256(step)[:12]}" for step in suite.steps)
@@ -294,7 +296,7 @@ def _provenance(
             ("patching", by.get("command") or "from Python"),
             ("options of patching", json.dumps(options)),
         ]
-    return Chapter("What was run", rows=rows)
+    return PageSection("What was run", rows=rows)
 
 
 def _of_localization(found: Localization | None) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from interp.report.overview import Lines
+from interp.report.overview import LinePanel
 from interp.statistics import margin
 
 KEPT = Path(__file__).parents[1] / "results" / "laptop"
@@ -18,13 +18,13 @@ _DETECTORS = {
 }
 
 
-def kept_lines() -> dict[str, Lines]:
+def kept_lines() -> dict[str, LinePanel]:
     """Panels by name, of those studies whose tables are there."""
     made = {"finetuned": _finetuned, "told": _told}
     return {name: lines for name, make in made.items() if (lines := make()) is not None}
 
 
-def _finetuned() -> Lines | None:
+def _finetuned() -> LinePanel | None:
     """Accuracy on old and on new people while fine-tuning on new people alone."""
     table = _table("finetuning")
     if table is None:
@@ -34,10 +34,10 @@ def _finetuned() -> Lines | None:
     lines = [
         _over_seeds(name, plain[plain.split == split], "accuracy") for split, name in names.items()
     ]
-    return Lines("step of fine-tuning", "share of values right", _seeds(plain), lines)
+    return LinePanel("step of fine-tuning", "share of values right", _seeds(plain), lines)
 
 
-def _told() -> Lines | None:
+def _told() -> LinePanel | None:
     """How well known people can be told from unknown ones, by several detectors."""
     table = _table("hallucination_detection")
     if table is None:
@@ -46,7 +46,9 @@ def _told() -> Lines | None:
         _over_seeds(name, table[table.detector == detector], "auroc")
         for detector, name in _DETECTORS.items()
     ]
-    return Lines("step of those models' training", "AUROC (0.5: not at all)", _seeds(table), lines)
+    return LinePanel(
+        "step of those models' training", "AUROC (0.5: not at all)", _seeds(table), lines
+    )
 
 
 def _table(name: str) -> pd.DataFrame | None:

@@ -19,6 +19,7 @@ from interp.localization.attention_to_names import EDGES
 from interp.localization.formation import Localization
 from interp.model.decoder import device_of
 from interp.report import overview
+from interp.report.patch_maps import patching_of
 from interp.results.localize import plateau
 from interp.results.store import read_folder, read_other_direction, repeats_in
 from interp.suite import Suite, load_suite
@@ -74,7 +75,7 @@ def one_page(
         },
         training=_training(suite, metrics),
         mechanisms=_mechanisms(found),
-        patching=None if patching is None else overview.patching_of(*patching),
+        patching=None if patching is None else patching_of(*patching),
         attention=_attention(suite, config),
         plain=kept_lines(),
         first=_first(found),
