@@ -10,6 +10,7 @@ from analyses import interp_analyse
 from analyses.attention_attribution.attention_page import said
 from analyses.attention_attribution.scores import agreement, needs, of_model
 from analyses.checkpoints import halves
+from analyses.report.stored_results import stored_lines
 from interp.attribution import pattern_attribution, score_attribution, value_attribution
 from interp.attribution.attention_scores import CONTRASTS
 from interp.results.store import join_steps
@@ -144,7 +145,12 @@ def test_the_words_say_what_the_numbers_are(found):
 
 def test_the_command_writes_results_and_a_page(suite, tmp_path, monkeypatch, capsys):
     words = ["attention-attribution", "--ckpt", suite.path, "--facts", "12", "--workers", "1"]
-    words += ["--out", tmp_path / "out", "--report", tmp_path / "page.html"]
+    words += [
+        "--out",
+        tmp_path / "results/attention-attribution",
+        "--report",
+        tmp_path / "page.html",
+    ]
     monkeypatch.setattr(sys, "argv", ["interp-analyse", *map(str, words)])
     interp_analyse.analyse()
     text = capsys.readouterr().out
@@ -153,7 +159,14 @@ def test_the_command_writes_results_and_a_page(suite, tmp_path, monkeypatch, cap
     assert (
         page.count("plotly-graph-div") == 18 and "too few checkpoints to say since when (4)" in page
     )
-    assert len(list((tmp_path / "out").glob("*.nc"))) == 4
+    assert len(list((tmp_path / "results/attention-attribution").glob("*.nc"))) == 4
     monkeypatch.setattr("analyses.attention_attribution.scores.score_attribution", None)
     interp_analyse.analyse()  # from the stored results
     assert capsys.readouterr().out == text and (tmp_path / "page.html").read_text() == page
+    panel = stored_lines(suite, tmp_path / "results")["attention-attribution"]
+    assert [line["name"].split(", from ")[1] for line in panel.lines] == list(CONTRASTS)
+    for line in panel.lines:  # as the sentences have it, with two digits
+        head = line["name"].partition(",")[0]
+        assert f"{head} is needed" in text or f"first is {head}, " in text
+        assert f"Its score, {line['mean'][-1]:+.2f} ± " in text
+        assert (line["low"] <= line["mean"]).all() and (line["mean"] <= line["high"]).all()

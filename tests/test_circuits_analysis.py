@@ -11,6 +11,8 @@ from analyses.checkpoints import halves
 from analyses.circuits.circuits_page import _overlap, final_edges, said, when
 from analyses.circuits.over_training import SIZES, heads, of_model
 from analyses.circuits.takeovers import head_shares, takeovers
+from analyses.report import stored_results
+from analyses.report.stored_results import stored_lines
 from interp.attribution import areas, faithfulness, importance, top_edges
 from interp.attribution.edges import edge_effects
 from interp.patching import patch
@@ -202,13 +204,38 @@ def test_a_step_without_a_circuit_says_so(found):
 
 def test_the_command_writes_results_and_a_page(suite, tmp_path, monkeypatch, capsys):
     words = ["circuits", "--ckpt", suite.path, "--facts", "12", "--workers", "1"]
-    words += ["--steps", "0,30", "--out", tmp_path / "out", "--report", tmp_path / "page.html"]
+    words += [
+        "--steps",
+        "0,30",
+        "--out",
+        tmp_path / "results/circuits",
+        "--report",
+        tmp_path / "page.html",
+    ]
     monkeypatch.setattr(sys, "argv", ["interp-analyse", *map(str, words)])
     interp_analyse.analyse()
     text, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
     assert "step 30: " in text and "page.html" in text
     assert page.count("plotly-graph-div") >= 5 and "Where estimates mislead" in page
-    assert len(list((tmp_path / "out").glob("*.nc"))) == 2
+    assert len(list((tmp_path / "results/circuits").glob("*.nc"))) == 2
     monkeypatch.setattr("analyses.circuits.over_training.edge_effects", None)
     interp_analyse.analyse()  # from the stored results
     assert capsys.readouterr().out == text and (tmp_path / "page.html").read_text() == page
+    assert "circuits" in stored_lines(suite, tmp_path / "results")  # the run's own page has it
+
+
+def test_the_page_of_the_run_shows_what_the_circuit_keeps():
+    names = {"circuit_faithfulness": 0.75, "without_circuit": 0.25}
+    ends = {"": 0.0, "_low": -0.125, "_high": 0.125}
+    kept = {
+        of + end: ("step", [np.nan, x + by]) for of, x in names.items() for end, by in ends.items()
+    }
+    kept["gap"] = (("step", "measured"), np.ones((2, 5)))
+    panel = stored_results._circuit(xr.Dataset(kept, {"step": [0, 10]}))
+    assert panel.n == "n = 5 facts" and panel.over_training
+    alone, without = panel.lines
+    assert (alone["name"], without["name"]) == ("in the circuit alone", "without it")
+    for line, x in ((alone, 0.75), (without, 0.25)):
+        np.testing.assert_array_equal(line["x"], [0, 10])
+        assert np.isnan(line["mean"][0])
+        assert (line["low"][1], line["mean"][1], line["high"][1]) == (x - 0.125, x, x + 0.125)

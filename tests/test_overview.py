@@ -69,7 +69,9 @@ def formed():
     of = dict(zip(marks, (110.0, 150.0, 140.0, 171.0, 190.0))) | {"resolution_midpoint": 1.0}
     labels = ["gap", "extraction: in place", "memory: in place"]
     variables = {name: ("curve", [np.nan, x, np.nan]) for name, x in of.items()}
-    return xr.Dataset(variables | {"emerged": ("curve", [False, True, False])}, {"curve": labels})
+    variables |= {"emerged": ("curve", [False, True, False])}
+    variables |= {"reason": ("curve", ["few", "", "it does not level off"])}
+    return xr.Dataset(variables, {"curve": labels})
 
 
 @pytest.fixture
@@ -135,16 +137,21 @@ def test_the_sentences_name_who_does_what_since_when_and_how_sure(table, curves,
     )
     assert names.startswith("Name attention: no head was shown to carry parts of a name")
     assert memory == (
-        "Memory: the MLP of layer 2 (answer position) makes the value decodable, which it was not "
-        "before; 25% of recall is lost [15%, 35%] without the MLP of layer 2 alone, significantly "
-        "so from step 300 on."
+        "Memory: the MLP of layer 2 (answer position: 25% [15%, 35%] lost without it) writes the "
+        "value, which can't be read before; without all MLPs there 90% [80%, 100%] of recall is "
+        "lost; for how well the value can be read there is no half-way step (it does not level "
+        "off); the MLP of layer 2 passes the test at every checkpoint from step 300 on."
     )
     assert extraction == (
-        "Extraction: head L1H3 (names → answer) carries what is known about the name to the "
-        "position that answers; 50% of recall is lost [40%, 60%] without head L1H3 alone, "
-        "significantly so from step 200 on; its attention was half-way from its first to its last "
-        "value at step 150 [140, 171], between checkpoints 1 steps apart."
+        "Extraction: head L1H3 (names → answer: 50% [40%, 60%] lost without it) carries what is "
+        "known about the name to the position that answers; without all heads there 70% [60%, 80%] "
+        "of recall is lost; the attention of head L1H3 was half-way at about step 150 [140, 171], "
+        "between checkpoints 1 steps apart; head L1H3 passes the test at every checkpoint from "
+        "step 200 on."
     )
+    rare = replace(found, formed=formed.assign(resolution_midpoint=("curve", [100.0] * 3)))
+    said = sentences(suite, metrics, Phases(50.0, 120.0), rare)[3]
+    assert "half-way at about step 150, between checkpoints 100 steps apart" in said
     assert "n = 5 facts at 4 checkpoints" in sure and "not significant" in sure and "83%" in sure
 
 

@@ -13,7 +13,8 @@ from playwright.sync_api import sync_playwright
 
 from analyses.report import ReportPageConfig, one_page
 from analyses.report.one_page import run_and_report
-from analyses.report.quick_localization import ASKED, localization_of, stored
+from analyses.report.quick_localization import ASKED, localization_of
+from analyses.report.stored_results import stored
 from interp.report import patch_maps
 from interp.results.metrics import recovered
 from interp.results.store import read_folder
@@ -111,13 +112,13 @@ def test_the_page_has_every_section_and_is_small(made):
         assert f">{heading}</h2>" in html
     assert f"interp-analyse circuits --ckpt {made}" in html
     assert "quick localization with n = 96 facts" in html
-    assert "Extraction: head L1H1 (names → answer) carries" in html
+    assert "Extraction: head L1H1 (names → answer: " in html
 
 
 def test_a_full_localization_replaces_the_quick_one(made, tmp_path):
     quick = made / "results" / "localization-quick"
     mine = load_suite(made)
-    assert set(stored(mine, quick)) == set(ASKED) and stored(mine, tmp_path) is None
+    assert set(stored(mine, quick, ASKED)) == set(ASKED) and stored(mine, tmp_path, ASKED) is None
     copy = shutil.copytree(made, tmp_path / "run")
     (copy / "results" / "localization-quick").rename(copy / "results" / "localization")
     config = ReportPageConfig(str(copy), workers=1, device="cpu")
@@ -128,16 +129,16 @@ def test_a_full_localization_replaces_the_quick_one(made, tmp_path):
     victim = next((copy / "results" / "localization").glob("step-000030.needs.*.nc"))
     victim.unlink()
     there = copy / "results" / "localization"
-    assert stored(load_suite(copy), there) is None, "an unfinished one is not shown"
+    assert stored(load_suite(copy), there, ASKED) is None, "an unfinished one is not shown"
 
 
 def test_results_of_other_weights_are_not_this_runs(made, tmp_path):
     copy = shutil.copytree(made, tmp_path / "run")
     quick = copy / "results" / "localization-quick"
-    assert stored(load_suite(copy), quick) is not None
+    assert stored(load_suite(copy), quick, ASKED) is not None
     shutil.copytree(copy / "step-000010", copy / "step-000030", dirs_exist_ok=True)
     changed = load_suite(copy)
-    assert stored(changed, quick) is None
+    assert stored(changed, quick, ASKED) is None
     assert one_page._patching(changed)[0]["attn_out"].step.values.tolist() == [0, 10, 20]
 
 

@@ -33,12 +33,12 @@ def said(found: xr.Dataset) -> list[str]:
     and what the heads that write most of the answer move, at the last step.
     """
     last = found.isel(step=-1)
-    lines_of = [_said_of(found, contrast) for contrast in _there(found)]
+    lines_of = [_said_of(found, contrast) for contrast in contrasts_of(found)]
     return [*lines_of, *(_moves(last, *head) for head in _movers(found))]
 
 
 def _said_of(found: xr.Dataset, contrast: str) -> str:
-    of_head = _head(found, contrast)
+    of_head = head_of(found, contrast)
     last = of_head.isel(step=-1)
     cost = last.needed.values[halves(found.attribute.values)[1]]
     (query, key), *_ = _largest(last)
@@ -61,7 +61,7 @@ def _pm(at: xr.Dataset, name: str) -> str:
 
 def report(suite: Suite, found: xr.Dataset, command: str) -> str:
     """HTML page with a section per contrast, and one of what heads move."""
-    sections = [Section(contrast, _evidence(found, contrast)) for contrast in _there(found)]
+    sections = [Section(contrast, _evidence(found, contrast)) for contrast in contrasts_of(found)]
     sections.append(Section("What heads move to the answer", _moved(found)))
     rows = {"command": command, "asked": found.attrs.get("request", "")}
     rows["made by"] = found.attrs.get("made_by", "")
@@ -70,13 +70,13 @@ def report(suite: Suite, found: xr.Dataset, command: str) -> str:
     return page(f"Why heads of {suite.path.resolve().name} attend to names", lead, sections)
 
 
-def _there(found: xr.Dataset) -> list[str]:
+def contrasts_of(found: xr.Dataset) -> list[str]:
     """Contrasts that some prompt has."""
     known = found.score.isel(step=-1).notnull().any(("layer", "head"))
     return found.contrast.values[known.values].tolist()
 
 
-def _head(found: xr.Dataset, contrast: str) -> xr.Dataset:
+def head_of(found: xr.Dataset, contrast: str) -> xr.Dataset:
     """The results of a contrast's leading head."""
     of_contrast = found.sel(contrast=contrast)
     layer, head = of_contrast.leading.item()[1:].split("H")
@@ -105,7 +105,7 @@ def _when(curve: xr.DataArray) -> str:
 def _evidence(found: xr.Dataset, contrast: str) -> list[Block]:
     number, n = found.contrast.values.tolist().index(contrast), found.sizes["fact"]
     of_head, of_contrast, note = (
-        _head(found, contrast),
+        head_of(found, contrast),
         found.sel(contrast=contrast),
         f"n = {n} facts",
     )
@@ -185,7 +185,7 @@ def _movers(found: xr.Dataset) -> list[tuple[int, int]]:
     """
     wrote = found.wrote.isel(step=-1).stack(at=("layer", "head"))
     most = [(int(layer), int(head)) for layer, head in wrote.sortby(-wrote)["at"].values]
-    extracts = _head(found, EXTRACTION)
+    extracts = head_of(found, EXTRACTION)
     first = int(extracts["layer"]), int(extracts["head"])
     return list(dict.fromkeys([first, *most]))[:_N_MOVERS]
 

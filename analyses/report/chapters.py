@@ -39,7 +39,7 @@ def chapters(
     """All sections, in the order of the page, which will be in the folder ``beside``."""
     shown = [*_answer(suite, data, found, quick), _training(data)]
     shown += [_patching(suite, data, results), *_components(data), _attention(data)]
-    shown += [_links(suite, beside), _hallucination(data), _finetuning(suite, data)]
+    shown += [_attribution(suite, data, beside), _hallucination(data), _finetuning(suite, data)]
     return [*shown, _provenance(suite, found, results, command)]
 
 
@@ -137,7 +137,9 @@ def _patching(suite: Suite, data: Overview, results: Sequence[xr.Dataset]) -> Pa
                 "maps",
                 "What one activation moves",
                 "Means over facts; point at a cell for its 95 % bootstrap interval and n. Grey: "
-                "the model does not yet tell the two prompts apart, or no prompt has the position.",
+                "the model does not yet tell the two prompts apart, or no prompt has the position. "
+                "Only the name differs, so heads that carry what is asked for can't show; an MLP "
+                "that shows here is a memory only if the value becomes readable after it.",
             )
         ],
         kept,
@@ -167,12 +169,12 @@ def _components(data: Overview) -> list[PageSection]:
         PageSection(
             "Heads and MLPs over time",
             panels=[
-                Panel("components", "How much recall each one carries", _SHARES),
                 Panel(
                     "lines",
-                    "The same, one mechanism, with intervals",
+                    "Recall lost without each part of one mechanism",
                     "Bands: 95 %, bootstrap over facts.",
                 ),
+                Panel("components", "The same for all mechanisms", _SHARES),
             ],
             choices=["mechanism"],
         )
@@ -200,8 +202,26 @@ def _attention(data: Overview) -> PageSection:
     )
 
 
-def _links(suite: Suite, beside: Path) -> PageSection:
-    """Attribution and circuits have pages of their own."""
+def _attribution(suite: Suite, data: Overview, beside: Path) -> PageSection:
+    """A figure of each, and links to their own pages."""
+    panels = [
+        *_kept(
+            data,
+            "circuits",
+            "How much a circuit keeps",
+            "The smallest set of connections found that keeps most of the recall, at each "
+            "checkpoint that has one: what the model recalls with all other connections as in the "
+            "run on another name, and with these alone as in that run. 1: as the whole model; 0: "
+            "as with another name. Bands: 95 % over facts that did not choose the set.",
+        ),
+        *_kept(
+            data,
+            "attention-attribution",
+            "How strongly heads prefer the tokens they read",
+            "Mean attention score to some tokens minus that to others, of the head whose attention "
+            "from the one to the other is needed most at the last step. Bands: 95 % over facts.",
+        ),
+    ]
     lines = []
     for name, what in (
         ("circuits", "Which edges between components recall facts"),
@@ -214,7 +234,7 @@ def _links(suite: Suite, beside: Path) -> PageSection:
             lines.append(Remark(f"{what}:", link=quote(link)))
         elif name != "patching":
             lines.append(Remark(f"{what}: not run; use", _analyse(name, suite)))
-    return PageSection("Attribution and circuits", lines=lines)
+    return PageSection("Attribution and circuits", panels=panels, lines=lines, wide=True)
 
 
 def _hallucination(data: Overview) -> PageSection:

@@ -10,7 +10,7 @@ from interp.suite import Suite
 
 _DOES = {
     "name attention": "carry parts of a name to the next part",
-    "memory": "make the value decodable, which it was not before",
+    "memory": "write the value, which can't be read before",
     "extraction": "carry what is known about the name to the position that answers",
 }
 
@@ -54,19 +54,26 @@ def _mechanism(found: Localization, mechanism: str) -> str:
         return f"{what}: no {kind} was shown to {_DOES[mechanism]} at the last step."
     best = mine.iloc[0]
     place = PLACE_WORDS.get(best.place, ROLE_WORDS.get(best.place, best.place))
-    others = [x for x in dict.fromkeys(mine.component) if x != best.component]
-    first = f"{_in_words(best.component)} ({place})"
-    names = _listed([first, *map(_in_words, others)])
+    others = mine[mine.component != best.component].drop_duplicates("component")
+    first = f"{_in_words(best.component)} ({place}: {_share(best)} lost without it)"
+    names = [first, *(f"{_in_words(x.component)} ({_share(x)})" for x in others.itertuples())]
     does = _DOES[mechanism]
-    does = does if others else does.replace("carry", "carries", 1).replace("make", "makes", 1)
+    if others.empty:
+        does = does.replace("carry", "carries", 1).replace("write", "writes", 1)
     of = whole[(whole.component == best.component) & (whole.place == best.place)]
+    all_there = whole[
+        (whole.step == whole.step.max()) & (whole.kind == "all") & (whole.place == best.place)
+    ].iloc[0]
     text = (
-        f"{what}: {names} {does}; {best.share:.0%} of recall is lost [{best.low:.0%}, "
-        f"{best.high:.0%}] without {_in_words(best.component)} alone, significantly so from step "
-        f"{_for_good(of):,} on"
+        f"{what}: {_listed(names)} {does}; without all {kind}s there {_share(all_there)} of recall "
+        f"is lost{_half_way(found, mechanism, best.component)}; {_in_words(best.component)} passes the test "
+        f"at every checkpoint from step {_for_good(of):,} on"
     )
-    text += _attends_since(found, mechanism)
     return text + (_relation(found) if mechanism == "extraction" else "") + "."
+
+
+def _share(of) -> str:
+    return f"{of.share:.0%} [{of.low:.0%}, {of.high:.0%}]"
 
 
 def _relation(found: Localization) -> str:
@@ -76,8 +83,8 @@ def _relation(found: Localization) -> str:
         return ""
     best = mine.loc["relation"]
     return (
-        f"; {_in_words(best.component)} carries which attribute is asked for ({best.share:.0%} "
-        f"lost without it [{best.low:.0%}, {best.high:.0%}])"
+        f"; {_in_words(best.component)} ({_share(best)} lost without it) carries which attribute "
+        f"is asked for{_half_way(found, 'relation', best.component)}"
     )
 
 
@@ -94,21 +101,28 @@ def _for_good(of: pd.DataFrame) -> int:
     return int(of.step[of.named.cummin()].min())
 
 
-def _attends_since(found: Localization, mechanism: str) -> str:
-    """When the main head's attention was half-way; empty for MLPs and where it has no time."""
+def _half_way(found: Localization, mechanism: str, component: str) -> str:
+    """When the attention of the main head was half-way, or for memory how readable the value was. An
+    interval narrower than the distance of the checkpoints is not given: between them nothing was
+    measured.
+    """
     label = f"{mechanism}: in place"
-    if mechanism == "memory" or found.formed is None or label not in found.formed.curve.values:
+    if found.formed is None or label not in found.formed.curve.values:
         return ""
     at = found.formed.sel(curve=label)
+    what = f"the attention of {_in_words(component)}"
+    what = "how well the value can be read" if mechanism == "memory" else what
     if not bool(at.emerged):
-        return ""
+        return f"; for {what} there is no half-way step ({at.reason.item()})"
     spacing = float(at.resolution_midpoint)
     step, low, high = (
         format_step(float(at[x]), spacing) for x in ("midpoint", "midpoint_low", "midpoint_high")
     )
+    wide = float(at.midpoint_high) - float(at.midpoint_low) >= spacing
+    interval = f" [{low}, {high}]" if wide else ""
     return (
-        f"; its attention was half-way from its first to its last value at step {step} "
-        f"[{low}, {high}], between checkpoints {format_step(spacing)} steps apart"
+        f"; {what} was half-way at about step {step}{interval}, between checkpoints "
+        f"{format_step(spacing)} steps apart"
     )
 
 
@@ -116,7 +130,8 @@ def _order(found: Localization) -> str:
     n, n_steps = found.curves.sizes["fact"], found.curves.sizes["step"]
     sure = (
         f"How sure: n = {n} facts at {n_steps} checkpoint{'s' * (n_steps > 1)} of this one run; "
-        "brackets are 95 % intervals over facts, and another run may differ"
+        "brackets are 95 % intervals over facts, and another run may differ; the test asks for an "
+        "effect above that on an unrelated pair of values, which few facts show late"
     )
     order = found.orders.get("needed") or found.orders.get("in place")
     if not order:

@@ -13,6 +13,7 @@ from analyses.report.chapters import chapters
 from analyses.report.five_sentences import sentences
 from analyses.report.kept_studies import kept_lines
 from analyses.report.quick_localization import localization_of, quick_steps
+from analyses.report.stored_results import stored_lines
 from interp.data.batches import people_of
 from interp.files import check_page, write_bytes
 from interp.localization.attention_to_names import EDGES
@@ -77,7 +78,7 @@ def one_page(
         mechanisms=_mechanisms(found),
         patching=None if patching is None else patching_of(*patching),
         attention=_attention(suite, config),
-        plain=kept_lines(),
+        plain=kept_lines() | stored_lines(suite, suite.path / "results"),
         first=_first(found),
     )
     said = [] if found is None else sentences(suite, metrics, plateau(suite), found)
@@ -99,10 +100,10 @@ def _subtitle(suite: Suite, found: Localization | None) -> str:
         f"{suite.path.resolve().name}: {suite.config.n_people:,} people, {shape.n_layers} layers, "
         f"{shape.n_heads} heads, width {shape.d_model}, {len(suite.steps)} checkpoints to step "
         f"{suite.steps[-1]:,}{_localized(found)}. The people and their dates are made up. Recall "
-        "is the logit of the right value minus that of another person's value. Lost without a "
-        "head or MLP is 1 − recall ÷ recall of the whole model, with the head's attention cut, or "
-        "the MLP's output replaced by its output for another name. Such shares need not add up to "
-        "1."
+        "is the logit of the right value minus that of another person's value. Lost without a head "
+        "or MLP is the share of recall that goes when the head's attention is cut, or the MLP's "
+        "output is replaced by its output for another name; such shares need not add up to 1. "
+        "L0H1 is head 1 of layer 0; both are counted from 0."
     )
 
 

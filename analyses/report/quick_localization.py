@@ -3,18 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 from math import ceil
-from pathlib import Path
 
 import xarray as xr
 
 from analyses.report import ReportPageConfig
+from analyses.report.stored_results import stored
 from interp.data.facts import FactSet
 from interp.localization.checkpoint_answers import checkpoint_answers
 from interp.localization.formation import Localization, find
 from interp.model.decoder import device_of
 from interp.results.localize import plateau
-from interp.results.manifest import read_manifest
-from interp.results.store import join_steps, open_result
+from interp.results.store import join_steps
 from interp.results.sweep import over_checkpoints
 from interp.suite import Suite, select_steps
 
@@ -31,32 +30,11 @@ def localization_of(
     on_step: Callable[[int], None],
 ) -> tuple[Localization, bool]:
     """Mechanisms and times, and whether they are those of the quick localization."""
-    answers = stored(suite, suite.path / "results" / "localization")
+    answers = stored(suite, suite.path / "results" / "localization", ASKED)
     quick = answers is None
     if quick:
         answers = _computed(suite, config, command, on_step)
     return find(answers, plateau(suite).plateau_end), quick
-
-
-def stored(suite: Suite, folder: Path) -> dict[str, xr.Dataset] | None:
-    """The newest answers in ``folder`` to all of ``ASKED``, with ``step``, about the weights that
-    the run has now, its last checkpoint among them; None without any.
-    """
-    for entry in reversed(read_manifest(folder) or []):
-        files = entry.files(folder)
-        whole = all(set(files.get(name, ())) == set(entry.checkpoints) for name in ASKED)
-        if whole and _is_of(suite, entry.checkpoints):
-            return {
-                name: join_steps({step: open_result(x) for step, x in sorted(files[name].items())})
-                for name in ASKED
-            }
-    return None
-
-
-def _is_of(suite: Suite, checkpoints: dict[int, str]) -> bool:
-    return suite.steps[-1] in checkpoints and all(
-        step in suite.steps and suite.sha256(step) == digest for step, digest in checkpoints.items()
-    )
 
 
 def quick_steps(suite: Suite) -> list[int]:

@@ -121,7 +121,7 @@ panels.model = {
     roles.forEach(role => drawing.append(svg('text', {x: x0(role) + width / 2, y: H - 10, 'text-anchor': 'middle'}, words(role))));
     for (let layer = 0; layer < layers; layer++) for (const kind of ['mlp', 'head']) {
       const y = top[`${layer}|${kind}`], label = kind === 'mlp' ? 'MLP' : narrow ? 'heads' : 'attention heads';
-      drawing.append(svg('text', {x: 0, y: y + 23, class: 'soft'}, narrow ? `${kind === 'mlp' ? layer + ' ' : ''}${label}` : kind === 'mlp' ? `layer ${layer}: MLP` : label));
+      drawing.append(svg('text', {x: 0, y: y + 23, class: 'soft'}, narrow ? `L${layer} ${label}` : kind === 'mlp' ? `layer ${layer}: MLP` : label));
       for (const role of roles) drawing.append(svg('rect', {x: x0(role) + 2, y, width: width - 4, height: tall(layer, kind), rx: 6, class: 'slot'}));
     }
     const centre = c => {
