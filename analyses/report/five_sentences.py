@@ -64,10 +64,11 @@ def _mechanism(found: Localization, mechanism: str) -> str:
     all_there = whole[
         (whole.step == whole.step.max()) & (whole.kind == "all") & (whole.place == best.place)
     ].iloc[0]
+    name = _in_words(best.component)
     text = (
         f"{what}: {_listed(names)} {does}; without all {kind}s there {_share(all_there)} of recall "
-        f"is lost{_half_way(found, mechanism, best.component)}; {_in_words(best.component)} passes the test "
-        f"at every checkpoint from step {_for_good(of):,} on"
+        f"is lost{_half_way(found, mechanism, best.component)}; {name} passes the test at every "
+        f"checkpoint from step {_for_good(of):,} on"
     )
     return text + (_relation(found) if mechanism == "extraction" else "") + "."
 
@@ -102,9 +103,9 @@ def _for_good(of: pd.DataFrame) -> int:
 
 
 def _half_way(found: Localization, mechanism: str, component: str) -> str:
-    """When the attention of the main head was half-way, or for memory how readable the value was. An
-    interval narrower than the distance of the checkpoints is not given: between them nothing was
-    measured.
+    """When the attention of the main head was half-way, or for memory how well values can be read.
+    An interval narrower than the distance of the checkpoints is not given: between them nothing
+    was measured.
     """
     label = f"{mechanism}: in place"
     if found.formed is None or label not in found.formed.curve.values:
