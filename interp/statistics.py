@@ -109,6 +109,26 @@ def resampled_means(
     return means if values.shape[-1] > 1 else np.full_like(means, np.nan)
 
 
+def resampled_shares(
+    part: Float[np.ndarray, "*cell fact"],
+    whole: Float[np.ndarray, "*#cell fact"],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Float[np.ndarray, "*cell resample"]:
+    """Mean ``part`` ÷ mean ``whole`` over bootstrap resamples of the facts, the same for both and
+    for every cell (as in ``resampled_means``); NaN for a single fact.
+
+    An interval that takes the whole as known is too narrow where part and whole vary independently,
+    and too wide where they vary together. A fact that is NaN in ``part`` is left out of both.
+    """
+    counts, there = _counts(part.shape[-1], n_resamples, seed), ~np.isnan(part)
+    whole = whole if there.all() else np.where(there, whole, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a cell that no fact has
+        shares = _weighted(np.where(there, part, 0), counts) / _weighted(whole, counts)
+    return shares if part.shape[-1] > 1 else np.full_like(shares, np.nan)
+
+
 def share_interval(
     part: Float[np.ndarray, "*cell fact"],
     whole: Float[np.ndarray, "*#cell fact"],
@@ -117,21 +137,11 @@ def share_interval(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, "*cell"], Float[np.ndarray, "*cell"]]:
-    """Low and high bound of mean ``part`` ÷ mean ``whole``: paired percentile bootstrap over facts,
-    NaN for a single fact.
-
-    Both means are of the same resampled facts: an interval that takes the whole as known is too
-    narrow where part and whole vary independently, and too wide where they vary together. A fact
-    that is NaN in ``part`` is left out of both.
+    """Low and high bound of mean ``part`` ÷ mean ``whole``: percentiles of ``resampled_shares``.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
-    counts, there = _counts(part.shape[-1], n_resamples, seed), ~np.isnan(part)
-    whole = whole if there.all() else np.where(there, whole, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a cell that no fact has
-        shares = _weighted(np.where(there, part, 0), counts) / _weighted(whole, counts)
-    if part.shape[-1] < 2:
-        shares = np.full_like(shares, np.nan)
+    shares = resampled_shares(part, whole, n_resamples=n_resamples, seed=seed)
     return percentiles(shares, confidence)
 
 

@@ -56,6 +56,38 @@ def test_shares_are_of_the_mean_gap_and_all_conditions_must_hold():
     assert whole[whole.attribute == "all"].named.tolist() == [True, False, False, False]
 
 
+def test_a_mark_inside_an_interval_makes_a_component_borderline():
+    """Standard errors are 0.01 of the gap: intervals reach 0.02 to either side of a share."""
+    rng, n = np.random.default_rng(0), 100
+    noise = rng.normal(0, 1, (4, n))
+    noise = 0.1 * (noise - noise.mean(1, keepdims=True)) / noise.std(1, keepdims=True)
+    share = np.array([[0.09], [0.06], [0.04], [0.02]])
+    needed = made_up(4 * (share + noise), 0 * noise, np.full(n, 4.0))
+    whole = mechanisms(needed).query("attribute == 'all'")
+    assert whole.named.tolist() == [True, False, False, False]
+    assert whole.borderline.tolist() == [False, True, True, False]
+    normal = [1.0, 0.841, 0.159, 0.001]  # of a normal distribution, above 0.05
+    np.testing.assert_allclose(whole.stability, normal, atol=0.04)  # of 1,000 resamples ± 0.012
+
+
+@pytest.mark.parametrize(
+    ("n_read", "named", "borderline"), [(400, True, False), (62, False, True), (30, False, False)]
+)
+def test_a_memory_makes_enough_values_readable(n_read, named, borderline):
+    """Of 1,000 facts; at 0.062 and 0.03 the interval reaches 0.015 and 0.011 to either side."""
+    n = 1000
+    needed = made_up(np.full((1, n), 2.0), np.zeros((1, n)), np.full(n, 4.0), role="memory")
+    needed["effect"] = needed.effect + np.random.default_rng(0).normal(0, 0.1, (1, n))
+    gain = xr.DataArray(
+        (np.arange(n) < n_read).astype(float)[None, None],
+        dims=("layer", "role", "fact"),
+        coords={"layer": [0], "role": ["final"], "attribute": ("fact", ["a"] * n)},
+    )
+    whole = mechanisms(needed, gain).query("attribute == 'all'").iloc[0]
+    assert whole.gain_p < 1e-6 and whole.gain == pytest.approx(n_read / n)
+    assert (whole.named, whole.borderline) == (named, borderline)
+
+
 def test_components_that_do_nothing_are_rarely_named():
     """100 models of 20 components whose effects and controls are noise: 5 % of models may err."""
     rng = np.random.default_rng(1)

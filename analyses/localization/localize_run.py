@@ -19,7 +19,7 @@ from interp.suite import Suite, load_suite, select_steps
 
 
 def run_and_report(config: LocalizationConfig, *, command: str, bar) -> str:
-    """The path of the report that was written."""
+    """The components of each mechanism, and the path of the report that was written."""
     suite = load_suite(config.ckpt)
     total = len(select_steps(suite, config.steps))
     target = Path(config.report or suite.path / "localization.html")
@@ -27,7 +27,7 @@ def run_and_report(config: LocalizationConfig, *, command: str, bar) -> str:
     task = bar.add_task("localizing, checkpoint", total=total + 1)
     suite, found = run(config, command=command, on_step=lambda n: bar.update(task, completed=n))
     write_bytes(target, report(suite, found, command).encode())
-    return f"report: {target}  (open it in a browser)"
+    return f"{tables.roles_text(found)}\nreport: {target}  (open it in a browser)"
 
 
 def run(

@@ -8,6 +8,7 @@ from interp.dynamics.emergence import MARKS, Order
 from interp.dynamics.plateau import format_step
 from interp.localization.formation import (
     Localization,
+    borderline_components,
     leaders,
     leading_head,
     place_of,
@@ -25,27 +26,48 @@ def lead(found: Localization) -> list[Block]:
     """Which components implement which mechanism at the last step, and the order of mechanisms."""
     table = found.mechanisms
     last = table[(table.step == table.step.max()) & (table.attribute == "all")]
-    mlps = last[(last.mechanism == "memory") & (last.kind == "mlp") & ~last.named & last.told_apart]
-    others = "; ".join(
-        f"{x.component} at {x.place} {x.share:.2f}"
-        for x in mlps[mlps.share >= MIN_SHARE].itertuples()
-    )
+    mlps = last[(last.mechanism == "memory") & (last.kind == "mlp") & last.told_apart]
+    mlps = mlps[~mlps.named & ~mlps.borderline & (mlps.share >= MIN_SHARE)]
+    others = "; ".join(f"{x.component} at {x.place} {x.share:.2f}" for x in mlps.itertuples())
     note = f" MLPs that are needed, and were not shown to be a memory: {others}." if others else ""
+    note += _borderline(table)
     text = (
         f"At step {table.step.max()}, n = {found.curves.sizes['fact']} facts, share of the logit "
         "difference that is lost without the component, with its 95 % interval over facts; named "
         "are those that beat their control, the same change scored on another fact's pair of "
-        f"values.{note}"
+        f"values, and whose interval is above the mark of {MIN_SHARE}; and in how many resamples "
+        f"of the facts they reach it.{note}"
     )
     rows = [[mechanism, _named(last, mechanism)] for mechanism in MECHANISMS]
     orders = [Paragraph(_order_in_words(kind, x)) for kind, x in found.orders.items()]
     return [Paragraph(text, "lead"), Table([], rows), *orders]
 
 
+def roles_text(found: Localization) -> str:
+    """The components of each mechanism at the last step, as a table for a terminal."""
+    named = found.to_dataframe()
+    columns = ["mechanism", "component", "place", "share", "low", "high", "stability", "since"]
+    rows = named[columns].round(2).to_string(index=False) if len(named) else "no component"
+    return rows + _borderline(found.mechanisms).replace(" Borderline", "\nBorderline", 1)
+
+
+def _borderline(table: pd.DataFrame) -> str:
+    """A sentence, after a space; empty if there are none."""
+    rows = "; ".join(
+        f"{x.component} at {x.place} ({x.mechanism}) {x.share:.2f} [{x.low:.2f}, {x.high:.2f}], in "
+        f"{x.stability:.0%} of resamples"
+        for x in borderline_components(table).itertuples()
+    )
+    return f" Borderline, with a mark inside an interval: {rows}." if rows else ""
+
+
 def _named(last: pd.DataFrame, mechanism: str) -> Cell:
     mine = last[(last.mechanism == mechanism) & last.named].sort_values("share", ascending=False)
     return [
-        Entry(x.component, f" at {x.place}: {x.share:.2f} [{x.low:.2f}, {x.high:.2f}]")
+        Entry(
+            x.component,
+            f" at {x.place}: {x.share:.2f} [{x.low:.2f}, {x.high:.2f}], {x.stability:.0%}",
+        )
         for x in mine.itertuples()
     ] or "no component"
 

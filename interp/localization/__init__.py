@@ -13,7 +13,13 @@ from interp.localization.attention_to_names import attention
 from interp.localization.checkpoint_answers import checkpoint_answers
 from interp.localization.component_ablation import needs
 from interp.localization.fact_editing import edit_facts
-from interp.localization.formation import Localization, leaders, mechanism_curves, named_components
+from interp.localization.formation import (
+    Localization,
+    borderline_components,
+    leaders,
+    mechanism_curves,
+    named_components,
+)
 from interp.localization.logit_attribution import copying, direct_attribution, final_directions
 from interp.localization.mechanisms import by_attribute, mechanisms, readable_gain
 from interp.localization.neurons import effective_number, gini, sharing, top_neurons, written
@@ -25,6 +31,7 @@ __all__ = [
     "answer_confidence",
     "attention",
     "attention_statistics",
+    "borderline_components",
     "by_attribute",
     "checkpoint_answers",
     "copying",

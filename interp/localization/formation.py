@@ -23,7 +23,9 @@ from interp.statistics import gap_is_precise
 KINDS = {"needed": MECHANISMS, "in place": tuple(x for x in MECHANISMS if x != "memory")}
 """Curves whose midpoints are put in order: causes of all mechanisms; and attention, of heads."""
 _CELL = ["component", "mechanism", "place"]
-_COLUMNS = ["mechanism", "component", "place", "share", "low", "high", "control", "p"]
+_COLUMNS = [
+    *("mechanism", "component", "place", "share", "low", "high", "control", "p", "stability"),
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def named_components(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         mechanism, component, place, ``share`` of the logit difference that is lost without the
         component, with ``low`` and ``high`` (95 %, over facts), ``control`` (share), ``p``
-        (Holm-adjusted), ``since``: the first step from which every later checkpoint names it too.
+        (Holm-adjusted), ``stability`` (share of resamples of the facts in which it reaches the
+        marks), ``since``: the first step from which every later checkpoint names it too.
     """
     of_all = table[table.attribute == "all"]
     last = of_all[(of_all.step == of_all.step.max()) & of_all.named]
@@ -116,6 +119,14 @@ def named_components(table: pd.DataFrame) -> pd.DataFrame:
     found = found.sort_values("share", ascending=False, kind="stable")
     found = found.sort_values("mechanism", key=lambda x: x.map(MECHANISMS.index), kind="stable")
     return found[[*_COLUMNS, "since"]].reset_index(drop=True)
+
+
+def borderline_components(table: pd.DataFrame) -> pd.DataFrame:
+    """The components that pass the tests at the last step, on facts of all attributes, but have a
+    mark of ``mechanisms`` inside an interval: the columns of ``named_components`` but ``since``.
+    """
+    last = table[(table.step == table.step.max()) & (table.attribute == "all") & table.borderline]
+    return last.sort_values("share", ascending=False)[_COLUMNS].reset_index(drop=True)
 
 
 def time_text(formed: xr.Dataset, mark: str) -> str:

@@ -9,11 +9,23 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import f_oneway, permutation_test
 
-from interp.statistics import ALPHA, greater_than_0, holm, runs_differ, share_interval
+from interp.statistics import (
+    ALPHA,
+    greater_than_0,
+    holm,
+    percentiles,
+    resampled_means,
+    resampled_shares,
+    runs_differ,
+)
 
 MECHANISMS = ("name attention", "memory", "extraction", "relation")
 MIN_SHARE = 0.05
 """Of clean − corrupted: a smaller effect does not count, however significant."""
+MIN_GAIN = 0.05
+"""Share of facts: an MLP after which no more values can be read is no memory, however significant.
+"""
+N_RESAMPLES = 1000
 
 
 def readable_gain(readings: xr.Dataset) -> xr.DataArray:
@@ -43,25 +55,31 @@ def mechanisms(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataF
     """Which components implement which mechanism, one row per (attribute, cell), ``all`` attributes
     first.
 
-    A component implements a mechanism if
+    A component implements a mechanism, and is ``named``, if
     1. clean and corrupted run can be told apart (``statistics.runs_differ``),
     2. its effect exceeds its control (paired one-sided t test, p < ALPHA after Holm's correction
        over all cells of single components),
-    3. the share effect ÷ (clean − corrupted) is at least MIN_SHARE,
+    3. the share effect ÷ (clean − corrupted) is at least MIN_SHARE, and so is the low bound of its
+       interval,
     4. memory only: the value becomes readable where the MLP writes (one-sided t test of ``gain``
-       over facts, Holm's correction over MLPs and places). An MLP that is needed and fails here
-       works on the name, or on what is asked, and is no memory of values.
+       over facts, Holm's correction over MLPs and places), for MIN_GAIN of the facts at least, and
+       so says the low bound. An MLP that is needed and fails here works on the name, or on what is
+       asked, and is no memory of values.
+    It is ``borderline`` if it passes the tests, but a mark lies inside an interval: another sample
+    of facts may put it on the other side.
 
     Returns:
-        attribute, component, mechanism, place, kind, ``share`` with ``low`` and ``high`` (95 %:
-        ``statistics.share_interval``), ``control`` (share), ``p`` (adjusted), ``gain`` (memory:
-        share of facts), ``gain_p``, ``named``, ``told_apart`` (condition 1).
+        attribute, component, mechanism, place, kind, ``share`` with ``low`` and ``high`` (95 %,
+        bootstrap over facts), ``control`` (share), ``p`` (adjusted), ``gain`` (memory: share of
+        facts) with ``gain_low`` and ``gain_high``, ``gain_p``, ``named``, ``borderline``,
+        ``stability`` (share of the resamples in which share and gain reach their marks),
+        ``told_apart`` (condition 1).
     """
     attributes = needed.attribute.values.astype(str)
     tables = []
     for name in ("all", *dict.fromkeys(attributes)):
         chosen = np.flatnonzero((attributes == name) | (name == "all"))
-        of_gain = None if gain is None else _gains(gain, name)
+        of_gain = None if gain is None else gain.isel(fact=chosen)
         tables.append(_mechanisms_of(needed.isel(fact=chosen), of_gain).assign(attribute=name))
     return pd.concat(tables, ignore_index=True)
 
@@ -122,11 +140,12 @@ def _p_of_difference(parts: list[np.ndarray], n_shuffles: int, seed: int) -> np.
     return p
 
 
-def _mechanisms_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFrame:
+def _mechanisms_of(needed: xr.Dataset, gain: xr.DataArray | None) -> pd.DataFrame:
     gap = (needed.clean - needed.corrupted).values
     told_apart = bool(runs_differ(gap))
     effect, control = needed.effect.values, needed.control.values
-    low, high = share_interval(effect, gap)
+    shares = resampled_shares(effect, gap[None], n_resamples=N_RESAMPLES)
+    low, high = percentiles(shares, 0.95)
     single = np.isin(needed.kind.values, ("head", "mlp"))
     p = greater_than_0(effect - control)
     adjusted = np.full(len(p), np.nan)
@@ -144,26 +163,46 @@ def _mechanisms_of(needed: xr.Dataset, gain: pd.DataFrame | None) -> pd.DataFram
             "p": adjusted,
         }
     )
-    named = single & told_apart & (adjusted < ALPHA) & (table.share.to_numpy() >= MIN_SHARE)
+    tested = single & told_apart & (adjusted < ALPHA)
+    within = {x: table[x].to_numpy() >= MIN_SHARE for x in ("share", "low", "high")}
+    above = shares >= MIN_SHARE
     memory = (table.mechanism == "memory").to_numpy()
-    if gain is not None:
-        table = table.merge(gain, how="left", on=["component", "place"])
-        named &= ~memory | (table.gain_p.to_numpy() < ALPHA)
+    if gain is None:
+        tested &= ~memory  # condition 4 is unknown
     else:
-        named &= ~memory  # condition 4 is unknown
-    return table.assign(named=named, told_apart=told_apart)
+        gains, resampled = _gains(gain)
+        table = table.merge(gains, how="left", on=["component", "place"])
+        tested &= ~memory | (table.gain_p.to_numpy() < ALPHA)
+        for x, bound in (("share", "gain"), ("low", "gain_low"), ("high", "gain_high")):
+            within[x] &= ~memory | (table[bound].to_numpy() >= MIN_GAIN)
+        key = list(zip(table.component, table.place))
+        readable = np.stack([resampled.get(x, np.full(N_RESAMPLES, np.nan)) for x in key])
+        above &= ~memory[:, None] | (readable >= MIN_GAIN)
+    named = tested & within["share"] & within["low"]
+    return table.assign(
+        named=named,
+        borderline=tested & ~named & within["high"],
+        stability=above.mean(1),
+        told_apart=told_apart,
+    )
 
 
-def _gains(gain: xr.DataArray, attribute: str) -> pd.DataFrame:
-    wanted = (gain.attribute.values == attribute) | (attribute == "all")
-    here = gain.isel(fact=np.flatnonzero(wanted)).stack(cell=("layer", "role"))
-    here = here.transpose("cell", "fact")
+def _gains(gain: xr.DataArray) -> tuple[pd.DataFrame, dict[tuple[str, str], np.ndarray]]:
+    """Mean gain of each MLP at each place with its bounds and p, and its means over resamples."""
+    here = gain.stack(cell=("layer", "role")).transpose("cell", "fact")
     values = np.nan_to_num(here.values)  # what no head can read is not readable
-    return pd.DataFrame(
+    resampled = resampled_means(values, n_resamples=N_RESAMPLES, seed=0)
+    low, high = percentiles(resampled, 0.95)
+    components = [f"L{layer} MLP" for layer in here.layer.values]
+    places = here.role.values.astype(str)
+    table = pd.DataFrame(
         {
-            "component": [f"L{layer} MLP" for layer in here.layer.values],
-            "place": here.role.values.astype(str),
+            "component": components,
+            "place": places,
             "gain": values.mean(1),
+            "gain_low": low,
+            "gain_high": high,
             "gain_p": holm(greater_than_0(values)),
         }
     )
+    return table, dict(zip(zip(components, places), resampled))
