@@ -17,13 +17,13 @@ from oracle import random_model
 
 import interp
 from analyses import interp_analyse as cli
-from analyses.localization import LocalizationConfig, in_depth, questions
+from analyses.localization import LocalizationConfig, in_depth, questions, tables
 from analyses.localization.localize_run import report, run
 from interp.data.sentences import numbers_of, training_sentences, write_sentences
 from interp.localization.attention_to_names import attention
 from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
 from interp.localization.component_ablation import needs
-from interp.localization.formation import find, leaders, named_components
+from interp.localization.formation import borderline_components, find, leaders, named_components
 from interp.localization.logit_attribution import copying, direct_attribution
 from interp.localization.neurons import written
 from interp.localization.probes import probe, read_off
@@ -167,7 +167,8 @@ def test_a_component_is_there_since_the_last_checkpoint_at_which_it_was_not_name
     named = {"A": [1, 1, 0, 1, 1], "B": [0, 0, 0, 0, 1], "C": [1, 1, 1, 1, 0], "D": [1] * 5}
     rows = [
         {"step": step, "attribute": of, "component": x, "mechanism": "memory", "place": "final",
-         "named": bool(is_named), "share": ord(x), "low": 0, "high": 1, "control": 0, "p": 0}
+         "named": bool(is_named), "share": ord(x), "low": 0, "high": 1, "control": 0, "p": 0,
+         "stability": 1, "borderline": x == "C" and not is_named}
         for x, all_named in named.items()
         for step, is_named in zip(steps, all_named)
         for of in ("all", "major")
@@ -175,6 +176,33 @@ def test_a_component_is_there_since_the_last_checkpoint_at_which_it_was_not_name
     table = named_components(pd.DataFrame(rows).sample(frac=1, random_state=0))
     assert table.set_index("component").since.to_dict() == {"D": 0, "B": 40, "A": 30}
     assert table.component.tolist() == ["D", "B", "A"]  # the largest share first
+    assert borderline_components(pd.DataFrame(rows)).component.tolist() == ["C"]
+
+
+def test_the_command_prints_who_has_which_role_and_what_is_borderline(found, planted):
+    result = find(planted, 52.0)
+    table = result.mechanisms.copy()
+    last = (table.step == table.step.max()) & (table.attribute == "all")
+    chosen = last & (table.component == "L1H2") & (table.mechanism == "extraction")
+    assert chosen.sum() == 1 and table[chosen].named.all()
+    said = tables.roles_text(result)
+    heads, *rows = said.splitlines()
+    assert heads.split() == [
+        "mechanism", "component", "place", "share", "low", "high", "stability", "since"
+    ]  # fmt: skip
+    (row,) = [x for x in rows if " L1H2 " in x and "extraction" in x]
+    assert " 0.5 " in f"{row} " or " 0.50 " in f"{row} "
+    assert "Borderline" not in said
+    table.loc[chosen, ["named", "borderline", "share", "stability"]] = [False, True, 0.05, 0.584]
+    said = tables.roles_text(replace(result, mechanisms=table))
+    assert (
+        "\nBorderline, with a mark inside an interval: L1H2 at final ← names (extraction) 0.05 "
+        in (said)
+    )
+    assert said.endswith("in 58% of resamples.")
+    lead = tables.lead(replace(result, mechanisms=table))[0].text
+    assert "in 58% of resamples" in lead
+    assert tables.roles_text(found[1]) == "no component"
 
 
 def test_few_checkpoints_and_no_components_are_said(found):
