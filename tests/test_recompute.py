@@ -10,7 +10,7 @@ from oracle import random_model
 from interp.patching.activations import prompts
 from interp.patching.intervention import Intervention, grid_of
 from interp.patching.packed_weights import pack
-from interp.patching.recompute import Recompute
+from interp.patching.recompute import Recompute, item_size
 from interp.patching.tensor_ops import few_sizes
 
 SITES = ["resid_pre", "k"]
@@ -59,6 +59,22 @@ def check_turns(wide, few, options):
             for column, same in zip(vars(rows).values(), vars(same_rows).values()):
                 np.testing.assert_array_equal(column, same)
             np.testing.assert_array_equal(scores, same_scores)
+
+
+def test_portions_that_are_computed_side_by_side_share_the_memory(wide, few):
+    given = prompts(few, "cpu")[0]
+    token, row = item_size(wide.cfg, given.tokens.shape[1], int(given.n_value.max()))
+    n_window, n_read = np.full(64, 4), np.full(64, 1)
+    size = pack(wide, 8).embedding.element_size() * (4 * token + row)
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            runs = Recompute(pack(wide, given.tokens.shape[1]), max_bytes=16.5 * size)
+            portions = list(runs._portions(n_window, n_read, given))
+            assert [len(x) for x in portions] == [16 // n_threads] * 4 * n_threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_products_have_few_numbers_of_rows():

@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+import torch
 
 from interp.config import METRICS
 from interp.data.facts import NO_TOKEN, FactSet
@@ -26,7 +27,7 @@ from interp.patching.intervention import (
     starts_of,
 )
 from interp.patching.path_patching import LOGITS, Stop, count_ways, is_path, parse_path
-from interp.patching.recompute import TOKENS_AT_ONCE, item_size
+from interp.patching.recompute import TOKENS_AT_ONCE, item_size, n_at_once
 from interp.patching.sites import SITES, activations_of
 
 _WORDS = {
@@ -60,7 +61,9 @@ class Plan:
     flops_of_forward: float
     """Operations of a forward pass of one prompt, on average."""
     megabytes: float
-    """Memory that activations and results take at once, at most."""
+    """Memory that activations and results take at once, at most, on as many cores as torch uses
+    here.
+    """
 
     @property
     def n_cells(self) -> int:
@@ -252,5 +255,6 @@ class _Costs:
         chunks = memory_chunks(cfg, self.facts, kept, how, share / 4)
         runs = len(chunks[0]) * held_by_fact(cfg, kept, how, n_pos)
         token, row = item_size(cfg, n_pos, int(self.n_value.max()))
-        rows = TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
+        cores = n_at_once(torch.device("cpu"))
+        rows = cores * TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
         return min(4 * runs, share) + min(4 * rows, share)

@@ -112,7 +112,8 @@ class Recompute:
                 scores = _patched(sweep, base.given, *given)
             return asked, scores[:, : len(asked)], counted.total
 
-        for items, scores, flops in on_all_cores(compute, portions):
+        on_cpu = self.weights.embedding.device.type == "cpu"
+        for items, scores, flops in (on_all_cores if on_cpu else map)(compute, portions):
             add_flops(flops)
             yield items, scores
 
@@ -123,7 +124,8 @@ class Recompute:
         fits into memory.
         """
         n_pos, n_value = given.tokens.shape[1], int(given.n_value.max())
-        most = tokens_at_once(self.weights.embedding.device)
+        device = self.weights.embedding.device
+        most, max_bytes = tokens_at_once(device), self.max_bytes / n_at_once(device)
         token, row = item_size(self.weights.cfg, n_pos, n_value)
         size = self.weights.embedding.element_size()
         order, start = np.lexsort((n_window, n_read)), 0
@@ -131,14 +133,19 @@ class Recompute:
             widest = np.maximum.accumulate(n_window[order[start : start + most]])
             count = np.arange(1, len(widest) + 1)
             fits = widest * count <= most
-            fits &= size * count * (widest * token + row) <= self.max_bytes
+            fits &= size * count * (widest * token + row) <= max_bytes
             end = start + max(1, int(fits.sum()))
             yield order[start:end]
             start = end
 
 
+def n_at_once(device: torch.device) -> int:
+    """How many portions are computed side by side."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def tokens_at_once(device: torch.device) -> int:
-    """How many tokens of work items are computed together, if memory allows."""
+    """How many tokens of work items are computed together in a portion, if memory allows."""
     return TOKENS_AT_ONCE * (GPU_FACTOR if device.type == "cuda" else 1)
 
 
