@@ -66,15 +66,11 @@ def test_portions_that_are_computed_side_by_side_share_the_memory(wide, few):
     token, row = item_size(wide.cfg, given.tokens.shape[1], int(given.n_value.max()))
     n_window, n_read = np.full(64, 4), np.full(64, 1)
     size = pack(wide, 8).embedding.element_size() * (4 * token + row)
-    before = torch.get_num_threads()
-    try:
-        for n_threads in (1, 2):
-            torch.set_num_threads(n_threads)
-            runs = Recompute(pack(wide, given.tokens.shape[1]), max_bytes=16.5 * size)
-            portions = list(runs._portions(n_window, n_read, given))
-            assert [len(x) for x in portions] == [16 // n_threads] * 4 * n_threads
-    finally:
-        torch.set_num_threads(before)
+    for n_threads in (1, 2):
+        packed = pack(wide, given.tokens.shape[1])
+        runs = Recompute(packed, max_bytes=16.5 * size, n_threads=n_threads)
+        portions = list(runs._portions(n_window, n_read, given))
+        assert [len(x) for x in portions] == [16 // n_threads] * 4 * n_threads
 
 
 def test_products_have_few_numbers_of_rows():

@@ -27,7 +27,7 @@ from interp.patching.intervention import (
     starts_of,
 )
 from interp.patching.path_patching import LOGITS, Stop, count_ways, is_path, parse_path
-from interp.patching.recompute import TOKENS_AT_ONCE, item_size, n_at_once
+from interp.patching.recompute import TOKENS_AT_ONCE, item_size
 from interp.patching.sites import SITES, activations_of
 
 _WORDS = {
@@ -255,6 +255,5 @@ class _Costs:
         chunks = memory_chunks(cfg, self.facts, kept, how, share / 4)
         runs = len(chunks[0]) * held_by_fact(cfg, kept, how, n_pos)
         token, row = item_size(cfg, n_pos, int(self.n_value.max()))
-        cores = n_at_once(torch.device("cpu"))
-        rows = cores * TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
+        rows = torch.get_num_threads() * TOKENS_AT_ONCE * (token + row / max(1, n_pos // 2))
         return min(4 * runs, share) + min(4 * rows, share)

@@ -54,6 +54,8 @@ class Recompute:
     weights: PackedModel
     max_bytes: float
     """Of work items computed together."""
+    n_threads: int = field(default_factory=torch.get_num_threads)
+    """How many portions of them may be computed side by side."""
 
     @property
     def cfg(self) -> DecoderConfig:
@@ -125,7 +127,7 @@ class Recompute:
         """
         n_pos, n_value = given.tokens.shape[1], int(given.n_value.max())
         device = self.weights.embedding.device
-        most, max_bytes = tokens_at_once(device), self.max_bytes / n_at_once(device)
+        most, n_at_once = tokens_at_once(device), self.n_threads if device.type == "cpu" else 1
         token, row = item_size(self.weights.cfg, n_pos, n_value)
         size = self.weights.embedding.element_size()
         order, start = np.lexsort((n_window, n_read)), 0
@@ -133,15 +135,10 @@ class Recompute:
             widest = np.maximum.accumulate(n_window[order[start : start + most]])
             count = np.arange(1, len(widest) + 1)
             fits = widest * count <= most
-            fits &= size * count * (widest * token + row) <= max_bytes
+            fits &= size * count * (widest * token + row) <= self.max_bytes / n_at_once
             end = start + max(1, int(fits.sum()))
             yield order[start:end]
             start = end
-
-
-def n_at_once(device: torch.device) -> int:
-    """How many portions are computed side by side."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def tokens_at_once(device: torch.device) -> int:
