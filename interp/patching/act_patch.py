@@ -130,10 +130,10 @@ def patch_together(
         nodes = [site for site in sweeps[0].sites if not is_path(site)]
         runs = GradientEstimates(model, runs, how.method, nodes, max_bytes)
     control = _control_pairs(facts, how.seed) if how.control else None
-    prompted = prompts(facts, weight.device, how.by, control)
-    givers = [_givers_of(model, runs, sweep, facts, prompted[0], chunks) for sweep in sweeps]
+    clean, corrupted = prompts(facts, weight.device, how.by, control)
+    givers = [_givers_of(model, runs, sweep, facts, clean, chunks) for sweep in sweeps]
     for chunk in chunks:
-        given, twins = (None if x is None else x[chunk] for x in prompted)
+        given, twins = clean[chunk], None if corrupted is None else corrupted[chunk]
         with count_flops() as shared:
             ends = base_runs(model, runs, chunk, given, twins, kept, replacements)
         for sweep, giver in zip(sweeps, givers):
@@ -196,7 +196,8 @@ def _prepared(
         sites = _checked(model, options["sites"], how)
         scored, grid, labels = prepared(_shape_of(model), sites, facts, how)
         check_vocabulary(scored, getattr(model, "vocabulary", ""), "the model")
-        grid, patched = reach(model, scored, grid), {site: [] for site in sites}
+        grid = reach(model, scored, grid)
+        patched: dict[str, list[np.ndarray]] = {site: [] for site in sites}
         sweeps.append(_Sweep(how, sites, grid, labels, patched, {"clean": [], "corrupted": []}))
     scorings = {(x.how.by, x.how.whole_value, x.how.control, x.how.seed) for x in sweeps}
     if len(scorings) > 1 or (len(sweeps) > 1 and any(x.how.method != "exact" for x in sweeps)):

@@ -60,7 +60,8 @@ def patching_of(
 def _slim(result: xr.Dataset) -> xr.Dataset:
     """What maps need of a result: xarray takes its time over every variable and coordinate."""
     ends = ("patched", "clean", "corrupted")
-    kept = [x for x in result.data_vars if x.partition("_")[0] in ends and "value" not in x]
+    names = map(str, result.data_vars)
+    kept = [x for x in names if x.partition("_")[0] in ends and "value" not in x]
     spare = [x for x in result.coords if x not in result.dims and x != "attribute"]
     return result[kept].drop_vars(spare)
 
