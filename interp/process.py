@@ -50,8 +50,8 @@ def local_workers(n: int) -> Iterator[Executor | None]:
 def on_all_cores(compute: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     """``compute`` of each task, in their order, on as many threads as torch uses for one operation.
 
-    Each thread computes its operations alone: where they are too small to be worth dividing, that
-    keeps all cores busy. While results are taken, so does the calling thread.
+    Each thread computes its operations on one core: where they are too small to be worth dividing,
+    that keeps all cores busy. Until all results are taken the calling thread uses one core, too.
     """
     import torch
 
@@ -59,20 +59,19 @@ def on_all_cores(compute: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     if n == 1 or len(tasks) < 2:
         yield from map(compute, tasks)
         return
-    left, under_way = iter(tasks), deque[Future[R]]()
-    with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        torch.set_num_threads(1)
-        try:
-            for task in left:
-                under_way.append(pool.submit(compute, task))
-                if len(under_way) > 2 * n:
-                    yield under_way.popleft().result()
-            while under_way:
+    under_way = deque[Future[R]]()
+    pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
+    torch.set_num_threads(1)
+    try:
+        for task in tasks:
+            under_way.append(pool.submit(compute, task))
+            if len(under_way) > 2 * n:
                 yield under_way.popleft().result()
-        finally:
-            for future in under_way:
-                future.cancel()
-            torch.set_num_threads(n)
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n)  # after the last thread has set its own
 
 
 def _start_worker(n_threads: int, matmul_precision: str, default_dtype: "torch.dtype") -> None:

@@ -195,13 +195,17 @@ def test_the_command_prints_who_has_which_role_and_what_is_borderline(found, pla
     assert "Borderline" not in said
     table.loc[chosen, ["named", "borderline", "share", "stability"]] = [False, True, 0.05, 0.584]
     said = tables.roles_text(replace(result, mechanisms=table))
-    assert (
-        "\nBorderline, with a mark inside an interval: L1H2 at final ← names (extraction) 0.05 "
-        in (said)
-    )
+    begins = "\nBorderline, with a threshold inside an interval: L1H2 at final ← names (extraction)"
+    assert f"{begins} 0.05 " in said and "readable" not in said
     assert said.endswith("in 58% of resamples.")
     lead = tables.lead(replace(result, mechanisms=table))[0].text
     assert "in 58% of resamples" in lead
+    memory = last & (table.component == "L2 MLP") & (table.mechanism == "memory") & table.named
+    assert memory.sum() == 1
+    gains = ["gain", "gain_low", "gain_high"]
+    table.loc[memory, ["named", "borderline", *gains]] = [False, True, 0.07, 0.04, 0.1]
+    said = tables.roles_text(replace(result, mechanisms=table))
+    assert "(readable gain 0.07 [0.04, 0.10]), in " in said
     assert tables.roles_text(found[1]) == "no component"
 
 

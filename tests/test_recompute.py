@@ -11,7 +11,7 @@ from interp.patching.activations import prompts
 from interp.patching.intervention import Intervention, grid_of
 from interp.patching.packed_weights import pack
 from interp.patching.recompute import Recompute, item_size
-from interp.patching.tensor_ops import few_sizes
+from interp.patching.tensor_ops import padded_index
 
 SITES = ["resid_pre", "k"]
 
@@ -74,10 +74,10 @@ def test_portions_that_are_computed_side_by_side_share_the_memory(wide, few):
 
 
 def test_products_have_few_numbers_of_rows():
-    sizes = {len(few_sizes(np.arange(n))) for n in range(1, 4097)}
+    sizes = {len(padded_index(np.arange(n))) for n in range(1, 4097)}
     assert len(sizes) <= 16 + 8 * 8  # eight for each doubling from 16 on
     for n in (1, 8, 9, 100, 129, 4000):
-        index = few_sizes(np.arange(n))
+        index = padded_index(np.arange(n))
         np.testing.assert_array_equal(index[:n], np.arange(n))
         assert set(index[n:]) <= {n - 1} and len(index) <= n * 9 / 8
-    assert len(few_sizes(np.arange(4096))) == 4096
+    assert len(padded_index(np.arange(4096))) == 4096

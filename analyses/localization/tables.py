@@ -35,8 +35,8 @@ def lead(found: Localization) -> list[Block]:
         f"At step {table.step.max()}, n = {found.curves.sizes['fact']} facts, share of the logit "
         "difference that is lost without the component, with its 95 % interval over facts; named "
         "are those that beat their control, the same change scored on another fact's pair of "
-        f"values, and whose interval is above the mark of {MIN_SHARE}; and in how many resamples "
-        f"of the facts they reach it.{note}"
+        f"values, and whose interval is above {MIN_SHARE}, of memories that of the readable gain, "
+        f"too; and in how many resamples of the facts these thresholds are reached.{note}"
     )
     rows = [[mechanism, _named(last, mechanism)] for mechanism in MECHANISMS]
     orders = [Paragraph(_order_in_words(kind, x)) for kind, x in found.orders.items()]
@@ -54,11 +54,17 @@ def roles_text(found: Localization) -> str:
 def _borderline(table: pd.DataFrame) -> str:
     """A sentence, after a space; empty if there are none."""
     rows = "; ".join(
-        f"{x.component} at {x.place} ({x.mechanism}) {x.share:.2f} [{x.low:.2f}, {x.high:.2f}], in "
-        f"{x.stability:.0%} of resamples"
+        f"{x.component} at {x.place} ({x.mechanism}) {x.share:.2f} [{x.low:.2f}, {x.high:.2f}]"
+        f"{_gain(x)}, in {x.stability:.0%} of resamples"
         for x in borderline_components(table).itertuples()
     )
-    return f" Borderline, with a mark inside an interval: {rows}." if rows else ""
+    return f" Borderline, with a threshold inside an interval: {rows}." if rows else ""
+
+
+def _gain(row) -> str:
+    if row.mechanism != "memory":
+        return ""
+    return f" (readable gain {row.gain:.2f} [{row.gain_low:.2f}, {row.gain_high:.2f}])"
 
 
 def _named(last: pd.DataFrame, mechanism: str) -> Cell:

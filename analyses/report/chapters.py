@@ -20,9 +20,9 @@ _SHARES = (
     "Share of recall lost without each head's attention from one token to another, or each MLP's "
     "output at a token (an effect, not a correlation). Blue: needed; red: in the way; pale: not "
     "shown to matter at that step. Columns are checkpoints, not to scale. Listed are those shown "
-    "to matter at some checkpoint, at most 12 of each mechanism: they lose at least 5 %, and more "
-    "than their control, the same change scored on an unrelated pair of values (p < 0.05, "
-    "corrected for the number of tests)."
+    "to matter at some checkpoint, at most 12 of each mechanism: they lose 5 % or more, so "
+    "says the whole interval, and more than their control, the same change scored on an unrelated "
+    "pair of values (p < 0.05, corrected for the number of tests)."
 )
 
 

@@ -131,8 +131,8 @@ def _order(found: Localization) -> str:
     n, n_steps = found.curves.sizes["fact"], found.curves.sizes["step"]
     sure = (
         f"How sure: n = {n} facts at {n_steps} checkpoint{'s' * (n_steps > 1)} of this one run; "
-        "brackets are 95 % intervals over facts, and another run may differ; the test asks for an "
-        "effect above that on an unrelated pair of values, which few facts show late"
+        "brackets are 95 % intervals over facts, and another run may differ; the test asks for at "
+        "least 5 % and more than on an unrelated pair of values, which few facts show late"
     )
     order = found.orders.get("needed") or found.orders.get("in place")
     if not order:

@@ -108,8 +108,8 @@ def named_components(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         mechanism, component, place, ``share`` of the logit difference that is lost without the
         component, with ``low`` and ``high`` (95 %, over facts), ``control`` (share), ``p``
-        (Holm-adjusted), ``stability`` (share of resamples of the facts in which it reaches the
-        marks), ``since``: the first step from which every later checkpoint names it too.
+        (Holm-adjusted), ``stability`` (share of resamples of the facts in which it reaches
+        the thresholds), ``since``: the first step from which every later checkpoint names it too.
     """
     of_all = table[table.attribute == "all"]
     last = of_all[(of_all.step == of_all.step.max()) & of_all.named]
@@ -123,10 +123,15 @@ def named_components(table: pd.DataFrame) -> pd.DataFrame:
 
 def borderline_components(table: pd.DataFrame) -> pd.DataFrame:
     """The components that pass the tests at the last step, on facts of all attributes, but have a
-    mark of ``mechanisms`` inside an interval: the columns of ``named_components`` but ``since``.
+    threshold of ``mechanisms`` inside an interval. Columns of ``named_components`` but ``since``,
+    and ``gain`` with ``gain_low`` and ``gain_high`` (share of facts; NaN for heads).
     """
     last = table[(table.step == table.step.max()) & (table.attribute == "all") & table.borderline]
-    return last.sort_values("share", ascending=False)[_COLUMNS].reset_index(drop=True)
+    return (
+        last.sort_values("share", ascending=False)
+        .reset_index(drop=True)
+        .reindex(columns=[*_COLUMNS, "gain", "gain_low", "gain_high"])
+    )
 
 
 def time_text(formed: xr.Dataset, mark: str) -> str:

@@ -65,14 +65,14 @@ def mechanisms(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataF
        over facts, Holm's correction over MLPs and places), for MIN_GAIN of the facts at least, and
        so says the low bound. An MLP that is needed and fails here works on the name, or on what is
        asked, and is no memory of values.
-    It is ``borderline`` if it passes the tests, but a mark lies inside an interval: another sample
-    of facts may put it on the other side.
+    It is ``borderline`` if it passes the tests, but MIN_SHARE or MIN_GAIN lies inside an interval:
+    another sample of facts may put it on the other side.
 
     Returns:
         attribute, component, mechanism, place, kind, ``share`` with ``low`` and ``high`` (95 %,
         bootstrap over facts), ``control`` (share), ``p`` (adjusted), ``gain`` (memory: share of
         facts) with ``gain_low`` and ``gain_high``, ``gain_p``, ``named``, ``borderline``,
-        ``stability`` (share of the resamples in which share and gain reach their marks),
+        ``stability`` (share of the resamples in which share and gain reach their thresholds),
         ``told_apart`` (condition 1).
     """
     attributes = needed.attribute.values.astype(str)

@@ -18,7 +18,7 @@ from interp.patching.grid import PatchGrid
 from interp.patching.packed_weights import PackedModel, all_scores
 from interp.patching.paste import Changes
 from interp.patching.sites import SITES, Site
-from interp.patching.tensor_ops import few_sizes
+from interp.patching.tensor_ops import padded_index
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def changed_stream(sweep: Sweep, entry: int, changes: Changes) -> Float[Tensor, 
     out = embedding.new_empty(len(row), embedding.shape[1])
     site_of = changes.items.site[row.cpu().numpy()]
     for name in np.unique(site_of):
-        at = torch.from_numpy(few_sizes(np.flatnonzero(site_of == name))).to(row.device)
+        at = torch.from_numpy(padded_index(np.flatnonzero(site_of == name))).to(row.device)
         site = SITES[str(name)]
         layer = entry if site.before_block else entry - 1
         out[at] = _after(sweep, site, layer, changes[at])

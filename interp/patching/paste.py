@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid, Shape, WorkItems, items_of
 from interp.patching.sites import SITES, Site
-from interp.patching.tensor_ops import few_sizes
+from interp.patching.tensor_ops import padded_index
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Changes:
 
 def changes_of(items: WorkItems, at: Bool[np.ndarray, "item pos"], device: torch.device) -> Changes:
     """The changes of ``items`` at the positions ``at``, the last of them maybe several times."""
-    row, pos = (few_sizes(x) for x in at.nonzero())
+    row, pos = (padded_index(x) for x in at.nonzero())
     columns = (row, items.fact[row], pos, items.part[row])
     return Changes(items, *(torch.from_numpy(x).to(device) for x in columns))
 

@@ -34,7 +34,7 @@ from interp.patching.grid import PatchGrid, WorkItems, concatenate, prune
 from interp.patching.packed_weights import PackedModel
 from interp.patching.paste import Changes, changes_of, differing_items, paste
 from interp.patching.sites import SITES
-from interp.patching.tensor_ops import few_sizes, put, with_rows
+from interp.patching.tensor_ops import padded_index, put, with_rows
 from interp.process import on_all_cores
 
 TOKENS_AT_ONCE = 4096
@@ -105,7 +105,7 @@ class Recompute:
                 items, at = prune(items, grid, entry, n_layers, n_prompt, n_total)
                 n_window = n_total[items.fact] - at.argmax(1)
                 for part in self._portions(n_window, n_value[items.fact], base.given):
-                    more = few_sizes(part)
+                    more = padded_index(part)
                     portions.append((items[part], entry, items[more], at[more]))
 
         def compute(portion: tuple) -> tuple[WorkItems, Float[np.ndarray, "metric item"], int]:

@@ -17,9 +17,9 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "160")
 
 
-def few_sizes(index: np.ndarray) -> np.ndarray:
-    """``index`` with its last entry repeated until there are as many as one of few numbers, at most
-    an eighth more: oneDNN takes 0.2 ms to prepare a product for a number of rows it does not know.
+def padded_index(index: np.ndarray) -> np.ndarray:
+    """``index`` padded with its last entry to one of few lengths, at most an eighth longer: oneDNN
+    takes about 0.2 ms to prepare a product for each new number of rows.
     """
     n = len(index)
     size = _round_up(n)
