@@ -339,6 +339,23 @@ PRESETS: dict[str, TrainConfig] = {
         checkpoint_dtype="bfloat16",
         n_evaluated=1280,
     ),
+    "deep": TrainConfig(
+        n_people=2000,
+        n_held_out=400,
+        n_cities=30,
+        n_universities=20,
+        n_majors=20,
+        n_companies=30,
+        n_birth_years=20,
+        d_model=128,
+        d_mlp=512,
+        n_steps=6000,
+        batch_size=64,
+        learning_rate=2e-3,
+        dense_every=100,
+        dense_until=1000,
+        n_evaluated=1000,
+    ),
     "paper": TrainConfig(),
 }
 

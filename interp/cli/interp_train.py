@@ -92,7 +92,7 @@ def _all_of(start: _Start) -> type:
         out: str = path()
         """The run folder to write."""
         config: TrainConfig = start.config
-        preset: Literal["tiny", "demo", "paper"] | None = None
+        preset: Literal["tiny", "demo", "deep", "paper"] | None = None
         """The configuration to start from."""
         resume: bool = False
         """Go on from the newest checkpoint in --out, with the configuration recorded there."""
