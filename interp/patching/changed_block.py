@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.model.attention import softmax, split_output_weight, weigh
 from interp.model.flop_count import add_flops
+from interp.model.gpu import to_device
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid
 from interp.patching.packed_weights import PackedModel, all_scores
@@ -39,7 +40,7 @@ def changed_stream(sweep: Sweep, entry: int, changes: Changes) -> Float[Tensor, 
     out = embedding.new_empty(len(row), embedding.shape[1])
     site_of = changes.items.site[row.cpu().numpy()]
     for name in np.unique(site_of):
-        at = torch.from_numpy(padded_index(np.flatnonzero(site_of == name))).to(row.device)
+        at = to_device(padded_index(np.flatnonzero(site_of == name)), row.device)
         site = SITES[str(name)]
         layer = entry if site.before_block else entry - 1
         out[at] = _after(sweep, site, layer, changes[at])
@@ -135,9 +136,9 @@ def _z_change_by_source(
     dest = dest.clamp(max=n_pos - 1)
     items = at.items[which.cpu().numpy()]
     sets = (grid.sources, items.source) if site.is_edge else (grid.positions, items.group)
-    chosen = torch.from_numpy(sets[0][sets[1], items.fact]).to(device)[:, None, None]
-    fact = torch.from_numpy(items.fact).to(device)[:, None]
-    head = torch.from_numpy(items.part).to(device)[:, None]
+    chosen = to_device(sets[0][sets[1], items.fact], device)[:, None, None]
+    fact = to_device(items.fact, device)[:, None]
+    head = to_device(items.part, device)[:, None]
     if not site.part:
         head = torch.arange(base["z"].shape[2], device=device).expand(len(which), -1)
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.model.gpu import to_device
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid, Shape, WorkItems, items_of
 from interp.patching.sites import SITES, Site
@@ -34,14 +35,14 @@ class Changes:
     def sources(self, grid: PatchGrid) -> Bool[Tensor, "change src"]:
         """Sources of the edges that are changed."""
         of_items = grid.sources[self.items.source, self.items.fact]
-        return torch.from_numpy(of_items).to(self.row.device)[self.row]
+        return to_device(of_items, self.row.device)[self.row]
 
 
 def changes_of(items: WorkItems, at: Bool[np.ndarray, "item pos"], device: torch.device) -> Changes:
     """The changes of ``items`` at the positions ``at``, the last of them maybe several times."""
     row, pos = (padded_index(x) for x in at.nonzero())
     columns = (row, items.fact[row], pos, items.part[row])
-    return Changes(items, *(torch.from_numpy(x).to(device) for x in columns))
+    return Changes(items, *(to_device(x, device) for x in columns))
 
 
 def differing_items(
