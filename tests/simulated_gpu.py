@@ -3,17 +3,19 @@ refuse what CUDA refuses: operands on two devices, and ``numpy()``. Every operat
 the CPU wait for the GPU is recorded. It shows no races, no rounding and no speed of a GPU.
 """
 
-import traceback
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -105,9 +107,11 @@ waits: list[str] = []
 
 
 def _record(what: str) -> None:
-    where = [f for f in traceback.extract_stack() if "/interp/" in f.filename]
-    line = f"{where[-1].filename.rpartition('/')[2]}:{where[-1].lineno}" if where else "test"
-    waits.append(f"{what} at {line}")
+    frame = sys._getframe()
+    while frame is not None and "/interp/" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "test"
+    waits.append(f"{what} at {where}")
 
 
 class _Moves(TorchFunctionMode):
@@ -122,8 +126,8 @@ class _Moves(TorchFunctionMode):
         if name == "tolist" and isinstance(args[0], OnGpu):
             _record("tolist")
             return args[0].held.tolist()
-        if name == "repeat_interleave" and isinstance(args[1], OnGpu):
-            _record("repeat_interleave") if "output_size" not in kwargs else None
+        if name == "repeat_interleave" and isinstance(args[-1], OnGpu) and len(kwargs) == 0:
+            _record("repeat_interleave without output_size")
         if (device := kwargs.get("device")) is not None and _is_gpu(device):
             if args and isinstance(args[0], OnGpu):
                 return func(*args, **kwargs | {"device": None})
@@ -171,6 +175,12 @@ def _is_gpu(device: str | torch.device) -> bool:
     return str(device).startswith("cuda")
 
 
+def _grouped(lists: list[list[Tensor]]) -> dict:
+    """As torch groups tensors, which sees the CPU behind them."""
+    (tensors,) = lists
+    return {(tensors[0].device, tensors[0].dtype): (lists, list(range(len(tensors))))}
+
+
 @contextmanager
 def simulated_gpu(memory: float = 8e9) -> Iterator[list[str]]:
     """Makes ``cuda`` the simulated GPU, with ``memory`` bytes; gives the list of waits."""
@@ -187,6 +197,7 @@ def simulated_gpu(memory: float = 8e9) -> Iterator[list[str]]:
         patched.setattr(torch.cuda, "memory_allocated", lambda device=None: 0)
         of_cpu = partial(torch.autocast, "cpu")
         patched.setattr(torch, "autocast", lambda kind, *given, **how: of_cpu(*given, **how))
+        patched.setattr(clip_grad, "_group_tensors_by_device_and_dtype", _grouped)
         # a thread has function modes of its own
         in_mode = partial(ThreadPoolExecutor, initializer=_Moves().__enter__)
         patched.setattr(prefetch, "ThreadPoolExecutor", in_mode)

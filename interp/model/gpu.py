@@ -31,7 +31,8 @@ def free_bytes(device: torch.device) -> float:
     if device.type != "cuda":
         return inf
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(free + unused)
 
 
 def tokens_that_fill(device: torch.device) -> int:

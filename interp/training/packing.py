@@ -23,8 +23,7 @@ def to_ragged(
     """
     n_heads, n_pos = cfg.n_heads, int(biographies.lengths.max())
     tokens, lengths, pieces = (
-        to_device(x, device)
-        for x in (biographies.tokens, biographies.lengths, qkv_pieces(n_heads))
+        to_device(x, device) for x in (biographies.tokens, biographies.lengths, qkv_pieces(n_heads))
     )
     pos, head, kind = (torch.arange(n, device=device) for n in (n_pos, n_heads, 3))
     real = pos < lengths[:, None]
