@@ -2,6 +2,7 @@
 recomputed layers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +28,20 @@ class Changes:
     fact: Int[Tensor, " change"]
     pos: Int[Tensor, " change"]
     part: Int[Tensor, " change"]
+    item: Int[np.ndarray, " change"]
+    """``row`` on the CPU, so that what depends on the items need not wait for a GPU."""
 
-    def __getitem__(self, index: Tensor) -> "Changes":
-        columns = (x[index] for x in (self.row, self.fact, self.pos, self.part))
-        return Changes(self.items, *columns)
+    def __getitem__(self, index: np.ndarray | Tensor) -> "Changes":
+        here = index if isinstance(index, np.ndarray) else index.cpu().numpy()
+        there = index if isinstance(index, Tensor) else to_device(index, self.row.device)
+        columns = (x[there] for x in (self.row, self.fact, self.pos, self.part))
+        return Changes(self.items, *columns, self.item[here])
+
+    def by_part(self) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
+        """Each part, and which changes are of it."""
+        part = self.items.part[self.item]
+        for i in np.unique(part).tolist():
+            yield i, to_device(np.flatnonzero(part == i), self.row.device)
 
     def sources(self, grid: PatchGrid) -> Bool[Tensor, "change src"]:
         """Sources of the edges that are changed."""
@@ -42,7 +53,7 @@ def changes_of(items: WorkItems, at: Bool[np.ndarray, "item pos"], device: torch
     """The changes of ``items`` at the positions ``at``, the last of them maybe several times."""
     row, pos = (padded_index(x) for x in at.nonzero())
     columns = (row, items.fact[row], pos, items.part[row])
-    return Changes(items, *(to_device(x, device) for x in columns))
+    return Changes(items, *(to_device(x, device) for x in columns), row)
 
 
 def differing_items(
