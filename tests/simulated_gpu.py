@@ -185,7 +185,7 @@ def _grouped(lists: list[list[Tensor]]) -> dict:
 def simulated_gpu(memory: float = 8e9) -> Iterator[list[str]]:
     """Makes ``cuda`` the simulated GPU, with ``memory`` bytes; gives the list of waits."""
     properties = SimpleNamespace(
-        total_memory=int(memory), name="simulated", multi_processor_count=8
+        total_memory=int(memory), name="simulated", multi_processor_count=6
     )
     with pytest.MonkeyPatch.context() as patched, _Moves():
         patched.setattr(torch.cuda, "is_available", lambda: True)
