@@ -39,6 +39,8 @@ __all__ = [*_HOMES, *_MODULES]
 # Threads of torch that wait for work spin; beside any other job on the same cores that can slow
 # them ten times. Read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# Without, cuBLAS is not deterministic, which training on a GPU is. Read at its first product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if "ipykernel.zmqshell" in sys.modules:
     # In a notebook without ipywidgets tqdm, which several libraries import, warns that it falls
     # back to text; it does so when it is first imported.

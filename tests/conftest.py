@@ -46,6 +46,12 @@ LONG = (
 )
 
 
+def pytest_report_header() -> str:
+    """Which GPU the tests marked ``cuda`` run on."""
+    there = torch.cuda.is_available()
+    return f"cuda: {torch.cuda.get_device_name() if there else 'none, only a simulated GPU'}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left with one at the end."""
     order = {name: i for i, name in enumerate(LONG)}

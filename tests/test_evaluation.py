@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from interp.config import ATTRIBUTES
 from interp.data.batches import evaluation_set
 from interp.data.biographies import ROLES
 from interp.training.evaluation import AVERAGE, by_person, evaluate
-from interp.training.packing import select_rows
+from interp.training.packing import select_rows, to_ragged
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,20 @@ def test_by_person_its_means_are_those_over_everybody(suite, config):
     assert table.accuracy.mean() == pytest.approx(whole.accuracy[AVERAGE])
     alone = by_person(model, select_rows(biographies, 5, 6))
     assert table.loss[5] == pytest.approx(alone.loss[0], rel=1e-4)
+
+
+def test_in_bf16_losses_are_fp32_sums_of_logits_in_bf16(model, biographies):
+    """The cross-entropies of training, in which logits alone are rounded."""
+    tokens, ragged = to_ragged(biographies, model.cfg, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.unembed(model.hidden(tokens, ragged))
+    assert logits.dtype == torch.bfloat16
+    of_token = F.cross_entropy(logits[:-1].float(), tokens[1:], reduction="none").numpy()
+    is_value = biographies.roles == ROLES.index("value")
+    table = evaluate(model, biographies, precision="bf16", rows_at_once=len(biographies.lengths))
+    table, n = table.set_index("attribute"), len(biographies.lengths)
+    for i, attribute in enumerate(ATTRIBUTES):
+        at = np.flatnonzero(is_value & (biographies.attributes == i))
+        assert table.loc[attribute, "loss"] == pytest.approx(of_token[at - 1].sum() / n, rel=1e-6)
+    plain = evaluate(model, biographies).set_index("attribute")
+    assert 1e-5 < abs(table.loss - plain.loss).max() < 0.1

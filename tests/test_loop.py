@@ -174,13 +174,19 @@ def test_resuming_with_another_configuration_names_the_difference(run, config):
         train(replace(config, batch_size=16), run, resume=True)
 
 
-def test_metrics_are_those_of_the_weights_as_saved(config, tmp_path):
-    rounded = replace(config, n_steps=10, checkpoint_dtype="bfloat16")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_metrics_are_those_of_the_weights_as_saved_in_the_precision_of_the_run(
+    config, tmp_path, precision
+):
+    rounded = replace(config, n_steps=10, checkpoint_dtype="bfloat16", precision=precision)
     out = train(rounded, tmp_path / "run")
     suite = loop_suite(out)
-    table = evaluate(suite.load(10), evaluation_set(suite.texts, rounded, "train"))
+    model, people = suite.load(10), evaluation_set(suite.texts, rounded, "train")
     stored = suite.metrics.query("step == 10 and split == 'train'").reset_index()
+    table = evaluate(model, people, precision=precision)
     assert stored.loss.tolist() == pytest.approx(table.loss.tolist(), rel=1e-5)
+    other = evaluate(model, people, precision="bf16" if precision == "fp32" else "fp32")
+    assert stored.loss.tolist() != pytest.approx(other.loss.tolist(), rel=1e-5)
 
 
 def loop_suite(out):

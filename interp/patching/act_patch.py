@@ -27,6 +27,7 @@ from interp.data.facts import TEXT_COLUMNS, FactSet, check_vocabulary
 from interp.fields import argument
 from interp.model.decoder import HookedDecoder
 from interp.model.flop_count import count_flops
+from interp.model.gpu import free_bytes
 from interp.model.model_check import check_model, check_plain
 from interp.patching.activations import Prompts, prompts
 from interp.patching.attribution_patching import GradientEstimates
@@ -68,7 +69,7 @@ def patch(
             with TransformerLens's hook names.
         site: one of ``sites.SITES``, or a path (see ``path_patching``) such as
             ``z-logits`` or ``L0H2.z-q``.
-        max_memory: gigabytes (10⁹ bytes) that activations may take.
+        max_memory: gigabytes (10⁹ bytes) that activations may take; on a GPU at most what is free.
         options: the fields of ``Intervention``.
 
     Returns:
@@ -116,6 +117,7 @@ def patch_together(
     max_memory = argument("max_memory", max_memory, float, above=0)
     sweeps, facts = _prepared(model, facts, asked)
     how, cfg, weight = sweeps[0].how, _shape_of(model), next(model.parameters())
+    max_memory = min(max_memory, free_bytes(weight.device) / 1e9)
     max_bytes, kept = piece_bytes(max_memory), set().union(*(sweep.kept for sweep in sweeps))
     replacements = {sweep.how.replacement for sweep in sweeps}
     n_numbers = max_bytes / weight.element_size()

@@ -145,7 +145,8 @@ def scores_of(
     at_answer = answers[row, slot][:, None]
     log_p = logits.gather(1, at_answer)[:, 0] - logits.logsumexp(1)
     whole = log_p.new_zeros(len(fact)).index_add(0, row, log_p)
-    first = slot == 0
+    n_value = given.n_value[fact]
+    first = n_value.cumsum(0) - n_value  # the row of each value's first token
     if given.other is None:
         difference = torch.full_like(whole, torch.nan, requires_grad=False)
     else:

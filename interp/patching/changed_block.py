@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.model.attention import softmax, split_output_weight, weigh
 from interp.model.flop_count import add_flops
+from interp.model.gpu import to_device
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid
 from interp.patching.packed_weights import PackedModel, all_scores
@@ -37,12 +38,12 @@ def changed_stream(sweep: Sweep, entry: int, changes: Changes) -> Float[Tensor, 
     """The patched residual stream entering layer ``entry`` at each change."""
     embedding, row = sweep.weights.embedding, changes.row
     out = embedding.new_empty(len(row), embedding.shape[1])
-    site_of = changes.items.site[row.cpu().numpy()]
+    site_of = changes.items.site[changes.item]
     for name in np.unique(site_of):
-        at = torch.from_numpy(padded_index(np.flatnonzero(site_of == name))).to(row.device)
+        at = padded_index(np.flatnonzero(site_of == name))
         site = SITES[str(name)]
         layer = entry if site.before_block else entry - 1
-        out[at] = _after(sweep, site, layer, changes[at])
+        out[to_device(at, row.device)] = _after(sweep, site, layer, changes[at])
     return out
 
 
@@ -74,8 +75,8 @@ def _mlp_out(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor,
         return source[name][at.fact, at.pos]
     out, size = base["mlp_out"][at.fact, at.pos], sweep.grid.n_neurons
     weight = sweep.weights.blocks[layer].down.weight
-    for i in at.part.unique().tolist():
-        here, units = (at.part == i).nonzero()[:, 0], slice(i * size, (i + 1) * size)
+    for i, here in at.by_part():
+        units = slice(i * size, (i + 1) * size)
         fact, pos = at.fact[here], at.pos[here]
         new, old = (x[name][fact, pos, units] for x in (source, base))
         if name == "mlp_pre":
@@ -101,8 +102,7 @@ def _attn_out_change(
         return change.flatten(1) @ block.out.weight.mT
     by_head = split_output_weight(block.out.weight, block.n_heads)
     out = change.new_empty(len(change), by_head.shape[1])
-    for head in at.part.unique().tolist():
-        here = (at.part == head).nonzero()[:, 0]
+    for head, here in at.by_part():
         out[here] = change[here, 0] @ by_head[head].mT
     return out
 
@@ -127,17 +127,18 @@ def _z_change_by_source(
     its sources.
     """
     base, source, grid, name = sweep.base[layer], sweep.source[layer], sweep.grid, site.activation
-    which, local = at.row.unique(return_inverse=True)
+    which, inverse = np.unique(at.item, return_inverse=True)
     n_pos, device = base["z"].shape[1], at.row.device
-    first = which.new_full((len(which),), n_pos).scatter_reduce(0, local, at.pos, "amin")
+    local = to_device(inverse, device)
+    first = local.new_full((len(which),), n_pos).scatter_reduce(0, local, at.pos, "amin")
     slot = at.pos - first[local]
     dest = first[:, None] + torch.arange(int(slot.max()) + 1, device=device)
     dest = dest.clamp(max=n_pos - 1)
-    items = at.items[which.cpu().numpy()]
+    items = at.items[which]
     sets = (grid.sources, items.source) if site.is_edge else (grid.positions, items.group)
-    chosen = torch.from_numpy(sets[0][sets[1], items.fact]).to(device)[:, None, None]
-    fact = torch.from_numpy(items.fact).to(device)[:, None]
-    head = torch.from_numpy(items.part).to(device)[:, None]
+    chosen = to_device(sets[0][sets[1], items.fact], device)[:, None, None]
+    fact = to_device(items.fact, device)[:, None]
+    head = to_device(items.part, device)[:, None]
     if not site.part:
         head = torch.arange(base["z"].shape[2], device=device).expand(len(which), -1)
 

@@ -2,6 +2,7 @@
 recomputed layers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.model.gpu import to_device
 from interp.patching.activations import ActivationCache
 from interp.patching.grid import PatchGrid, Shape, WorkItems, items_of
 from interp.patching.sites import SITES, Site
@@ -26,22 +28,32 @@ class Changes:
     fact: Int[Tensor, " change"]
     pos: Int[Tensor, " change"]
     part: Int[Tensor, " change"]
+    item: Int[np.ndarray, " change"]
+    """``row`` on the CPU, so that what depends on the items need not wait for a GPU."""
 
-    def __getitem__(self, index: Tensor) -> "Changes":
-        columns = (x[index] for x in (self.row, self.fact, self.pos, self.part))
-        return Changes(self.items, *columns)
+    def __getitem__(self, index: np.ndarray | Tensor) -> "Changes":
+        here = index if isinstance(index, np.ndarray) else index.cpu().numpy()
+        there = index if isinstance(index, Tensor) else to_device(index, self.row.device)
+        columns = (x[there] for x in (self.row, self.fact, self.pos, self.part))
+        return Changes(self.items, *columns, self.item[here])
+
+    def by_part(self) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
+        """Each part, and which changes are of it."""
+        part = self.items.part[self.item]
+        for i in np.unique(part).tolist():
+            yield i, to_device(np.flatnonzero(part == i), self.row.device)
 
     def sources(self, grid: PatchGrid) -> Bool[Tensor, "change src"]:
         """Sources of the edges that are changed."""
         of_items = grid.sources[self.items.source, self.items.fact]
-        return torch.from_numpy(of_items).to(self.row.device)[self.row]
+        return to_device(of_items, self.row.device)[self.row]
 
 
 def changes_of(items: WorkItems, at: Bool[np.ndarray, "item pos"], device: torch.device) -> Changes:
     """The changes of ``items`` at the positions ``at``, the last of them maybe several times."""
     row, pos = (padded_index(x) for x in at.nonzero())
     columns = (row, items.fact[row], pos, items.part[row])
-    return Changes(items, *(torch.from_numpy(x).to(device) for x in columns))
+    return Changes(items, *(to_device(x, device) for x in columns), row)
 
 
 def differing_items(

@@ -21,6 +21,7 @@ from interp.model.attention import attend
 from interp.model.block import Tap, after_attention, silent
 from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.flop_count import add_flops, count_flops
+from interp.model.gpu import to_device, tokens_that_fill
 from interp.model.model_check import check_agree
 from interp.patching.activations import (
     ActivationCache,
@@ -38,7 +39,7 @@ from interp.patching.tensor_ops import padded_index, put, with_rows
 from interp.process import on_all_cores
 
 TOKENS_AT_ONCE = 4096
-"""More tokens are not faster, because they no longer fit into the processor's caches."""
+"""On a CPU more tokens are not faster, because they no longer fit into the caches."""
 RECORDED = frozenset(
     ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "rot_q", "rot_k", "v")
 )
@@ -143,7 +144,7 @@ class Recompute:
 
 def tokens_at_once(device: torch.device) -> int:
     """How many tokens of work items are computed together in a portion, if memory allows."""
-    return TOKENS_AT_ONCE * (GPU_FACTOR if device.type == "cuda" else 1)
+    return tokens_that_fill(device) if device.type == "cuda" else TOKENS_AT_ONCE
 
 
 def item_size(cfg: DecoderConfig, n_pos: int, n_value: int) -> tuple[int, int]:
@@ -207,7 +208,7 @@ def _patched(
 ) -> Float[np.ndarray, "metric item"]:
     """Metrics of items whose changes, ``at``, join at layer ``entry``."""
     device, grid, n_layers = prompts.tokens.device, sweep.grid, sweep.weights.cfg.n_layers
-    fact = torch.from_numpy(items.fact).to(device)
+    fact = to_device(items.fact, device)
     changes = changes_of(items, at, device)
     stream = changed_stream(sweep, entry, changes)
     read = _read_at(prompts)[fact, : int(prompts.n_value[fact].max())]
@@ -215,7 +216,7 @@ def _patched(
         resid = sweep.base[-1]["resid_post"][fact[:, None], read]
         _put_all(resid, read, changes, stream)
         return _metrics(sweep.weights, prompts, resid, fact)
-    n_total, first = prompts.n_total[fact], torch.from_numpy(at.argmax(1)).to(device)
+    n_total, first = prompts.n_total[fact], to_device(at.argmax(1), device)
     n_window = int((n_total - first).max())
     window = (n_total - n_window).clamp(min=0)[:, None] + torch.arange(n_window, device=device)
     goes_on, tap = grid.window > 1 or grid.frozen is not None, silent

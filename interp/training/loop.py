@@ -29,12 +29,14 @@ from interp.model.checkpoint_folder import step_folders, step_name
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
 from interp.model.decoder import HookedDecoder, device_of, has_bf16
 from interp.model.packed_attention import Ragged
+from interp.training.determinism import deterministic_algorithms
 from interp.training.finetune import begin_from, people_and_tokenizer
 from interp.training.memory_estimate import check_memory
 from interp.training.metrics_table import Metrics
 from interp.training.mitigation import NOTHING, Mitigation
 from interp.training.optimizer import Trainee, learning_rate, make_optimizer, make_trainee
-from interp.training.packing import next_tokens, to_ragged
+from interp.training.packing import Inputs, to_inputs
+from interp.training.prefetch import prefetched
 from interp.training.reference_attention import patched_hidden
 from interp.training.resume import mend_checkpoints, read_state, write_state
 from interp.training.run_folder import (
@@ -60,7 +62,8 @@ def train(
 
     Args:
         resume: go on from the newest checkpoint in ``out``; the weights end up as if there had been
-            no stop.
+            no stop, bit by bit on the same kind of CPU or GPU and the same version of torch, to
+            rounding on another.
         command: recorded in run.json.
         on_step: called after each step with the number of steps taken and the batch's loss, nats a
             token.
@@ -69,6 +72,8 @@ def train(
         ValueError: ``out`` holds a run already, or files that a new one would overwrite, or with
             ``resume`` a damaged run or one of another configuration; or another process trains
             there; or the machine has too little memory.
+        RuntimeError: on a GPU, cuBLAS was used before interp was imported, and without
+            CUBLAS_WORKSPACE_CONFIG; so it can't be made deterministic any more.
     """
     argument("config", config, TrainConfig), argument("resume", resume, bool)
     out = Path(argument("out", out, str, is_path=True))
@@ -76,7 +81,7 @@ def train(
         raise ValueError(f"on_step is {on_step!r}; give a function of the step and the loss")
     check_memory(config)
     check_writable(out)
-    with only_process(out, "training in"):
+    with only_process(out, "training in"), deterministic_algorithms(device_of(config.device)):
         config = _settled(config, out, resume)
         begun = is_begun(config, out, resume)
         if begun:
@@ -101,9 +106,9 @@ def make_step(
     trainee: Trainee,
     reference: HookedDecoder | None = None,
     ways: Mitigation = NOTHING,
-) -> Callable[[Biographies], Tensor]:
-    """A function that takes one optimizer step on a batch and returns its loss, nats per token;
-    with ``reference``, the model uses that model's attention patterns.
+) -> Callable[[Biographies | Inputs], Tensor]:
+    """A function that takes one optimizer step on a batch and returns its loss, nats per token,
+    which stays on the device; with ``reference``, the model uses that model's attention patterns.
     """
     model, optimizer = trainee.model, trainee.optimizer
     device = model.embed.weight.device
@@ -123,13 +128,11 @@ def make_step(
 
     value_of = _compiled(loss) if config.compile and _has_compiler() else loss
 
-    def step(batch: Biographies) -> Tensor:
+    def step(batch: Biographies | Inputs) -> Tensor:
+        inputs = batch if isinstance(batch, Inputs) else to_inputs(batch, model.cfg, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, trainee.step) * ways.rate(trainee.step)
-        target, has_next = (
-            torch.from_numpy(x).to(device, non_blocking=True) for x in next_tokens(batch)
-        )
-        value = value_of(*to_ragged(batch, model.cfg, device), target, has_next)
+        value = value_of(*inputs)
         value.backward()
         ways.before_optimizer(model)
         if config.clip_norm is not None:
@@ -140,7 +143,7 @@ def make_step(
         ways.after_optimizer(model)
         optimizer.zero_grad()
         trainee.step += 1
-        trainee.tokens_seen += len(batch.tokens)
+        trainee.tokens_seen += len(inputs.tokens)
         return value.detach()
 
     return step
@@ -187,23 +190,31 @@ def _run(
         metrics.go_on_from([])
         _checkpoint(config, out, trainee, metrics)
     begun = reference if trainee.step > config.start_step else None
-    step, last, wanted = make_step(config, trainee, begun, ways), config.n_steps, set(steps)
-    while trainee.step < last:
-        if reference is not None and trainee.step == config.start_step:
-            trainee.optimizer = make_optimizer(config, trainee.model)
-            step = make_step(config, trainee, reference, ways)
-        loss = step(training_batch(texts, config, trainee.step))
-        metrics.losses.append(loss)
-        on_step(trainee.step, loss)
-        if trainee.step in wanted:
-            _checkpoint(config, out, trainee, metrics)
-            if config.keep == "last":
-                _forget_before(out, trainee.step)
+    step, wanted = make_step(config, trainee, begun, ways), set(steps)
+    cfg, device = trainee.model.cfg, trainee.model.embed.weight.device
+
+    def inputs_of(at: int) -> Inputs:
+        return to_inputs(training_batch(texts, config, at), cfg, device)
+
+    left = range(trainee.step, config.n_steps)
+    with prefetched(inputs_of, left, ahead=device.type == "cuda") as batches:
+        for batch in batches:
+            if reference is not None and trainee.step == config.start_step:
+                trainee.optimizer = make_optimizer(config, trainee.model)
+                step = make_step(config, trainee, reference, ways)
+            loss = step(batch)
+            metrics.losses.append(loss)
+            on_step(trainee.step, loss)
+            if trainee.step in wanted:
+                _checkpoint(config, out, trainee, metrics)
+                if config.keep == "last":
+                    _forget_before(out, trainee.step)
 
 
 def _checkpoint(config: TrainConfig, out: Path, trainee: Trainee, metrics: Metrics) -> None:
     dtype = getattr(torch, config.checkpoint_dtype)
-    if not all(weight.isfinite().all() for weight in trainee.model.parameters()):
+    finite = [weight.isfinite().all() for weight in trainee.model.parameters()]
+    if not torch.stack(finite).all():
         raise ValueError(
             f"the weights are not finite at step {trainee.step}; use a smaller learning_rate or "
             "clip_norm 1"

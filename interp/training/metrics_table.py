@@ -26,8 +26,8 @@ COLUMNS = ("step", *_TEXTS, *_MEASURES, "learning_rate", "tokens_seen", "trainin
 
 
 class Metrics:
-    """The metrics table of a run in training; ``losses`` are those of the batches since its last
-    row.
+    """The metrics table of a run in training, computed in the run's precision; ``losses`` are those
+    of the batches since its last row, and stay on the device until the next.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class Metrics:
         training_loss = torch.stack(self.losses).double().mean().item() if self.losses else np.nan
         self.losses.clear()
         reference = self.reference if trainee.step >= self.config.start_step else None
+        precision = "bf16" if self.config.precision == "bf16" else "fp32"
         rows = [
-            evaluate(model, biographies, reference=reference).assign(
+            evaluate(model, biographies, reference=reference, precision=precision).assign(
                 step=trainee.step,
                 split=split,
                 learning_rate=learning_rate,

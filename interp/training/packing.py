@@ -1,13 +1,16 @@
 """Batches of biographies as tensors: the real tokens only, and their places in padded rows."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.data.biographies import Biographies
 from interp.model.attention import qkv_pieces, rotation
 from interp.model.decoder import DecoderConfig
+from interp.model.gpu import to_device
 from interp.model.packed_attention import Ragged
 
 
@@ -18,13 +21,11 @@ def to_ragged(
     ``cfg``. The places are computed on ``device``, so that only tokens and lengths are copied
     there.
     """
-    tokens, lengths = (
-        torch.from_numpy(x).to(device, non_blocking=True)
-        for x in (biographies.tokens, biographies.lengths)
-    )
     n_heads, n_pos = cfg.n_heads, int(biographies.lengths.max())
+    tokens, lengths, pieces = (
+        to_device(x, device) for x in (biographies.tokens, biographies.lengths, qkv_pieces(n_heads))
+    )
     pos, head, kind = (torch.arange(n, device=device) for n in (n_pos, n_heads, 3))
-    pieces = torch.from_numpy(qkv_pieces(n_heads)).to(device)
     real = pos < lengths[:, None]
     first = lengths.cumsum(0) - lengths
     token = torch.where(real, first[:, None] + pos, 0)[:, None]
@@ -44,6 +45,23 @@ def to_ragged(
     )
     future = torch.full((n_pos, n_pos), -torch.inf, device=device).triu(1)
     return tokens, Ragged(*places, future, rotation(pos, cfg))
+
+
+class Inputs(NamedTuple):
+    """A batch as an optimizer step takes it."""
+
+    tokens: Int[Tensor, " token"]
+    ragged: Ragged
+    target: Int[Tensor, " token"]
+    """The token that comes next."""
+    has_next: Float[Tensor, " token"]
+    """1 where one does, 0 at the end of a biography."""
+
+
+def to_inputs(biographies: Biographies, cfg: DecoderConfig, device: torch.device | str) -> Inputs:
+    """A batch on ``device``, with its targets, for a model of shape ``cfg``."""
+    target, has_next = (to_device(x, device) for x in next_tokens(biographies))
+    return Inputs(*to_ragged(biographies, cfg, device), target, has_next)
 
 
 def next_tokens(biographies: Biographies) -> tuple[np.ndarray, np.ndarray]:
