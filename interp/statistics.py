@@ -4,6 +4,8 @@ Facts are the sample: p values and intervals speak of other facts of the same ru
 evidence for another training seed.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import sem, ttest_1samp
@@ -161,9 +163,12 @@ def percentiles(
     return np.asarray(low), np.asarray(high)
 
 
+@lru_cache(maxsize=4)
 def _counts(n: int, n_resamples: int, seed: int) -> Int[np.ndarray, "resample fact"]:
-    """How often each of n facts occurs in each resample."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    """How often each of n facts occurs in each resample; read only, as it is kept."""
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    counts.flags.writeable = False
+    return counts
 
 
 def _weighted(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -35,7 +35,8 @@ class Localization:
     answers: dict[str, xr.Dataset]
     """By question, with a leading ``step``."""
     mechanisms: pd.DataFrame
-    """One row per (step, attribute, cell), as ``interp.localization.mechanisms`` gives them."""
+    """One row per (step, cell), as ``interp.localization.mechanisms`` gives them; at the last step
+    of facts of each attribute, too."""
     curves: xr.DataArray
     """``mechanism_curves``."""
     formed: xr.Dataset | None
@@ -71,13 +72,12 @@ def find(answers: dict[str, xr.Dataset], plateau_end: float) -> Localization:
     """Mechanisms, curves and times from the answers; ``plateau_end`` is NaN where there is none."""
     needed, readings = answers["needs"], answers["readings"]
     steps = needed.step.values
-    table = pd.concat(
-        [
-            mechanisms(needed.sel(step=s), readings.gain.sel(step=s)).assign(step=int(s))
-            for s in steps
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for step in steps:
+        here = needed.sel(step=step), readings.gain.sel(step=step)
+        of_step = mechanisms(*here, each_attribute=step == steps[-1])
+        tables.append(of_step.assign(step=int(step)))
+    table = pd.concat(tables, ignore_index=True)
     curves = mechanism_curves(answers, table)
     last = by_attribute(needed.isel(step=-1))
     if len(steps) < MIN_CHECKPOINTS:

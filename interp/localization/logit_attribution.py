@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.data.facts import FactSet
@@ -32,16 +32,25 @@ class FinalRead:
     unembed: Float[Tensor, "d_vocab d_model"]
     constant: Float[Tensor, " d_vocab"]
 
+    def towards_answers(self, facts: FactSet) -> Float[Tensor, "fact d_model"]:
+        """The direction of the residual stream along which each fact's ``logit_diff`` grows."""
+        answers, others = _first_tokens(facts, self.scale.device)
+        return (self.unembed[answers] - self.unembed[others]) * self.scale[:, None]
+
 
 @torch.inference_mode()
 def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
     """The linear map from the residual stream to logits, at each fact's answer position."""
     check_inputs(model, facts)
-    weights, device = Weights(model), model.embed.weight.device
-    name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    device, name = model.embed.weight.device, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=[name])
     final = cache[name][torch.arange(len(facts), device=device), facts.lengths.to(device) - 1]
-    variance = widened(final).var(-1, unbiased=False)
+    return directions_at(model, final)
+
+
+def directions_at(model: HookedDecoder, final: Float[Tensor, "fact d_model"]) -> FinalRead:
+    """The linear map, from the last residual stream at each fact's answer position."""
+    weights, variance = Weights(model), widened(final).var(-1, unbiased=False)
     factors, bias = weights.final_norm_weights()
     weighted = weights.unembedding() * factors
     return FinalRead(
@@ -56,11 +65,14 @@ def answer_directions(model: HookedDecoder, facts: FactSet) -> Float[Tensor, "fa
     """The direction of the residual stream along which each fact's ``logit_diff`` grows, with the
     final LayerNorm's scale held.
     """
-    read = final_directions(model, facts)
-    answers, others = (
-        x[:, 0].to(read.scale.device) for x in (facts.answers, facts.corrupted_answers)
-    )
-    return (read.unembed[answers] - read.unembed[others]) * read.scale[:, None]
+    return final_directions(model, facts).towards_answers(facts)
+
+
+def _first_tokens(
+    facts: FactSet, device: torch.device
+) -> tuple[Int[Tensor, " fact"], Int[Tensor, " fact"]]:
+    """Of the clean and of the corrupted answer."""
+    return facts.answers[:, 0].to(device), facts.corrupted_answers[:, 0].to(device)
 
 
 @torch.inference_mode()
@@ -78,18 +90,20 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     layers = range(model.cfg.n_layers)
     sites = ("attn.hook_z", "hook_mlp_out")
     first = "blocks.0.hook_resid_pre"  # with what positions add
-    names = [first, *(f"blocks.{i}.{site}" for i in layers for site in sites)]
+    last = f"blocks.{layers[-1]}.hook_resid_post"
+    names = [first, last, *(f"blocks.{i}.{site}" for i in layers for site in sites)]
     logits, cache = model.run_with_cache(facts.clean.to(device), names_filter=names)
     row = torch.arange(len(facts), device=device)
     at = facts.lengths.to(device) - 1
-    answers, others = (x[:, 0].to(device) for x in (facts.answers, facts.corrupted_answers))
-    towards, constant = answer_directions(model, facts), final_directions(model, facts).constant
+    answers, others = _first_tokens(facts, device)
+    read = directions_at(model, cache[last][row, at])
+    towards = read.towards_answers(facts)
     at_final = {name: widened(cache[name][row, at]) for name in names}
     z = torch.stack([at_final[f"blocks.{i}.attn.hook_z"] for i in layers])
     mlp = torch.stack([at_final[f"blocks.{i}.hook_mlp_out"] for i in layers])
     out = torch.stack([weights.head_outputs(i) for i in layers])
     bias = torch.stack([weights.attention_bias(i) for i in layers])
-    last = widened(logits[row, at])
+    final = widened(logits[row, at])
     parts = {
         "embed": ("fact", (at_final[first] * towards).sum(-1)),
         "head": (
@@ -98,8 +112,8 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         ),
         "attn_bias": (("layer", "fact"), bias @ towards.mT),
         "mlp": (("layer", "fact"), einsum(mlp, towards, "layer fact o, fact o -> layer fact")),
-        "constant": ("fact", constant[answers] - constant[others]),
-        "logit_diff": ("fact", last[row, answers] - last[row, others]),
+        "constant": ("fact", read.constant[answers] - read.constant[others]),
+        "logit_diff": ("fact", final[row, answers] - final[row, others]),
     }
     attrs = {"units": "nats", "sign": "positive towards the clean answer", "score": "correlational"}
     return xr.Dataset(

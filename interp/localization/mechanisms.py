@@ -51,9 +51,11 @@ def readable_gain(readings: xr.Dataset) -> xr.DataArray:
     return (gains["real"] - gains["shuffled"]).transpose("layer", "role", "fact")
 
 
-def mechanisms(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataFrame:
+def mechanisms(
+    needed: xr.Dataset, gain: xr.DataArray | None = None, *, each_attribute: bool = True
+) -> pd.DataFrame:
     """Which components implement which mechanism, one row per (attribute, cell), ``all`` attributes
-    first.
+    first; without ``each_attribute`` nothing but those.
 
     A component implements a mechanism, and is ``named``, if
     1. clean and corrupted run can be told apart (``statistics.runs_differ``),
@@ -77,7 +79,7 @@ def mechanisms(needed: xr.Dataset, gain: xr.DataArray | None = None) -> pd.DataF
     """
     attributes = needed.attribute.values.astype(str)
     tables = []
-    for name in ("all", *dict.fromkeys(attributes)):
+    for name in ("all", *(dict.fromkeys(attributes) if each_attribute else ())):
         chosen = np.flatnonzero((attributes == name) | (name == "all"))
         of_gain = None if gain is None else gain.isel(fact=chosen)
         tables.append(_mechanisms_of(needed.isel(fact=chosen), of_gain).assign(attribute=name))

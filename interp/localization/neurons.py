@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from interp.data.facts import FactSet
 from interp.localization.inputs import check_inputs, check_layer
-from interp.localization.logit_attribution import final_directions
+from interp.localization.logit_attribution import answer_directions
 from interp.model.decoder import HookedDecoder
 from interp.model.weights import Weights, widened
 
@@ -122,9 +122,7 @@ def written(model: HookedDecoder, facts: FactSet, *, layer: int) -> xr.DataArray
     device, name = model.embed.weight.device, f"blocks.{layer}.mlp.hook_post"
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=[name])
     row, final = torch.arange(len(facts), device=device), facts.lengths.to(device) - 1
-    read = final_directions(model, facts)
-    answers, others = (x[:, 0].to(device) for x in (facts.answers, facts.corrupted_answers))
-    towards = (read.unembed[answers] - read.unembed[others]) * read.scale[:, None]
+    towards = answer_directions(model, facts)
     activations, out = widened(cache[name][row, final]), Weights(model).neuron_outputs(layer)
     values = einsum(activations, out, towards, "fact neuron, neuron d, fact d -> neuron fact")
     coords = {text: ("fact", facts.texts[text].to_numpy()) for text in TEXTS}
