@@ -75,7 +75,7 @@ def find(answers: dict[str, xr.Dataset], plateau_end: float) -> Localization:
     tables = []
     for step in steps:
         here = needed.sel(step=step), readings.gain.sel(step=step)
-        of_step = mechanisms(*here, each_attribute=step == steps[-1])
+        of_step = mechanisms(*here, each_attribute=bool(step == steps[-1]))
         tables.append(of_step.assign(step=int(step)))
     table = pd.concat(tables, ignore_index=True)
     curves = mechanism_curves(answers, table)

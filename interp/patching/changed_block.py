@@ -4,7 +4,7 @@ What does not depend on the patch is the base run's. A change of one head or of 
 goes through the output weights of that part alone, because the output is linear in each part.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ class Sweep:
     """Activations of the run that is patched."""
     source: ActivationCache
     """Activations that are pasted."""
+    _scores: dict[int, Tensor] = field(default_factory=dict)
+
+    def base_scores(self, layer: int) -> Float[Tensor, "fact head dest src"]:
+        """Attention scores of the base run, computed when they are first asked for."""
+        if layer not in self._scores:
+            base = self.base[layer]
+            self._scores[layer] = all_scores(base["rot_q"], base["rot_k"])
+        return self._scores[layer]
 
 
 def changed_stream(sweep: Sweep, entry: int, changes: Changes) -> Float[Tensor, "change d_model"]:
@@ -145,7 +153,7 @@ def _z_change_by_source(
     def of_items(x: Float[Tensor, "fact head pos src"]) -> Float[Tensor, "item part dest src"]:
         return x[fact[..., None], head[..., None], dest[:, None]]
 
-    scores = of_items(all_scores(base["rot_q"], base["rot_k"]))
+    scores = of_items(sweep.base_scores(layer))
     if site.cut:
         scores = scores.masked_fill_(chosen, -torch.inf)
     elif name in ("k", "rot_k"):

@@ -34,6 +34,7 @@ from interp.patching.changed_block import Sweep, changed_stream
 from interp.patching.grid import PatchGrid, WorkItems, concatenate, prune
 from interp.patching.packed_weights import PackedModel
 from interp.patching.paste import Changes, changes_of, differing_items, paste
+from interp.patching.shared_keys import attend_shared
 from interp.patching.sites import SITES
 from interp.patching.tensor_ops import padded_index, put, with_rows
 from interp.process import on_all_cores
@@ -105,7 +106,7 @@ class Recompute:
                 items = concatenate(tables)
                 items, at = prune(items, grid, entry, n_layers, n_prompt, n_total)
                 n_window = n_total[items.fact] - at.argmax(1)
-                for part in self._portions(n_window, n_value[items.fact], base.given):
+                for part in self._portions(items.fact, n_window, n_value, base.given):
                     more = padded_index(part)
                     portions.append((items[part], entry, items[more], at[more]))
 
@@ -121,17 +122,21 @@ class Recompute:
             yield items, scores
 
     def _portions(
-        self, n_window: Int[np.ndarray, " item"], n_read: Int[np.ndarray, " item"], given: Prompts
+        self,
+        fact: Int[np.ndarray, " item"],
+        n_window: Int[np.ndarray, " item"],
+        n_values: Int[np.ndarray, " fact"],
+        given: Prompts,
     ) -> Iterator[Int[np.ndarray, " part"]]:
         """Items in portions of similar size that hold at most ``tokens_at_once`` tokens, or what
-        fits into memory.
+        fits into memory; those of a fact side by side.
         """
         n_pos, n_value = given.tokens.shape[1], int(given.n_value.max())
         device = self.weights.embedding.device
         most, n_at_once = tokens_at_once(device), self.n_threads if device.type == "cpu" else 1
         token, row = item_size(self.weights.cfg, n_pos, n_value)
         size = self.weights.embedding.element_size()
-        order, start = np.lexsort((n_window, n_read)), 0
+        order, start = np.lexsort((fact, n_window, n_values[fact])), 0
         while start < len(order):
             widest = np.maximum.accumulate(n_window[order[start : start + most]])
             count = np.arange(1, len(widest) + 1)
@@ -220,15 +225,16 @@ def _patched(
     n_window = int((n_total - first).max())
     window = (n_total - n_window).clamp(min=0)[:, None] + torch.arange(n_window, device=device)
     goes_on, tap = grid.window > 1 or grid.frozen is not None, silent
-    if goes_on:
+    if goes_on or n_window == 1:  # all of the window is new
         resid = sweep.base[entry]["resid_pre"][fact[:, None], window]
         _put_all(resid, window, changes, stream)
+    if goes_on:
         changes = changes_of(items, grid.positions[items.group, items.fact], device)
     for layer in range(entry, n_layers):
         dest = read if layer == n_layers - 1 else window
         if goes_on:
             tap = _Paster(sweep, changes, layer, window, dest)
-        elif layer == entry:
+        elif layer == entry and n_window > 1:
             resid = _first_layer(sweep, layer, fact, changes, stream, dest)
             continue
         resid = _later_layer(sweep, layer, fact, resid, window, dest, tap)
@@ -280,6 +286,10 @@ def _later_layer(
         at = (dest - window[:, :1])[..., None].expand(-1, -1, resid.shape[2])
         resid = resid.gather(1, at)
         (q,) = block.heads(resid, weights.turn_at(dest), tap, kinds="q")
+    if tap is silent and dest.shape[1] == 1:
+        of_base = base["rot_k"], base["v"], fact
+        z = attend_shared(q[:, 0], k, v, *of_base, window, dest[:, 0])
+        return after_attention(block, resid, z[:, None], tap)
     rows = torch.arange(len(fact), device=fact.device)[:, None].expand_as(window)
     keys, values = (
         with_rows(base[name], fact, rows, window, new) for name, new in (("rot_k", k), ("v", v))

@@ -18,12 +18,13 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 
 def padded_index(index: np.ndarray) -> np.ndarray:
-    """``index`` padded with its last entry to one of few lengths, at most an eighth longer: oneDNN
-    takes about 0.2 ms to prepare a product for each new number of rows.
+    """``index`` padded to one of few lengths, at most an eighth longer: oneDNN takes about 0.2 ms to
+    prepare a product for each new number of rows. Repeated are entries from all over it, so that no
+    fact gets many more rows than others.
     """
     n = len(index)
-    size = _round_up(n)
-    return index if size == n else np.append(index, np.repeat(index[-1:], size - n))
+    more = np.linspace(0, n - 1, _round_up(n) - n).astype(int)
+    return np.append(index, index[more])
 
 
 def _round_up(n: int) -> int:
