@@ -18,9 +18,9 @@ for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 
 def padded_index(index: np.ndarray) -> np.ndarray:
-    """``index`` padded to one of few lengths, at most an eighth longer: oneDNN takes about 0.2 ms to
-    prepare a product for each new number of rows. Repeated are entries from all over it, so that no
-    fact gets many more rows than others.
+    """``index`` padded to one of few lengths, at most an eighth longer: oneDNN takes about 0.2 ms
+    to prepare a product for each new number of rows. Entries from all over it are repeated, so that
+    no fact gets many more rows than others.
     """
     n = len(index)
     more = np.linspace(0, n - 1, _round_up(n) - n).astype(int)
