@@ -64,13 +64,16 @@ def check_turns(wide, few, options):
 def test_portions_that_are_computed_side_by_side_share_the_memory(wide, few):
     given = prompts(few, "cpu")[0]
     token, row = item_size(wide.cfg, given.tokens.shape[1], int(given.n_value.max()))
-    n_window, n_read = np.full(64, 4), np.full(64, 1)
+    fact, n_window = np.arange(64) % len(few), np.full(64, 4)
+    n_values = given.n_value.numpy()
     size = pack(wide, 8).embedding.element_size() * (4 * token + row)
     for n_threads in (1, 2):
         packed = pack(wide, given.tokens.shape[1])
         runs = Recompute(packed, max_bytes=16.5 * size, n_threads=n_threads)
-        portions = list(runs._portions(n_window, n_read, given))
+        portions = list(runs._portions(fact, n_window, n_values, given))
         assert [len(x) for x in portions] == [16 // n_threads] * 4 * n_threads
+        together = fact[np.concatenate(portions)]
+        assert (np.diff(together) != 0).sum() == len(few) - 1  # those of a fact side by side
 
 
 def test_products_have_few_numbers_of_rows():
@@ -79,5 +82,5 @@ def test_products_have_few_numbers_of_rows():
     for n in (1, 8, 9, 100, 129, 4000):
         index = padded_index(np.arange(n))
         np.testing.assert_array_equal(index[:n], np.arange(n))
-        assert set(index[n:]) <= {n - 1} and len(index) <= n * 9 / 8
+        assert len(set(index[n:])) == len(index) - n <= n / 8  # none gets more than one more
     assert len(padded_index(np.arange(4096))) == 4096

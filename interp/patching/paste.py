@@ -50,7 +50,7 @@ class Changes:
 
 
 def changes_of(items: WorkItems, at: Bool[np.ndarray, "item pos"], device: torch.device) -> Changes:
-    """The changes of ``items`` at the positions ``at``, the last of them maybe several times."""
+    """The changes of ``items`` at the positions ``at``, some of them maybe twice."""
     row, pos = (padded_index(x) for x in at.nonzero())
     columns = (row, items.fact[row], pos, items.part[row])
     return Changes(items, *(to_device(x, device) for x in columns), row)
