@@ -93,8 +93,9 @@ def _cells(
     names = {"effect": "", "control": f"_{CONTROL}"}
     names |= {f"effect_{x}": f"_{x}" for x in METRICS[1:] if f"patched_{x}" in result}
     columns = {}
+    where = {dim: result[dim].values.tolist().index(label) for dim, label in at.items()}
     for name, suffix in names.items():
-        patched = result[f"patched{suffix}"].sel(at).transpose("layer", ..., "fact")
+        patched = result.variables[f"patched{suffix}"].isel(where).transpose("layer", ..., "fact")
         clean = result[f"clean{suffix}"].values
         columns[name] = (clean - patched.values).reshape(-1, len(clean))
     labels = [

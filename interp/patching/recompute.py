@@ -311,11 +311,12 @@ class _Paster:
         self.sweep, self.layer, self.changes = sweep, layer, changes
         self.computed_at = {True: window, False: dest}
         self.site, n_layers = SITES[str(changes.items.site[0])], sweep.weights.cfg.n_layers
+        layers, which = np.unique(changes.items.layer, return_inverse=True)
         on = [
             self.site.has_layers and layer in sweep.grid.layers(self.site.name, at, n_layers)
-            for at in changes.items.layer.tolist()
+            for at in layers.tolist()
         ]
-        self.due = changes[torch.tensor(on, device=window.device)[changes.row]]
+        self.due = changes[np.flatnonzero(np.array(on)[which][changes.item])]
         self.names = {self.site.activation}
         self.n_pasted = 0
 
