@@ -192,11 +192,14 @@ def _prepared(
     Raises:
         ValueError: the model can't be patched as asked, or not at once.
     """
-    _check_whole(model)
     sweeps, scored = [], facts
     for options in asked:
         how = intervention({name: x for name, x in options.items() if name != "sites"})
         sites = _checked(model, options["sites"], how)
+        if not sweeps:
+            check_model(model)
+            if isinstance(model, HookedDecoder):
+                check_plain(model)
         scored, grid, labels = prepared(_shape_of(model), sites, facts, how)
         check_vocabulary(scored, getattr(model, "vocabulary", ""), "the model")
         grid = reach(model, scored, grid)
@@ -230,24 +233,17 @@ def _givers_of(
     return Giver()
 
 
-def _check_whole(model: nn.Module) -> None:
-    """Raises a ValueError if ``model`` can't be patched at any site."""
+def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[str]:
+    """The sites to patch.
+
+    Raises:
+        ValueError: ``model`` has no hooks, or not these sites.
+    """
     if not hasattr(model, "hook_dict"):
         raise ValueError(
             f"a {type(model).__name__} has no hooks; give a HookedDecoder, a HookedRootModule or a "
             "TransformerBridge"
         )
-    check_model(model)
-    if isinstance(model, HookedDecoder):
-        check_plain(model)
-
-
-def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[str]:
-    """The sites to patch.
-
-    Raises:
-        ValueError: ``model`` can't be patched at these.
-    """
     if not isinstance(model, HookedDecoder) and not sites:
         usual, hooks = default_sites(parallel=False), cast(dict, model.hook_dict)
         sites = [site for site in usual if SITES[site].hook.format(0) in hooks]
