@@ -26,8 +26,9 @@ def _train(arguments: list[str]) -> None:
 
     interp-train --out runs/demo-1 --resume
 
-    A new run needs a preset: tiny (90 s), demo (minutes) or paper (hours on a GPU). Any field of it
-    can be changed; the defaults shown are those of the preset given, else the paper's.
+    A new run needs a preset: tiny (90 s), demo (minutes), deep (eight layers, less than an hour) or
+    paper (hours on a GPU). Any field of it can be changed; the defaults shown are those of the
+    preset given, else the paper's.
     """
     start = parse_known(_Start, "interp-train", arguments)
     given = parse(_all_of(start), "interp-train", _train.__doc__, arguments)
