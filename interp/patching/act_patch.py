@@ -192,14 +192,11 @@ def _prepared(
     Raises:
         ValueError: the model can't be patched as asked, or not at once.
     """
-    sweeps, scored = [], facts
+    sweeps: list[_Sweep] = []
+    scored = facts
     for options in asked:
         how = intervention({name: x for name, x in options.items() if name != "sites"})
-        sites = _checked(model, options["sites"], how)
-        if not sweeps:
-            check_model(model)
-            if isinstance(model, HookedDecoder):
-                check_plain(model)
+        sites = _checked(model, options["sites"], how, is_first=not sweeps)
         scored, grid, labels = prepared(_shape_of(model), sites, facts, how)
         check_vocabulary(scored, getattr(model, "vocabulary", ""), "the model")
         grid = reach(model, scored, grid)
@@ -233,11 +230,13 @@ def _givers_of(
     return Giver()
 
 
-def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[str]:
-    """The sites to patch.
+def _checked(
+    model: nn.Module, sites: Sequence[str], how: Intervention, *, is_first: bool
+) -> list[str]:
+    """The sites to patch. The model as a whole is checked for the first of several sweeps.
 
     Raises:
-        ValueError: ``model`` has no hooks, or not these sites.
+        ValueError: ``model`` can't be patched, or not at these sites.
     """
     if not hasattr(model, "hook_dict"):
         raise ValueError(
@@ -249,7 +248,11 @@ def _checked(model: nn.Module, sites: Sequence[str], how: Intervention) -> list[
         sites = [site for site in usual if SITES[site].hook.format(0) in hooks]
     parallel = isinstance(model, HookedDecoder) and model.cfg.parallel
     sites = check_sites(sites, parallel=parallel, direction=how.direction)
+    if is_first:
+        check_model(model)
     if isinstance(model, HookedDecoder):
+        if is_first:
+            check_plain(model)
         return sites
     if how.method in ("atp-star", "relp"):
         raise ValueError(
