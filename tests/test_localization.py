@@ -68,7 +68,9 @@ def test_every_checkpoint_is_asked_every_question_and_once(asked, found, copy, m
 def test_a_run_that_has_learnt_nothing_implements_nothing_and_has_no_times(found):
     _, result = found
     assert not result.mechanisms.named.any() and leaders(result.mechanisms).empty
-    assert set(result.mechanisms.attribute) == {"all", *result.answers["needs"].attribute.values}
+    attributes, last = {*result.answers["needs"].attribute.values}, result.steps[-1]
+    for step, of_step in result.mechanisms.groupby("step"):
+        assert {*of_step.attribute} == ({"all"} | attributes if step == last else {"all"})
     assert result.curves.curve.values.tolist() == ["gap"]
     assert set(result.depth) == {
         "severed",

@@ -45,10 +45,10 @@ def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
     device, name = model.embed.weight.device, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=[name])
     final = cache[name][torch.arange(len(facts), device=device), facts.lengths.to(device) - 1]
-    return directions_at(model, final)
+    return _directions_at(model, final)
 
 
-def directions_at(model: HookedDecoder, final: Float[Tensor, "fact d_model"]) -> FinalRead:
+def _directions_at(model: HookedDecoder, final: Float[Tensor, "fact d_model"]) -> FinalRead:
     """The linear map, from the last residual stream at each fact's answer position."""
     weights, variance = Weights(model), widened(final).var(-1, unbiased=False)
     factors, bias = weights.final_norm_weights()
@@ -96,7 +96,7 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     row = torch.arange(len(facts), device=device)
     at = facts.lengths.to(device) - 1
     answers, others = _first_tokens(facts, device)
-    read = directions_at(model, cache[last][row, at])
+    read = _directions_at(model, cache[last][row, at])
     towards = read.towards_answers(facts)
     at_final = {name: widened(cache[name][row, at]) for name in names}
     z = torch.stack([at_final[f"blocks.{i}.attn.hook_z"] for i in layers])

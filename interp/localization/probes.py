@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.inputs import check_inputs
-from interp.localization.logit_attribution import directions_at
+from interp.localization.logit_attribution import final_directions
 from interp.model.decoder import HookedDecoder
 from interp.model.model_check import check_plain
 from interp.model.weights import Weights, widened
@@ -175,7 +175,7 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
     check_inputs(model, facts, sequential=True, names=True, values=True)
     cfg, weights, device = model.cfg, Weights(model), model.embed.weight.device
     points = torch.from_numpy(_without_repeats(stream(model, facts))).to(device)
-    read = directions_at(model, points[-1, PLACES.index("final")])
+    read = final_directions(model, facts)
     attribute = facts.texts.attribute.to_numpy(object)
     candidates, answers = facts.answers[:, 0].to(device).unique(return_inverse=True)
     shuffled, rng = answers.clone(), np.random.default_rng([seed, 8])

@@ -5,6 +5,7 @@ goes through the output weights of that part alone, because the output is linear
 """
 
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import torch
@@ -32,14 +33,16 @@ class Sweep:
     """Activations of the run that is patched."""
     source: ActivationCache
     """Activations that are pasted."""
-    _scores: dict[int, Tensor] = field(default_factory=dict)
+    _scores: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def base_scores(self, layer: int) -> Float[Tensor, "fact head dest src"]:
-        """Attention scores of the base run, computed when they are first asked for."""
-        if layer not in self._scores:
-            base = self.base[layer]
-            self._scores[layer] = all_scores(base["rot_q"], base["rot_k"])
-        return self._scores[layer]
+        """Attention scores of the base run, computed once, when they are first asked for."""
+        with self._lock:
+            if layer not in self._scores:
+                base = self.base[layer]
+                self._scores[layer] = all_scores(base["rot_q"], base["rot_k"])
+            return self._scores[layer]
 
 
 def changed_stream(sweep: Sweep, entry: int, changes: Changes) -> Float[Tensor, "change d_model"]:

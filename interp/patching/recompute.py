@@ -6,7 +6,8 @@ work items join at their layer m, keep the base run's keys and values, recompute
 the first changed one on, and in the last layer only those whose logits are read. An item whose
 activation is the same in both runs, or on which no logit that is read depends, is not computed: its
 value is the base run's. Results equal those of hooks on a whole forward pass, to rounding. Nothing
-here changes an object that it was given, so several sweeps can be under way at once.
+here changes an object that it was given, but for scores that ``Sweep`` keeps behind a lock, so
+several sweeps can be under way at once.
 """
 
 from collections.abc import Collection, Iterator

@@ -1,5 +1,5 @@
-"""Attention of one destination a row to the keys and values that the base run has before the row's
-window: a product for each fact instead of a copy for each row.
+"""Attention for rows with a single query, where the rows of a fact share the base run's keys and
+values: a product for each fact instead of a copy for each row.
 """
 
 import torch
@@ -25,8 +25,7 @@ def attend_shared(
     ``window``, whose positions are consecutive; before it the row has those of the base run of its
     fact. q, k and base_k are rotated.
 
-    Cheap where rows of a fact follow one another in equal numbers: products are padded to the
-    largest.
+    Cheap where facts have equal numbers of rows: products are padded to the largest.
     """
     n_before, q = int(window[:, 0].max()), q * q.shape[-1] ** -0.5
     facts, group, count = fact.unique(return_inverse=True, return_counts=True)

@@ -196,7 +196,7 @@ def mechanisms_of(
     """Curves, times and components of the mechanisms.
 
     Args:
-        table: one row per (step, attribute, cell) of ``interp.localization.mechanisms``.
+        table: one row per (step, cell) of ``interp.localization.mechanisms``.
         curves: (curve, step, fact), with labels such as ``memory: needed``.
         formed: ``interp.dynamics.emergence.emergence`` of them; None with too few checkpoints.
         attention: ``pattern`` (step, layer, head, edge, fact).
