@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracle import random_model
 
+from interp.data.facts import PROMPT_ROLES
 from interp.localization import probes as memory
 from interp.localization.probes import PLACES, RIDGE, probe, read_off, stream
 from interp.model.attention import split_qkv
@@ -104,6 +105,18 @@ def test_a_head_reads_what_it_would_write_if_it_looked_there_alone(wide, suite):
     own = float(logits[fact.answer[0]] - logits[candidates].mean())
     assert float(read.isel(layer=0, fact=i)) == pytest.approx(own, abs=1e-5)
     assert read.isel(layer=[1, 2]).isnull().all()  # the head is before these
+
+
+def test_a_head_reads_at_the_scale_of_the_answer_position_whatever_its_role(wide, suite):
+    facts = suite.facts(12, attribute="company", seed=1)
+    roles = facts.roles.clone()
+    roles[torch.arange(len(facts)), facts.lengths - 1] = PROMPT_ROLES.index("cue")
+    roles[:, 1] = PROMPT_ROLES.index("final")
+    here, elsewhere = (
+        read_off(wide, x).logit.sel(reader="L1H2", role="name_last", layer=0)
+        for x in (facts, replace(facts, roles=roles))
+    )
+    np.testing.assert_array_equal(here, elsewhere)
 
 
 def test_shuffled_values_are_others_of_the_same_attribute(wide, suite):
