@@ -2,8 +2,8 @@
 
     python docs/make_depth.py "deep, seed 0=runs/deep-0" "small pools=runs/pools-0" ...
 
-Localizes each run, or reuses its results, and runs its last and other checkpoints on whole
-biographies. Needs a browser for the image, as ``interp-report --format png``.
+Localizes each run, or reuses its results, and measures attention in whole biographies at every
+checkpoint. Needs a browser for the image, as ``interp-report --format png``.
 """
 
 import sys

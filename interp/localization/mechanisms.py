@@ -55,7 +55,7 @@ def mechanisms(
     needed: xr.Dataset, gain: xr.DataArray | None = None, *, each_attribute: bool = True
 ) -> pd.DataFrame:
     """Which components implement which mechanism, one row per (attribute, cell), ``all`` attributes
-    first; without ``each_attribute`` nothing but those.
+    first; ``each_attribute=False`` leaves out the rows of single attributes.
 
     A component implements a mechanism, and is ``named``, if
     1. clean and corrupted run can be told apart (``statistics.runs_differ``),

@@ -1,5 +1,5 @@
-"""What running on a GPU needs: copies to it for which nothing waits, and how much it holds and
-computes at once, from which sizes of batches follow.
+"""What running on a GPU needs: copies that the CPU does not wait for, and the sizes of batches,
+which follow from the GPU's memory and number of multiprocessors.
 """
 
 from math import inf
@@ -10,8 +10,9 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 TOKENS_OF_A_MULTIPROCESSOR = 512
-"""Four tiles of 128 rows, the largest that matrix products are divided into: so that even one tile
-of columns, as at width 128, keeps every multiprocessor busy."""
+"""Chosen, not measured: four tiles of 128 rows, the largest that matrix products are divided into,
+keep a multiprocessor busy even with one tile of columns, as at width 128.
+"""
 
 
 def to_device(
@@ -36,6 +37,6 @@ def free_bytes(device: torch.device) -> float:
 
 
 def tokens_that_fill(device: torch.device) -> int:
-    """Tokens from which on a GPU's matrix products are not faster with more."""
+    """How many tokens are computed together so that every multiprocessor of a GPU is busy."""
     properties = torch.cuda.get_device_properties(device)
     return TOKENS_OF_A_MULTIPROCESSOR * properties.multi_processor_count
