@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.attribution.component_outputs import component_outputs
-from interp.attribution.parts import head_vectors, part_names, parts_of, scale_of
+from interp.attribution.parts import Scales, head_vectors, part_names, parts_of, scales_of
 from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
@@ -100,12 +100,12 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         read = partial(_read, weights, layer, select)
         clean, corrupted = (parts_of(weights, written, layer) for written in runs)
         n, change, resid = len(clean), corrupted - clean, clean.sum(0)
-        scale, other_scale = (scale_of(x.sum(0), cfg.ln_eps) for x in (clean, corrupted))
+        scale, other_scale = (scales_of(weights, layer, x.sum(0)) for x in (clean, corrupted))
         for i, given in enumerate(((clean, scale), (corrupted, other_scale))):
             query, key = (read(side, *given, biases=True) for side in SIDES)
             terms[i, layer, :, :, :n, :n] = _products(query, key)
             score[i, layer] = terms[i, layer, :, :, :n, :n].sum((2, 3))
-        scale_of_changed = scale_of(resid + change, cfg.ln_eps)
+        scale_of_changed = scales_of(weights, layer, resid + change)
         query, key = (read(side, clean, scale, biases=True).sum(0, keepdim=True) for side in SIDES)
         for i, side in enumerate(SIDES):
             held = read(side, change, scale)
@@ -132,7 +132,7 @@ def _read(
     select: dict[str, Callable[[Tensor], Tensor]],
     side: str,
     parts: Float[Tensor, "part fact pos d_model"],
-    scale: Float[Tensor, "*part fact pos 1"],
+    scale: Scales,
     *,
     biases: bool = False,
 ) -> HeadVectors:

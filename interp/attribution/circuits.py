@@ -286,13 +286,13 @@ class _Runner:
             return moved + (ablated[:, :, :n_writers].sum(2) + bias)[:, :, None]
 
         for layer, block in enumerate(model.blocks):
-            resid = read(graph.n_writers(layer), 3 * graph.n_heads)
-            for head in self._head_outputs(layer, block.ln1.unhooked(resid)).unbind(2):
+            resid = read(graph.n_writers(layer), graph.n_heads + 2 * graph.n_key_value_heads)
+            for head in self._head_outputs(layer, block.attention_input(resid)).unbind(2):
                 change.append(head - ablated[:, :, len(change)])
             if not graph.parallel:
                 bias = bias + self.weights.attention_bias(layer)
             mid = read(graph.n_writers(layer, mlp=True), 1)[:, :, 0]
-            written = block.down(block.neurons(block.ln2.unhooked(mid), silent))
+            written = block.down(block.neurons(block.mlp_input(mid), silent))
             change.append(written - ablated[:, :, len(change)])
             if graph.parallel:
                 bias = bias + self.weights.attention_bias(layer)
@@ -303,14 +303,16 @@ class _Runner:
     ) -> Float[Tensor, "row pos head d_model"]:
         """What every head writes, given the input of its queries, keys and values."""
         weights, parts = self.weights, []
-        for kind, inputs in zip(KINDS, normed.chunk(3, 2)):
+        counts = [self.graph.n_heads, *2 * [self.graph.n_key_value_heads]]
+        for kind, inputs in zip(KINDS, normed.split(counts, 2)):
             x = einsum(inputs, weights.head_inputs(layer, kind), "r p h m, h d m -> r p h d")
             parts.append(x + weights.head_input_biases(layer, kind))
         q, k, v = parts
         dest = torch.arange(normed.shape[1], device=normed.device)[None]
-        z = attend(weights.rotated(q), weights.rotated(k), v, dest, silent)
+        q, k = weights.turned(layer, "q", q), weights.turned(layer, "k", k)
+        z = attend(q, k, v, dest, silent)
         z = rearrange(z, "row pos (head d) -> row pos head d", head=self.graph.n_heads)
-        return einsum(z, weights.head_outputs(layer), "r p h d, h m d -> r p h m")
+        return weights.written_by_heads(layer, z)
 
 
 def faithfulness(

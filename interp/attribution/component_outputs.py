@@ -1,7 +1,6 @@
 """What each component writes into the residual stream."""
 
 import torch
-from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,8 +24,7 @@ def component_outputs(
         raise ValueError("the model's logits on these facts are not finite; load it again")
     parts = [widened(cache[names[0]])]
     for layer in layers:
-        z = widened(cache[f"blocks.{layer}.attn.hook_z"])
-        outputs = weights.head_outputs(layer)
-        parts += einsum(z, outputs, "fact pos h d, h m d -> h fact pos m").unbind()
+        z = cache[f"blocks.{layer}.attn.hook_z"]
+        parts += weights.written_by_heads(layer, z).unbind(2)
         parts.append(widened(cache[f"blocks.{layer}.hook_mlp_out"]))
     return logits, parts

@@ -1,6 +1,7 @@
 """Edges of the residual stream's graph: what each component writes into what each later one reads.
 
-Writers are the embedding, heads and MLPs; readers are the queries, keys and values of each head,
+Writers are the embedding, heads and MLPs; readers are the queries, keys and values of each head (of
+each group that shares them),
 MLPs and the logits; an edge joins them at the tokens of one role. Its effect is the change of
 ``logit_diff`` when this reader alone gets what this writer writes in the other run. ``exact`` runs
 that (path patching); the others estimate it by (w′ − w) · ∂m/∂(input of the reader), summed over
@@ -49,6 +50,7 @@ class Graph:
 
     n_layers: int
     n_heads: int
+    n_key_value_heads: int
     parallel: bool
 
     @cached_property
@@ -62,7 +64,9 @@ class Graph:
     def readers(self) -> list[str]:
         names = []
         for layer in range(self.n_layers):
-            names += [f"{head}.{kind}" for kind in KINDS for head in self._heads(layer)]
+            names += [f"{head}.q" for head in self._heads(layer)]
+            groups = self._heads(layer)[: self.n_key_value_heads]
+            names += [f"{group}.{kind}" for kind in KINDS[1:] for group in groups]
             names.append(f"L{layer}-MLP")
         return [*names, "logits"]
 
@@ -83,7 +87,9 @@ class Graph:
             return [], []
         if name.endswith("MLP"):
             return [at(name)], []
-        return [at(f"{name}.q")], [at(f"{name}.k"), at(f"{name}.v")]
+        layer, head = name.split("H")
+        group = f"{layer}H{int(head) // (self.n_heads // self.n_key_value_heads)}"
+        return [at(f"{name}.q")], [at(f"{group}.k"), at(f"{group}.v")]
 
     @cached_property
     def exists(self) -> Bool[np.ndarray, "writer reader"]:
@@ -100,7 +106,7 @@ class Graph:
 
 def graph_of(cfg: DecoderConfig) -> Graph:
     """The graph of a model, from its ``cfg``: which edges exist, in the order of circuits."""
-    return Graph(cfg.n_layers, cfg.n_heads, cfg.parallel)
+    return Graph(cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads, cfg.parallel)
 
 
 def edge_effects(

@@ -10,6 +10,8 @@ d the direction of the answer minus the corrupted answer (``logit_attribution``)
 only, and correlational: what later components make of a head's output is not in it.
 """
 
+from collections.abc import Iterator
+
 import torch
 import xarray as xr
 from einops import einsum
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from interp.attribution.component_outputs import component_outputs
 from interp.attribution.edges import check_token_roles
-from interp.attribution.parts import head_vectors, part_names, parts_of, scale_of
+from interp.attribution.parts import head_vectors, part_names, parts_of, scales_of
 from interp.data.facts import FactSet, role_masks
 from interp.localization.inputs import check_inputs
 from interp.localization.logit_attribution import answer_directions
@@ -56,13 +58,14 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     )
     attention = moved.new_empty((cfg.n_layers, cfg.n_heads, len(masks), len(facts)))
     towards = answer_directions(model, facts)
-    for layer, pattern in enumerate(_patterns_at_final(model, facts)):
+    for layer, (pattern, factor) in enumerate(_attention_at_final(weights, facts)):
         by_role = einsum(pattern, masks.to(pattern), "f h j, r f j -> h r f")
         attention[layer] = by_role.masked_fill(lacks, torch.nan)
         parts = parts_of(weights, written, layer)
-        scale = scale_of(parts.sum(0), cfg.ln_eps)
-        values = head_vectors(weights, layer, "v", parts, scale, biases=True)
+        scales = scales_of(weights, layer, parts.sum(0))
+        values = head_vectors(weights, layer, "v", parts, scales, biases=True)
         read = einsum(weights.head_outputs(layer), towards, "h m d, f m -> f h d")
+        read = read * factor[:, None]
         found = einsum(values, read, pattern, "w f j h d, f h d, f h j -> w f h j")
         of_role = einsum(found, masks.to(found), "w f h j, r f j -> h r w f")
         moved[layer, :, :, : len(parts)] = of_role.masked_fill(lacks[:, None], torch.nan)
@@ -81,12 +84,17 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     )
 
 
-def _patterns_at_final(
-    model: HookedDecoder, facts: FactSet
-) -> list[Float[Tensor, "fact head src"]]:
-    """Each layer's attention from the last token of the clean prompts."""
-    device = model.embed.weight.device
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+def _attention_at_final(
+    weights: Weights, facts: FactSet
+) -> Iterator[tuple[Float[Tensor, "fact head src"], Float[Tensor, "fact 1"]]]:
+    """Each layer's attention from the last token of the clean prompts, and the scale of the norm
+    that follows it there.
+    """
+    model, device = weights.model, weights.model.embed.weight.device
+    layers = range(model.cfg.n_layers)
+    names = [f"blocks.{layer}.attn.hook_{x}" for layer in layers for x in ("pattern", "z")]
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=names)
     row, at = torch.arange(len(facts), device=device), facts.lengths.to(device) - 1
-    return [widened(cache[name][row, :, at]) for name in names]
+    for layer in layers:
+        pattern, z = (cache[f"blocks.{layer}.attn.hook_{x}"] for x in ("pattern", "z"))
+        yield widened(pattern[row, :, at]), weights.attention_output_factor(layer, z[row, at])

@@ -75,7 +75,9 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> tuple[np.ndarray, ...]:
         v, pattern = (widened(cache[f"blocks.{layer}.attn.hook_{x}"]) for x in ("v", "pattern"))
         rows = pattern[torch.arange(len(facts), device=device), :, dest.clamp(min=0)]
         written = einsum(
-            v, weights.head_outputs(layer), "fact src head d, head o d -> fact head src o"
+            weights.by_head(v),
+            weights.head_outputs(layer),
+            "fact src head d, head o d -> fact head src o",
         )
         moved = rows * written.norm(dim=-1)
         moved = moved / moved.sum(-1, keepdim=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from interp.data.facts import FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
-from interp.model.weights import Weights, widened
+from interp.model.weights import Weights, norm_weights, widened
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class FinalRead:
     """
 
     scale: Float[Tensor, " fact"]
-    """1 ÷ standard deviation of the clean run's last residual stream at the answer position."""
+    """What the norm divides the clean run's last residual stream by at the answer position, as a
+    factor."""
     unembed: Float[Tensor, "d_vocab d_model"]
     constant: Float[Tensor, " d_vocab"]
 
@@ -50,12 +51,11 @@ def final_directions(model: HookedDecoder, facts: FactSet) -> FinalRead:
 
 def _directions_at(model: HookedDecoder, final: Float[Tensor, "fact d_model"]) -> FinalRead:
     """The linear map, from the last residual stream at each fact's answer position."""
-    weights, variance = Weights(model), widened(final).var(-1, unbiased=False)
-    factors, bias = weights.final_norm_weights()
-    weighted = weights.unembedding() * factors
+    weights, norm = Weights(model), model.ln_final
+    factors, bias = norm_weights(norm)
     return FinalRead(
-        scale=(variance + model.cfg.ln_eps).rsqrt(),
-        unembed=weighted - weighted.mean(-1, keepdim=True),  # LayerNorm takes the mean off
+        scale=norm.factor(widened(final))[:, 0],
+        unembed=norm.centred(weights.unembedding() * factors),  # as it takes the mean off
         constant=weights.unembedding() @ bias,
     )
 
@@ -99,16 +99,16 @@ def direct_attribution(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
     read = _directions_at(model, cache[last][row, at])
     towards = read.towards_answers(facts)
     at_final = {name: widened(cache[name][row, at]) for name in names}
-    z = torch.stack([at_final[f"blocks.{i}.attn.hook_z"] for i in layers])
+    z = [at_final[f"blocks.{i}.attn.hook_z"] for i in layers]
     mlp = torch.stack([at_final[f"blocks.{i}.hook_mlp_out"] for i in layers])
-    out = torch.stack([weights.head_outputs(i) for i in layers])
+    written = torch.stack([weights.written_by_heads(i, z[i]) for i in layers])
     bias = torch.stack([weights.attention_bias(i) for i in layers])
     final = widened(logits[row, at])
     parts = {
         "embed": ("fact", (at_final[first] * towards).sum(-1)),
         "head": (
             ("layer", "head", "fact"),
-            einsum(z, out, towards, "l fact h d, l h o d, fact o -> l h fact"),
+            einsum(written, towards, "layer fact head o, fact o -> layer head fact"),
         ),
         "attn_bias": (("layer", "fact"), bias @ towards.mT),
         "mlp": (("layer", "fact"), einsum(mlp, towards, "layer fact o, fact o -> layer fact")),
@@ -141,14 +141,14 @@ def copying(model: HookedDecoder, facts: FactSet) -> xr.DataArray:
         chance.append(1 / len(values))
         of_layers = []
         for layer in range(model.cfg.n_layers):
-            read = weights.attention_norm(layer, weights.embedding()[values])
-            heads = einsum(read, weights.head_inputs(layer, "v"), "given m, h d m -> h given d")
-            heads = heads + weights.head_input_biases(layer, "v")[:, None]
+            read = weights.attention_input(layer, weights.embedding()[values])
+            heads = einsum(read, weights.head_inputs(layer, "v"), "given m, h d m -> given h d")
+            heads = weights.by_head(heads + weights.head_input_biases(layer, "v"))
             logits = einsum(
                 heads,
                 weights.head_outputs(layer),
                 unembed[values],
-                "h given d, h o d, value o -> h given value",
+                "given h d, h o d, value o -> h given value",
             )
             own = torch.arange(len(values), device=values.device)
             of_layers.append((logits.argmax(-1) == own).double().mean(-1))

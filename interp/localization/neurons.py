@@ -123,7 +123,9 @@ def written(model: HookedDecoder, facts: FactSet, *, layer: int) -> xr.DataArray
     _, cache = model.run_with_cache(facts.clean.to(device), names_filter=[name])
     row, final = torch.arange(len(facts), device=device), facts.lengths.to(device) - 1
     towards = answer_directions(model, facts)
-    activations, out = widened(cache[name][row, final]), Weights(model).neuron_outputs(layer)
+    activations, weights = widened(cache[name][row, final]), Weights(model)
+    activations = activations * weights.mlp_output_factor(layer, cache[name][row, final])
+    out = weights.neuron_outputs(layer)
     values = einsum(activations, out, towards, "fact neuron, neuron d, fact d -> neuron fact")
     coords = {text: ("fact", facts.texts[text].to_numpy()) for text in TEXTS}
     return xr.DataArray(

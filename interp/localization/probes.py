@@ -198,10 +198,11 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
 
     ask(0, weights.final_norm(points), weights.unembedding()[candidates])
     for layer in range(cfg.n_layers):
-        normed = weights.attention_norm(layer, points[: 2 * layer + 1])  # all that comes before it
+        read_by = weights.attention_input(layer, points[: 2 * layer + 1])  # all that comes before it
+        n_grouped, inputs = cfg.n_grouped, weights.head_inputs(layer, "v")
+        biases = weights.head_input_biases(layer, "v")
         for head, out in enumerate(weights.head_outputs(layer)):
-            values = normed @ weights.head_inputs(layer, "v")[head].mT
-            values = values + weights.head_input_biases(layer, "v")[head]
+            values = read_by @ inputs[head // n_grouped].mT + biases[head // n_grouped]
             reader = 1 + layer * cfg.n_heads + head
             ask(reader, values * read.scale[:, None], read.unembed[candidates] @ out)
     tables = tables[:, :, _places_in_stream(cfg.n_layers)]

@@ -1,9 +1,11 @@
 """Causal softmax attention with rotary positions, and where heads lie in a ``HookedDecoder``'s
-weights: a fused row holds (head, q k v, d_head), and z (head, d_head).
+weights: a fused row holds for each group of heads its queries, its key and its value (with a key for
+every head: head, q k v, d_head), and z (head, d_head).
 
     pattern = softmax(rot(q) · rot(k) / √d_head),  z = pattern · v
 """
 
+from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +19,12 @@ from interp.model.flop_count import add_flops
 
 _LONG = 24
 """Sources from which on a softmax over the last axis is quick."""
+
+
+Scaling = tuple[tuple[str, object], ...]
+"""Keys and values of a config's ``rope_parameters`` other than the base and the rotated share; empty
+where frequencies are not scaled.
+"""
 
 
 class Rotation(NamedTuple):
@@ -34,15 +42,38 @@ class Rotation(NamedTuple):
 class RotaryShape(Protocol):
     n_rotary: int
     rotary_base: float
+    rotary_scaling: Scaling
 
 
 def rotation(pos: Int[Tensor, "*pos"], cfg: RotaryShape) -> Rotation:
-    """Rotary angles pos · base^(−2i / n_rotary), with an axis of one for the heads."""
-    even = torch.arange(0, cfg.n_rotary, 2, dtype=torch.float32, device=pos.device)
-    exponent = even / cfg.n_rotary
-    angle = rearrange(pos, "... -> ... 1 1") * (1 / cfg.rotary_base**exponent)
-    sin = angle.sin()
-    return Rotation(torch.stack((angle.cos(),) * 2, -2), torch.stack((-sin, sin), -2))
+    """Rotary angles pos · base^(−2i / n_rotary), with an axis of one for the heads; scaled ones
+    where ``rotary_scaling`` says so.
+    """
+    frequency, factor = _frequencies(cfg.n_rotary, cfg.rotary_base, cfg.rotary_scaling)
+    angle = rearrange(pos, "... -> ... 1 1") * frequency.to(pos.device)
+    sin = angle.sin() * factor
+    return Rotation(
+        torch.stack((angle.cos() * factor,) * 2, -2), torch.stack((-sin, sin), -2)
+    )
+
+
+@lru_cache(maxsize=64)
+def _frequencies(
+    n_rotary: int, base: float, scaling: Scaling
+) -> tuple[Float[Tensor, " half"], float]:
+    """Radians per position of each pair of dimensions, and what cosine and sine are multiplied by;
+    scaled frequencies as transformers computes them.
+    """
+    with torch.device("cpu"):
+        if not scaling:
+            even = torch.arange(0, n_rotary, 2, dtype=torch.float32)
+            return 1 / base ** (even / n_rotary), 1.0
+        from transformers import LlamaConfig
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        given = dict(scaling) | {"rope_theta": base}
+        config = LlamaConfig(head_dim=n_rotary, rope_parameters=given)
+        return ROPE_INIT_FUNCTIONS[given["rope_type"]](config)
 
 
 def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*cell d_head"]:
@@ -65,21 +96,40 @@ def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*
 
 
 def split_qkv(
-    fused: Float[Tensor, "*cell width"], n_heads: int
+    fused: Float[Tensor, "*cell width"], n_heads: int, n_key_value_heads: int
 ) -> tuple[
     Float[Tensor, "*cell head d_head"],
-    Float[Tensor, "*cell head d_head"],
-    Float[Tensor, "*cell head d_head"],
+    Float[Tensor, "*cell key_value_head d_head"],
+    Float[Tensor, "*cell key_value_head d_head"],
 ]:
-    """Queries, keys and values of every head, before rotation."""
-    return rearrange(fused, "... (head qkv d) -> qkv ... head d", head=n_heads, qkv=3).unbind()
+    """Queries, keys and values of every head, before norms and rotation."""
+    n = n_heads // n_key_value_heads + 2
+    pieces = rearrange(fused, "... (group n d) -> ... group n d", group=n_key_value_heads, n=n)
+    return pieces[..., :-2, :].flatten(-3, -2), pieces[..., -2, :], pieces[..., -1, :]
+
+
+def fused_pieces(
+    fused: Shaped[Tensor, "width *rest"], n_heads: int, n_key_value_heads: int
+) -> Shaped[Tensor, "group piece d_head *rest"]:
+    """A view of the fused projection's weight or bias: of each group of heads the queries' pieces,
+    then that of its key and that of its value.
+    """
+    n = n_heads // n_key_value_heads + 2
+    return rearrange(fused, "(group n d) ... -> group n d ...", group=n_key_value_heads, n=n)
 
 
 def split_qkv_weight(
-    fused: Shaped[Tensor, "width *rest"], n_heads: int
-) -> Shaped[Tensor, "qkv head d_head *rest"]:
-    """A view of the fused projection's weight or bias."""
-    return rearrange(fused, "(head qkv d) ... -> qkv head d ...", head=n_heads, qkv=3)
+    fused: Shaped[Tensor, "width *rest"], n_heads: int, n_key_value_heads: int
+) -> tuple[
+    Shaped[Tensor, "head d_head *rest"],
+    Shaped[Tensor, "key_value_head d_head *rest"],
+    Shaped[Tensor, "key_value_head d_head *rest"],
+]:
+    """What makes queries, keys and values in the fused projection's weight or bias; views where
+    every head has keys of its own.
+    """
+    pieces = fused_pieces(fused, n_heads, n_key_value_heads)
+    return pieces[:, :-2].flatten(0, 1), pieces[:, -2], pieces[:, -1]
 
 
 def split_output_weight(
@@ -94,25 +144,13 @@ def qkv_pieces(n_heads: int) -> Int[np.ndarray, "qkv head"]:
     return rearrange(np.arange(3 * n_heads), "(head qkv) -> qkv head", qkv=3)
 
 
-def padded_attention(
-    fused: Float[Tensor, "row pos width"], n_heads: int, turn: Rotation, tap: Tap
-) -> Float[Tensor, "row pos d_model"]:
-    """z of whole prompts, heads side by side. Taps: q, k, v, rot_q, rot_k, then those of
-    ``attend``.
-    """
-    q, k, v = split_qkv(fused, n_heads)
-    q, k, v = tap("q", q), tap("k", k), tap("v", v)
-    q, k = tap("rot_q", rotate(q, turn)), tap("rot_k", rotate(k, turn))
-    return attend(q, k, v, torch.arange(fused.shape[1], device=fused.device)[None], tap)
-
-
 def attend(
     q: Float[Tensor, "row dest head d_head"],
-    k: Float[Tensor, "row src head d_head"],
-    v: Float[Tensor, "row src head d_head"],
+    k: Float[Tensor, "row src key_value_head d_head"],
+    v: Float[Tensor, "row src key_value_head d_head"],
     dest: Int[Tensor, "#row dest"],
     tap: Tap,
-) -> Float[Tensor, "row dest d_model"]:
+) -> Float[Tensor, "row dest width"]:
     """z at the positions ``dest``, heads side by side, from rotated queries there and the rotated
     keys and values of every position. Taps: attn_scores, pattern, z.
     """
@@ -122,16 +160,21 @@ def attend(
 
 def scores(
     q: Float[Tensor, "row dest head d_head"],
-    k: Float[Tensor, "row src head d_head"],
+    k: Float[Tensor, "row src key_value_head d_head"],
     dest: Int[Tensor, "#row dest"],
 ) -> Float[Tensor, "row head dest src"]:
-    """Products of rotated queries and keys ÷ √d_head; −inf for sources after their destination."""
+    """Products of rotated queries and keys ÷ √d_head; −inf for sources after their destination.
+    Consecutive heads share a key.
+    """
     add_flops(2 * q.numel() * k.shape[1])
-    scaled = rearrange(q * q.shape[-1] ** -0.5, "row dest head d -> row head dest d")
+    n = q.shape[2] // k.shape[2]
+    scaled = rearrange(q * q.shape[-1] ** -0.5, "row dest (group n) d -> row group (n dest) d", n=n)
+    products = scaled @ rearrange(k, "row src group d -> row group d src")
+    by_head = rearrange(products, "row group (n dest) src -> row (group n) dest src", n=n)
     src = torch.arange(k.shape[1], device=q.device)
     future = torch.zeros(*dest.shape, len(src), dtype=q.dtype, device=q.device)
     future.masked_fill_(src > dest[..., None], -torch.inf)
-    return (scaled @ rearrange(k, "row src head d -> row head d src")).add_(future[:, None])
+    return by_head.add_(future[:, None])
 
 
 def softmax(x: Float[Tensor, "*cell src"]) -> Float[Tensor, "*cell src"]:
@@ -144,9 +187,41 @@ def softmax(x: Float[Tensor, "*cell src"]) -> Float[Tensor, "*cell src"]:
 
 
 def weigh(
-    pattern: Float[Tensor, "row head dest src"], v: Float[Tensor, "row src head d_head"]
+    pattern: Float[Tensor, "row head dest src"], v: Float[Tensor, "row src key_value_head d_head"]
 ) -> Float[Tensor, "row dest head d_head"]:
-    """Heads' outputs z: values weighted by the pattern."""
+    """Heads' outputs z: values weighted by the pattern. Consecutive heads share values."""
     add_flops(2 * pattern.numel() * v.shape[-1])
-    z = pattern @ rearrange(v, "row src head d -> row head src d")
-    return rearrange(z, "row head dest d -> row dest head d")
+    n = pattern.shape[1] // v.shape[2]
+    weights = rearrange(pattern, "row (group n) dest src -> row group (n dest) src", n=n)
+    z = weights @ rearrange(v, "row src group d -> row group src d")
+    return rearrange(z, "row group (n dest) d -> row dest (group n) d", n=n)
+
+
+def apart(weights: dict[str, Tensor], n_heads: int, n_key_value_heads: int) -> dict[str, Tensor]:
+    """Weights by name, with the fused projections ``attn.qkv`` taken apart into ``attn.q``,
+    ``attn.k`` and ``attn.v``.
+    """
+    found = {}
+    for name, weight in weights.items():
+        if ".attn.qkv." not in name:
+            found[name] = weight
+            continue
+        for kind, part in zip("qkv", split_qkv_weight(weight, n_heads, n_key_value_heads)):
+            found[name.replace(".qkv.", f".{kind}.")] = part.flatten(0, 1)
+    return found
+
+
+def fused(weights: dict[str, Tensor], n_key_value_heads: int) -> dict[str, Tensor]:
+    """The inverse of ``apart``."""
+    found = {}
+    for name, weight in weights.items():
+        if ".attn.q." in name:
+            parts = [weight, *(weights[name.replace(".q.", f".{kind}.")] for kind in "kv")]
+            heads = "(group n d) ... -> group n d ..."
+            n_rows = weights[name.replace(".q.", ".k.")].shape[0] // n_key_value_heads
+            groups = [rearrange(x, heads, group=n_key_value_heads, d=n_rows) for x in parts]
+            together = rearrange(torch.cat(groups, 1), "group n d ... -> (group n d) ...")
+            found[name.replace(".q.", ".qkv.")] = together
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            found[name] = weight
+    return found

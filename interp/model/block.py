@@ -1,6 +1,8 @@
-"""A transformer block, written once: pre-LayerNorm, attention, MLP and the residual sums.
+"""A transformer block, written once: attention, MLP and the residual sums.
 
-    mid = resid + out(z),  post = mid + down(neurons(ln2(mid)));  parallel: neurons(ln2(resid))
+    mid = resid + out(z),  post = mid + down(neurons(norm(mid)));  parallel: neurons(norm(resid))
+
+Norms come first, on what attention and MLP read, or last, as part of ``out`` and ``down``.
 
 Every activation goes through a tap, ``x = tap(name, x)``, so that one block serves all: ``silent``
 trains, hook points hook, a recorder keeps an activation cache, a function that returns something
@@ -26,9 +28,11 @@ class BlockWeights(Protocol):
 
     parallel: bool
     """The MLP reads what the attention reads, not what it wrote."""
-    ln1: Callable[[Tensor], Tensor]
-    ln2: Callable[[Tensor], Tensor]
+    attention_input: Callable[[Tensor], Tensor]
+    """Of the residual stream: its norm, if norms come first."""
+    mlp_input: Callable[[Tensor], Tensor]
     out: Callable[[Tensor], Tensor]
+    """What attention writes, from z; the norm is included if norms come last."""
     down: Callable[[Tensor], Tensor]
 
     def neurons(self, normed: Tensor, tap: Tap) -> Tensor:
@@ -53,7 +57,7 @@ def run_block(
     normalised stream. Taps: resid_pre, those of ``attention``, then those of ``after_attention``.
     """
     resid = tap("resid_pre", resid)
-    return after_attention(weights, resid, attention(weights.ln1(resid), tap), tap)
+    return after_attention(weights, resid, attention(weights.attention_input(resid), tap), tap)
 
 
 def after_attention(
@@ -68,5 +72,5 @@ def after_attention(
     mid = resid + tap("attn_out", weights.out(z))
     if not weights.parallel:
         resid = mid = tap("resid_mid", mid)
-    neurons = tap("mlp_post", weights.neurons(weights.ln2(resid), tap))
+    neurons = tap("mlp_post", weights.neurons(weights.mlp_input(resid), tap))
     return tap("resid_post", mid + tap("mlp_out", weights.down(neurons)))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.files import read_json, write_bytes, write_json
 from interp.model.checkpoint_folder import check_files
+from interp.model.attention import apart, fused
 from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.families import FAMILIES
 from interp.model.gpt_neox import GPT_NEOX, neox_config
@@ -74,9 +75,12 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
                 f"{path} has an output layer that is not the embedding, config.json says that it is"
                 " (tie_word_embeddings); they don't belong together"
             )
+    if family.separate:
+        weights = fused(weights, cfg.n_key_value_heads)
     for name, weight in model.state_dict().items():
-        if name not in weights:  # biases that the config leaves out
-            weights[name] = torch.zeros(weight.shape, dtype=torch.float32, device=device)
+        if name not in weights:  # biases, or factors of norms, that such models do not have
+            value = float(name.endswith("weight"))
+            weights[name] = torch.full(weight.shape, value, dtype=torch.float32, device=device)
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -193,11 +197,10 @@ def _stored_shapes(cfg: DecoderConfig, family: Family) -> dict[str, tuple[int, .
     """Shapes of the weights that a file of this config holds, by our names."""
     with torch.device("meta"):
         weights = HookedDecoder(cfg).state_dict()
-    return {
-        name: family.stored_shape(name, tuple(weight.shape))
-        for name, weight in weights.items()
-        if cfg.attention_bias or not name.endswith(("attn.qkv.bias", "attn.out.bias"))
-    }
+    weights = {name: x for name, x in weights.items() if not name.endswith(cfg.absent)}
+    if family.separate:
+        weights = apart(weights, cfg.n_heads, cfg.n_key_value_heads)
+    return {name: family.stored_shape(name, tuple(x.shape)) for name, x in weights.items()}
 
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:

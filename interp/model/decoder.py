@@ -1,9 +1,10 @@
-"""A small decoder with TransformerLens hooks; with rotary positions, saved as GPT-NeoX.
+"""A small decoder with TransformerLens hooks. Runs are trained and saved as GPT-NeoX; checkpoints of
+other families have the same blocks with other norms, heads and non-linearities (``DecoderConfig``).
 
 Its blocks hold weights and hook points; what is computed with them is written in ``block``. One
 implementation, three uses: training runs it silently on the real tokens of a batch (``hidden``),
 hooked runs fire every ``HookPoint`` (``forward``), and patching runs it at a few positions, with a
-tap of its own. Pre-LayerNorm, rotary or learned positions, GELU.
+tap of its own.
 """
 
 import re
@@ -20,12 +21,16 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from interp.model.attention import (
     Rotation,
-    padded_attention,
+    Scaling,
+    attend,
+    rotate,
     rotation,
     split_output_weight,
+    split_qkv,
     split_qkv_weight,
 )
 from interp.model.block import Tap, run_block, silent
+from interp.model.norm import Norm, NormKind
 from interp.model.packed_attention import Ragged, embed, packed_attention
 
 _IN_BLOCK = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -36,6 +41,7 @@ HOOKS = (
     | {"mlp_pre": "mlp.hook_pre", "mlp_post": "mlp.hook_post"}
 )
 """A block's hook point for each name that a tap gets."""
+Activation = Literal["gelu", "gelu_tanh", "silu"]
 
 
 @dataclass(frozen=True)
@@ -53,20 +59,39 @@ class DecoderConfig:
     rotary_dim: int | None = None
     """Rotated dimensions of a head; None rotates all of them."""
     rotary_base: float = 10_000.0
-    ln_eps: float = 1e-5
-    attention_bias: bool = True
-    """Without, a checkpoint has no biases of attention; the model holds zeros for them."""
+    rotary_scaling: Scaling = ()
     learned_positions: bool = False
     """Positions have embeddings, added to those of tokens; queries and keys are not rotated."""
-    gelu: Literal["none", "tanh"] = "none"
-    """How the GELU is approximated, as PyTorch names it."""
+    ln_eps: float = 1e-5
+    norm: NormKind = "layer"
+    norm_after: bool = False
+    """Norms come after attention and MLP, on what these write, as in OLMo-2; else before them."""
+    qk_norm: Literal["none", "head", "all"] = "none"
+    """Norm of queries and keys before rotation: of each head alone (Qwen3), of all heads together
+    (OLMo-2)."""
+    n_grouped: int = 1
+    """Consecutive heads that share a key and a value (grouped-query attention)."""
+    head_width: int | None = None
+    """Dimensions of a head; None for d_model ÷ n_heads."""
+    activation: Activation = "gelu"
+    """The MLP's non-linearity; ``gelu_tanh`` is GELU's approximation by a tanh."""
+    gated: bool = False
+    """Neurons are multiplied by a second linear map of the MLP's input (SwiGLU)."""
+    absent: tuple[str, ...] = ()
+    """Ends of names of weights that checkpoints lack: biases, for which the model has zeros, and
+    factors of norms, for which it has ones."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.d_model % self.n_heads:
+        if self.head_width is None and self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one "
                 "of them"
+            )
+        if self.n_heads % self.n_grouped:
+            raise ValueError(
+                f"{self.n_heads} heads can't share keys in groups of {self.n_grouped}; the number "
+                "of key and value heads must divide that of heads"
             )
         even = self.n_rotary % 2 == 0 and 0 < self.n_rotary <= self.d_head
         if not even and not self.learned_positions:
@@ -77,7 +102,7 @@ class DecoderConfig:
 
     @property
     def d_head(self) -> int:
-        return self.d_model // self.n_heads
+        return self.d_model // self.n_heads if self.head_width is None else self.head_width
 
     @property
     def n_rotary(self) -> int:
@@ -87,7 +112,7 @@ class DecoderConfig:
 
     @property
     def n_key_value_heads(self) -> int:
-        return self.n_heads
+        return self.n_heads // self.n_grouped
 
 
 class HookedDecoder(HookedRootModule):
@@ -103,7 +128,7 @@ class HookedDecoder(HookedRootModule):
         if cfg.learned_positions:
             self.pos_embed, self.hook_pos_embed = _embedding(cfg.n_ctx, cfg.d_model), HookPoint()
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
-        self.ln_final = LayerNorm(cfg)
+        self.ln_final = _norm(cfg)
         self.unembed = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
         self.setup()
 
@@ -186,7 +211,8 @@ def remove(model: HookedDecoder, component: str) -> None:
             zeros = [block.mlp.up.weight, block.mlp.up.bias, block.mlp.down.weight]
         else:
             weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
-            zeros = [split_qkv_weight(x, n_heads)[:, int(what)] for x in (weight, bias)]
+            parts = (split_qkv_weight(x, n_heads, n_heads) for x in (weight, bias))
+            zeros = [part[int(what)] for of in parts for part in of]
             zeros.append(split_output_weight(block.attn.out.weight, n_heads)[int(what)])
         for weight in zeros:
             weight.zero_()
@@ -197,9 +223,12 @@ class Block(nn.Module):
 
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
-        self.parallel = cfg.parallel
-        self.ln1, self.attn = LayerNorm(cfg), Attention(cfg)
-        self.ln2, self.mlp = LayerNorm(cfg), MLP(cfg)
+        self.parallel, self.norm_after = cfg.parallel, cfg.norm_after
+        after = "_post" if cfg.norm_after else ""
+        self.add_module(f"ln1{after}", _norm(cfg))
+        self.attn = Attention(cfg)
+        self.add_module(f"ln2{after}", _norm(cfg))
+        self.mlp = MLP(cfg)
         self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
         self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()
         if not cfg.parallel:
@@ -214,46 +243,47 @@ class Block(nn.Module):
         """The tap of hooked runs: passes an activation through its hook point."""
         return self.get_submodule(HOOKS[name])(x)
 
-    @property
-    def out(self) -> nn.Linear:
-        return self.attn.out
+    def attention_input(self, resid: Float[Tensor, "*cell d_model"]) -> Tensor:
+        return resid if self.norm_after else self.ln1(resid)
 
-    @property
-    def down(self) -> nn.Linear:
-        return self.mlp.down
+    def mlp_input(self, resid: Float[Tensor, "*cell d_model"]) -> Tensor:
+        return resid if self.norm_after else self.ln2(resid)
+
+    def out(self, z: Float[Tensor, "*cell width"]) -> Float[Tensor, "*cell d_model"]:
+        return self.ln1_post(self.attn.out(z)) if self.norm_after else self.attn.out(z)
+
+    def down(self, neurons: Float[Tensor, "*cell d_mlp"]) -> Float[Tensor, "*cell d_model"]:
+        return self.ln2_post(self.mlp.down(neurons)) if self.norm_after else self.mlp.down(neurons)
 
     def neurons(
         self, normed: Float[Tensor, "*cell d_model"], tap: Tap
     ) -> Float[Tensor, "*cell d_mlp"]:
-        return F.gelu(tap("mlp_pre", self.mlp.up(normed)), approximate=self.mlp.gelu)
+        activated = activate(tap("mlp_pre", self.mlp.pre(normed)), self.mlp.activation)
+        return activated * self.mlp.up(normed) if self.mlp.gated else activated
 
 
-class LayerNorm(nn.Module):
-    def __init__(self, cfg: DecoderConfig) -> None:
-        super().__init__()
-        self.eps = cfg.ln_eps
-        self.weight = nn.Parameter(torch.ones(cfg.d_model))
-        self.bias = nn.Parameter(torch.zeros(cfg.d_model))
-        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+def activate(pre: Float[Tensor, "*cell neuron"], activation: Activation) -> Tensor:
+    """Neurons after the non-linearity."""
+    if activation == "silu":
+        return F.silu(pre)
+    return F.gelu(pre, approximate="tanh" if activation == "gelu_tanh" else "none")
 
-    def forward(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
-        if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
-            return self.unhooked(x)
-        x = x - x.mean(-1, keepdim=True)
-        scale = self.hook_scale((x.square().mean(-1, keepdim=True) + self.eps).sqrt())
-        return self.hook_normalized(x / scale) * self.weight + self.bias
 
-    def unhooked(self, x: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
-        """The same in one operation, without hook points."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+def _norm(cfg: DecoderConfig) -> Norm:
+    return Norm(cfg.d_model, cfg.norm, cfg.ln_eps)
 
 
 class Attention(nn.Module):
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
-        self.n_heads = cfg.n_heads
-        self.qkv = nn.Linear(cfg.d_model, 3 * cfg.d_model)
-        self.out = nn.Linear(cfg.d_model, cfg.d_model)
+        self.n_heads, self.n_key_value_heads = cfg.n_heads, cfg.n_key_value_heads
+        self.qkv = nn.Linear(cfg.d_model, (cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head)
+        self.out = nn.Linear(cfg.n_heads * cfg.d_head, cfg.d_model)
+        self.qk_norm = cfg.qk_norm
+        if cfg.qk_norm != "none":
+            by_head = cfg.qk_norm == "head"
+            widths = (1 if by_head else n for n in (self.n_heads, self.n_key_value_heads))
+            self.q_norm, self.k_norm = (Norm(n * cfg.d_head, cfg.norm, cfg.ln_eps) for n in widths)
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
         self.hook_attn_scores, self.hook_pattern, self.hook_z = (
@@ -264,9 +294,26 @@ class Attention(nn.Module):
 
     def forward(
         self, normed: Float[Tensor, "batch pos d_model"], tap: Tap, turn: Rotation
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """z of whole prompts, heads side by side."""
-        return padded_attention(self.qkv(normed), self.n_heads, turn, tap)
+    ) -> Float[Tensor, "batch pos width"]:
+        """z of whole prompts, heads side by side. Taps: q, k, v, rot_q, rot_k, then those of
+        ``attend``.
+        """
+        q, k, v = split_qkv(self.qkv(normed), self.n_heads, self.n_key_value_heads)
+        q, k, v = tap("q", q), tap("k", k), tap("v", v)
+        q, k = (rotate(self.normed(kind, x), turn) for kind, x in (("q", q), ("k", k)))
+        q, k = tap("rot_q", q), tap("rot_k", k)
+        return attend(q, k, v, torch.arange(normed.shape[1], device=normed.device)[None], tap)
+
+    def normed(
+        self, kind: Literal["q", "k"], x: Float[Tensor, "*cell head d_head"]
+    ) -> Float[Tensor, "*cell head d_head"]:
+        """Queries or keys after their norm, where they have one."""
+        if self.qk_norm == "none":
+            return x
+        norm = self.q_norm if kind == "q" else self.k_norm
+        if self.qk_norm == "head":
+            return norm(x)
+        return norm(x.flatten(-2)).unflatten(-1, x.shape[-2:])
 
     def packed(
         self, normed: Float[Tensor, "token d_model"], tap: Tap, ragged: Ragged
@@ -274,10 +321,10 @@ class Attention(nn.Module):
         """z of the real tokens of a batch, without taps."""
         return packed_attention(self.qkv(normed), ragged)
 
-    def values(self, normed: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
+    def values(self, normed: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell width"]:
         """Values of every head, side by side; queries and keys are not computed."""
         weight, bias = (
-            split_qkv_weight(x, self.n_heads)[2].flatten(0, 1)
+            split_qkv_weight(x, self.n_heads, self.n_key_value_heads)[2].flatten(0, 1)
             for x in (self.qkv.weight, self.qkv.bias)
         )
         return F.linear(normed, weight, bias)
@@ -286,10 +333,16 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
-        self.gelu = cfg.gelu
+        self.activation, self.gated = cfg.activation, cfg.gated
         self.up = nn.Linear(cfg.d_model, cfg.d_mlp)
+        if cfg.gated:
+            self.gate = nn.Linear(cfg.d_model, cfg.d_mlp)
         self.down = nn.Linear(cfg.d_mlp, cfg.d_model)
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+
+    def pre(self, normed: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_mlp"]:
+        """What the non-linearity is applied to."""
+        return self.gate(normed) if self.gated else self.up(normed)
 
 
 def device_of(device: str) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from interp.model.decoder import DecoderConfig
 from interp.model.hf_config import INSTEAD, Family, check_heads, check_key, number
 
-_GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
+_GELU = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _CONV1D = ("attn.qkv.weight", "attn.out.weight", "mlp.up.weight", "mlp.down.weight")
 """Ends of our names of weights that are stored as (in, out)."""
 
@@ -32,7 +32,7 @@ def _shape(values: dict, given: dict, path: Path) -> dict:
         "n_ctx": values["n_positions"],
         "ln_eps": float(eps),
         "learned_positions": True,
-        "gelu": _GELU[act],
+        "activation": _GELU[act],
     }
 
 

@@ -7,24 +7,26 @@ from pathlib import Path
 from interp.fields import shortened
 from interp.model.decoder import DecoderConfig
 from interp.model.hf_config import INSTEAD, Family, check_heads, check_key, number
+from interp.model.rotary_config import BESIDE, ROTARY_KEYS, rotary_of
 
-ROTARY = {"rope_theta": 10_000.0, "partial_rotary_factor": 0.25, "rope_type": "default"}
-"""Keys of ``rope_parameters``, and their defaults; older files have the first two as
-``rotary_emb_base`` and ``rotary_pct``, and the last as ``type``.
-"""
-_ROTARY_KEYS = (
-    *("rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct"),
-    *("rope_theta", "partial_rotary_factor"),  # which older transformers wrote beside them
+_FIXED = (
+    *("rotary_scaling", "learned_positions", "norm", "norm_after", "qk_norm", "n_grouped"),
+    *("head_width", "activation", "gated"),
 )
+"""Fields that have their default in every GPT-NeoX model that is written."""
+_BESIDE = ("rotary_emb_base", "rotary_pct")
+"""Keys of the rotary base and share in older files."""
 
 
 def neox_config(cfg: DecoderConfig) -> dict:
     """The config.json that is read as ``cfg``."""
-    if cfg.learned_positions or cfg.gelu != "none":
-        raise ValueError(
-            "only models of GPT-NeoX's shape can be written, with rotary positions and the exact "
-            "gelu; keep this one in its own folder"
-        )
+    plain = DecoderConfig(1, 1, 2, 1, 1)
+    for name in _FIXED:
+        if getattr(cfg, name) != getattr(plain, name):
+            raise ValueError(
+                f"only models of GPT-NeoX's shape can be written, and this one has {name} "
+                f"{getattr(cfg, name)}; keep it in its own folder"
+            )
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -55,16 +57,15 @@ def _share(n_rotary: int, d_head: int) -> float:
 
 
 def _shape(values: dict, given: dict, path: Path) -> dict:
-    eps, act, (theta, share) = values["layer_norm_eps"], values["hidden_act"], _rotary(given, path)
-    for key, used in (("rope_theta", theta), ("partial_rotary_factor", share)):
+    eps, act, n_ctx = (values[x] for x in ("layer_norm_eps", "hidden_act", "max_position_embeddings"))
+    theta, share, scaling = rotary_of(given, n_ctx, path, _BESIDE, default_share=0.25)
+    for key, used in zip(BESIDE, (theta, share)):
         if given.get(key, used) != used:
             raise ValueError(
                 f"{path}: key {key!r} (here {shortened(given[key])}) does not count for gpt_neox, "
                 f"where the other rotary keys say {shortened(used)}; make them agree"
             )
     check_key(path, "layer_norm_eps", eps, number(eps) and 0 <= eps < 1, "a number from 0 to 1")
-    check_key(path, "the rotary base", theta, number(theta) and theta > 0, "a number above 0")
-    check_key(path, "the rotary share", share, number(share) and 0 < share <= 1, "a share up to 1")
     check_key(path, "hidden_act", act, act == "gelu", "gelu", INSTEAD)
     tied = values["tie_word_embeddings"]
     check_key(path, "tie_word_embeddings", True, not tied, "false", INSTEAD)
@@ -77,36 +78,14 @@ def _shape(values: dict, given: dict, path: Path) -> dict:
         "d_model": d_model,
         "d_mlp": values["intermediate_size"],
         "d_vocab": values["vocab_size"],
-        "n_ctx": values["max_position_embeddings"],
+        "n_ctx": n_ctx,
         "parallel": values["use_parallel_residual"],
         "rotary_dim": n_rotary if n_rotary < d_model // n_heads else None,
         "rotary_base": float(theta),
+        "rotary_scaling": scaling,
         "ln_eps": float(eps),
-        "attention_bias": values["attention_bias"],
+        "absent": () if values["attention_bias"] else ("attn.qkv.bias", "attn.out.bias"),
     }
-
-
-def _rotary(given: dict, path: Path) -> tuple[object, object]:
-    """Base of the rotary angles and rotated share of a head, by the precedence of
-    ``GPTNeoXConfig``: ``rope_scaling`` if it holds anything, else ``rope_parameters``; what they
-    leave out is taken from the older keys.
-    """
-    place = "rope_scaling" if given.get("rope_scaling") else "rope_parameters"
-    inside = given.get(place) or {}
-    check_key(path, place, inside, isinstance(inside, dict), "an object, or null")
-    kind = inside.get("rope_type", inside.get("type", "default"))
-    if kind != "default":
-        raise ValueError(
-            f"{path}: {place} has rope_type {kind!r}, and only 'default' is supported; {INSTEAD}"
-        )
-    if unknown := inside.keys() - {*ROTARY, "type"}:
-        raise ValueError(
-            f"{path}: {place} has the key {min(unknown)!r}, which is unknown for rope_type "
-            "'default'; delete it only if you know that it changes nothing"
-        )
-    theta = inside.get("rope_theta", given.get("rotary_emb_base", ROTARY["rope_theta"]))
-    older_share = given.get("rotary_pct", ROTARY["partial_rotary_factor"])
-    return theta, inside.get("partial_rotary_factor", older_share)
 
 
 GPT_NEOX = Family(
@@ -127,7 +106,7 @@ GPT_NEOX = Family(
         "attention_bias": True,
         "tie_word_embeddings": False,
     },
-    unread=frozenset(_ROTARY_KEYS),
+    unread=frozenset((*ROTARY_KEYS, *_BESIDE)),
     shape=_shape,
     roots=("gpt_neox", "embed_out", "lm_head"),
     layer=re.compile(r"gpt_neox\.layers\.([0-9]+)\."),

@@ -71,6 +71,9 @@ class Family:
     stored_shape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda name, shape: shape
     """Shape in a file of a weight that has the given one in a ``HookedDecoder``."""
 
+    separate: bool = False
+    """Queries, keys and values are stored apart, as ``attn.q``, ``attn.k`` and ``attn.v``."""
+
     def our_name(self, name: str) -> str:
         """The name in a ``HookedDecoder`` of a weight in a file."""
         for ours, theirs in self.names:

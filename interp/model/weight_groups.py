@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.model.attention import split_output_weight, split_qkv_weight
-from interp.model.decoder import HookedDecoder
+from interp.model.attention import fused_pieces, split_output_weight
+from interp.model.decoder import DecoderConfig, HookedDecoder
 
 KINDS = ("embed", "qk", "ov", "mlp", "norms", "unembed")
 Masks = dict[str, Bool[Tensor, "*weight"]]
@@ -43,6 +43,11 @@ def _nothing(model: HookedDecoder) -> Masks:
 
 def _members(model: HookedDecoder, name: str) -> Masks:
     masks, cfg = _nothing(model), model.cfg
+    if "H" in name and cfg.n_grouped > 1:
+        raise ValueError(
+            f"{name!r} is no group of weights in a model whose heads share keys and values; name "
+            "its layer's attention, qk or ov"
+        )
     at = re.fullmatch(r"L(\d+)(?:H(\d+)|-(attention|qk|ov|MLP))?", name)
     layer, head = (int(x) if x else None for x in (at[1], at[2])) if at else (None, None)
     known = name in (*KINDS, "attention", "all") or at
@@ -56,9 +61,9 @@ def _members(model: HookedDecoder, name: str) -> Masks:
         if layer is not None and not key.startswith(f"blocks.{layer}."):
             continue
         if head is not None:
-            _mark_head(key, mask, head, cfg.n_heads)
+            _mark_head(key, mask, head, cfg)
         elif "attn." in key:
-            _mark_attention(key, mask, kind, cfg.n_heads)
+            _mark_attention(key, mask, kind, cfg)
         elif kind in ("all", _kind_of(key)):
             mask.fill_(True)
     return masks
@@ -72,18 +77,19 @@ def _kind_of(key: str) -> str:
     return "unembed" if key.startswith("unembed") else "embed"
 
 
-def _mark_attention(key: str, mask: Tensor, kind: str, n_heads: int) -> None:
+def _mark_attention(key: str, mask: Tensor, kind: str, cfg: DecoderConfig) -> None:
     if kind in ("all", "attention"):
         mask.fill_(True)
     elif ".qkv." in key and kind in ("qk", "ov"):
-        split_qkv_weight(mask, n_heads)[slice(0, 2) if kind == "qk" else slice(2, 3)] = True
+        pieces = fused_pieces(mask, cfg.n_heads, cfg.n_key_value_heads)
+        pieces[:, slice(0, -1) if kind == "qk" else slice(-1, None)] = True
     elif kind == "ov":
         mask.fill_(True)
 
 
-def _mark_head(key: str, mask: Tensor, head: int, n_heads: int) -> None:
+def _mark_head(key: str, mask: Tensor, head: int, cfg: DecoderConfig) -> None:
     """A head's queries, keys, values and output columns; the output bias is no head's."""
     if ".qkv." in key:
-        split_qkv_weight(mask, n_heads)[:, head] = True
+        fused_pieces(mask, cfg.n_heads, cfg.n_key_value_heads)[head] = True
     elif key.endswith("attn.out.weight"):
-        split_output_weight(mask, n_heads)[head] = True
+        split_output_weight(mask, cfg.n_heads)[head] = True

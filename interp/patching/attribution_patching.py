@@ -10,8 +10,8 @@ estimated by (x′ − x) · ∂m/∂x, summed over what is patched together:
   over backward passes that drop one layer each (GradDrop), but for the layer that the site itself
   is in, so that effects that cancel along different paths are not missed. Its sign is that of the
   estimate without dropping, and means nothing where paths cancel.
-- ``relp`` (Jafari et al. 2025, https://arxiv.org/abs/2508.21258): the gradient holds LayerNorm's
-  scale and each neuron's gelu(x) ÷ x.
+- ``relp`` (Jafari et al. 2025, https://arxiv.org/abs/2508.21258): the gradient holds the scales
+  of norms, and f(x) ÷ x of the non-linearity f.
 - ``eap-ig`` (integrated gradients, Hanna et al. 2024, https://arxiv.org/abs/2403.17806): the mean
   gradient at ``N_POINTS`` midpoints between the two runs' embeddings.
 
@@ -250,7 +250,12 @@ class _FactGradients:
         groups = rearrange(self.groups, "group f src -> group f 1 1 src")
         change = softmax(torch.where(groups, moved, scores)) - pattern
         axes = "group f head dest src, drop metric f head dest src -> drop metric head group f"
-        return einsum(change, slope, axes)[..., None, :]
+        by_key = einsum(change, slope, axes).unflatten(2, (self._n_keys, -1)).sum(3)
+        return by_key[..., None, :]
+
+    @property
+    def _n_keys(self) -> int:
+        return self.estimates.cfg.n_key_value_heads or self.estimates.cfg.n_heads
 
     def _score_change(
         self, site: Site, base: dict[str, Tensor], source: dict[str, Tensor]
@@ -265,6 +270,7 @@ class _FactGradients:
         keys = site.activation in _KEYS
         held = base["rot_q" if keys else "rot_k"][self.row]
         q, k = (held, change) if keys else (change, held)
+        k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
         scores = einsum(q, k, "fact dest head d, fact src head d -> fact head dest src")
         return scores * q.shape[-1] ** -0.5
 

@@ -9,10 +9,11 @@ from threading import Lock
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.model.attention import softmax, split_output_weight, weigh
+from interp.model.attention import softmax, weigh
 from interp.model.flop_count import add_flops
 from interp.model.gpu import to_device
 from interp.patching.activations import ActivationCache
@@ -69,76 +70,148 @@ def _after(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor, "
     mid = base["resid_pre" if block.parallel else "resid_mid"][at.fact, at.pos]
     attn_out, mlp_out = (base[x][at.fact, at.pos] for x in ("attn_out", "mlp_out"))
     if name.startswith("mlp"):
-        mlp_out = _mlp_out(sweep, site, layer, at)
+        mlp_out = _mlp_out(sweep, site, layer, at, mid)
     elif name == "resid_mid":
         mid = source[name][at.fact, at.pos]
     else:
-        change = _attn_out_change(sweep, site, layer, at)
+        change = _attn_out(sweep, site, layer, at) - attn_out
         mid, attn_out = (mid, attn_out + change) if block.parallel else (mid + change, attn_out)
     if not block.parallel and not name.startswith("mlp"):
         mlp_out = block.mlp(mid)
     return mid + mlp_out + (attn_out if block.parallel else 0)
 
 
-def _mlp_out(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor, "change d_model"]:
+def _mlp_out(
+    sweep: Sweep, site: Site, layer: int, at: Changes, mid: Float[Tensor, "change d_model"]
+) -> Float[Tensor, "change d_model"]:
+    """What the MLP writes, given the base run's residual stream that it reads."""
     base, source, name = sweep.base[layer], sweep.source[layer], site.activation
     if name == "mlp_out":
         return source[name][at.fact, at.pos]
-    out, size = base["mlp_out"][at.fact, at.pos], sweep.grid.n_neurons
-    weight = sweep.weights.blocks[layer].down.weight
+    block, size = sweep.weights.blocks[layer], sweep.grid.n_neurons
+    if block.norm_after:
+        neurons = base[name][at.fact, at.pos]
+        for i, here in at.by_part():
+            units = slice(i * size, (i + 1) * size)
+            neurons[here, units] = source[name][at.fact[here], at.pos[here], units]
+        if name == "mlp_pre":
+            neurons = block.from_pre(neurons, mid, slice(None))
+        return block.down(neurons)
+    out, weight = base["mlp_out"][at.fact, at.pos], block.neuron_out.weight
     for i, here in at.by_part():
         units = slice(i * size, (i + 1) * size)
         fact, pos = at.fact[here], at.pos[here]
         new, old = (x[name][fact, pos, units] for x in (source, base))
         if name == "mlp_pre":
-            new, old = (sweep.weights.blocks[layer].activated(x) for x in (new, old))
+            new, old = (block.from_pre(x, mid[here], units) for x in (new, old))
         add_flops(2 * new.numel() * len(weight))
         out[here] += (new - old) @ weight[:, units].mT
     return out
 
 
-def _attn_out_change(
+def _attn_out(
     sweep: Sweep, site: Site, layer: int, at: Changes
 ) -> Float[Tensor, "change d_model"]:
-    base, source, block = sweep.base[layer], sweep.source[layer], sweep.weights.blocks[layer]
-    if site.activation == "attn_out":
-        return source["attn_out"][at.fact, at.pos] - base["attn_out"][at.fact, at.pos]
-    if site.at == "token":
-        z = source["z"] if site.activation == "z" else _z_by_destination(sweep, site, layer)
-        change = (z[at.fact, at.pos, at.part] - base["z"][at.fact, at.pos, at.part])[:, None]
-    else:
-        change = _z_change_by_source(sweep, site, layer, at)
-    add_flops(2 * change.numel() * len(block.out.weight))
-    if not site.part:
-        return change.flatten(1) @ block.out.weight.mT
-    by_head = split_output_weight(block.out.weight, block.n_heads)
-    out = change.new_empty(len(change), by_head.shape[1])
-    for head, here in at.by_part():
-        out[here] = change[here, 0] @ by_head[head].mT
+    """What attention writes."""
+    base, name = sweep.base[layer], site.activation
+    source, block = sweep.source[layer], sweep.weights.blocks[layer]
+    if name == "attn_out":
+        return source[name][at.fact, at.pos]
+    if name not in ("q", "k") or not block.normed_together:
+        given = None if site.cut else source[name]
+        return written_by_heads(sweep, layer, *_z_change(sweep, site, layer, at, given), at)
+    out = base["attn_out"][at.fact, at.pos]  # the norm of one head's query or key is that of all
+    for i, here in at.by_part():
+        given = base[name].clone()
+        given[:, :, i] = source[name][:, :, i]
+        some = at[here]
+        change, _ = _z_change(sweep, site, layer, some, given, every_head=True)
+        heads = torch.arange(block.n_heads, device=here.device).expand(len(here), -1)
+        out[here] = written_by_heads(sweep, layer, change, heads, some)
     return out
 
 
-def _z_by_destination(sweep: Sweep, site: Site, layer: int) -> Float[Tensor, "fact pos head d"]:
-    """Outputs z of all heads if every destination had the source run's query, scores or pattern. A
+def written_by_heads(
+    sweep: Sweep,
+    layer: int,
+    change: Float[Tensor, "change part d_head"],
+    heads: Int[Tensor, "change part"],
+    at: Changes,
+) -> Float[Tensor, "change d_model"]:
+    """What attention writes when z of some heads changes."""
+    base, block = sweep.base[layer], sweep.weights.blocks[layer]
+    if block.norm_after:
+        z = base["z"][at.fact, at.pos]
+        rows = torch.arange(len(z), device=z.device)[:, None]
+        z[rows, heads] += change
+        return block.out(z.flatten(1))
+    weight = block.head_out.weight
+    add_flops(2 * change.numel() * len(weight))
+    out = base["attn_out"][at.fact, at.pos]
+    if heads.shape[1] == block.n_heads:
+        return out + change.flatten(1) @ weight.mT
+    by_head = rearrange(weight, "m (part n d) -> part m (n d)", n=heads.shape[1], d=block.d_head)
+    for part, here in at.by_part():
+        out[here] += change[here].flatten(1) @ by_head[part].mT
+    return out
+
+
+def _z_change(
+    sweep: Sweep,
+    site: Site,
+    layer: int,
+    at: Changes,
+    given: Tensor | None,
+    *,
+    every_head: bool = False,
+) -> tuple[Float[Tensor, "change part d_head"], Int[Tensor, "change part"]]:
+    """How heads' outputs z change at each changed position, and which heads these are.
+
+    Args:
+        given: what is pasted; None for cuts.
+        every_head: they are all heads; else those of the changed part.
+    """
+    block, base = sweep.weights.blocks[layer], sweep.base[layer]
+    n = {"head": 1, "key_value_head": block.n_heads // block.counts["k"]}.get(site.part)
+    every = torch.arange(block.n_heads, device=at.part.device)
+    heads = every.expand(len(at.part), -1)
+    if n and not every_head:
+        heads = at.part[:, None] * n + every[:n]
+    if site.at != "token":
+        return _z_change_by_source(sweep, site, layer, at, heads, given), heads
+    z = given if site.activation == "z" else _z_by_destination(sweep, site, layer, given)
+    fact, pos = at.fact[:, None], at.pos[:, None]
+    return z[fact, pos, heads] - base["z"][fact, pos, heads], heads
+
+
+def _z_by_destination(
+    sweep: Sweep, site: Site, layer: int, given: Tensor
+) -> Float[Tensor, "fact pos head d"]:
+    """Outputs z of all heads if every destination had the ``given`` query, scores or pattern. A
     destination's z depends on no other destination's, so all can be replaced at once.
     """
-    base, source, name = sweep.base[layer], sweep.source[layer], site.activation
+    base, name = sweep.base[layer], site.activation
     if name == "pattern":
-        return weigh(source[name], base["v"])
+        return weigh(given, base["v"])
     if name == "attn_scores":
-        return weigh(softmax(source[name]), base["v"])
-    q = sweep.weights.rotated(source[name]) if name == "q" else source[name]
+        return weigh(softmax(given), base["v"])
+    q = sweep.weights.rotated(layer, "q", given) if name == "q" else given
     return weigh(softmax(all_scores(q, base["rot_k"])), base["v"])
 
 
 def _z_change_by_source(
-    sweep: Sweep, site: Site, layer: int, at: Changes
+    sweep: Sweep,
+    site: Site,
+    layer: int,
+    at: Changes,
+    heads: Int[Tensor, "change part"],
+    given: Tensor | None,
 ) -> Float[Tensor, "change part d_head"]:
     """How the heads' outputs z change at each changed position when keys, values or edges change at
     its sources.
     """
-    base, source, grid, name = sweep.base[layer], sweep.source[layer], sweep.grid, site.activation
-    which, inverse = np.unique(at.item, return_inverse=True)
+    base, grid, name = sweep.base[layer], sweep.grid, site.activation
+    which, one, inverse = np.unique(at.item, return_index=True, return_inverse=True)
     n_pos, device = base["z"].shape[1], at.row.device
     local = to_device(inverse, device)
     first = local.new_full((len(which),), n_pos).scatter_reduce(0, local, at.pos, "amin")
@@ -148,10 +221,8 @@ def _z_change_by_source(
     items = at.items[which]
     sets = (grid.sources, items.source) if site.is_edge else (grid.positions, items.group)
     chosen = to_device(sets[0][sets[1], items.fact], device)[:, None, None]
-    fact = to_device(items.fact, device)[:, None]
-    head = to_device(items.part, device)[:, None]
-    if not site.part:
-        head = torch.arange(base["z"].shape[2], device=device).expand(len(which), -1)
+    fact, head = to_device(items.fact, device)[:, None], heads[to_device(one, device)]
+    key = head // (base["z"].shape[2] // base["v"].shape[2])
 
     def of_items(x: Float[Tensor, "fact head pos src"]) -> Float[Tensor, "item part dest src"]:
         return x[fact[..., None], head[..., None], dest[:, None]]
@@ -160,16 +231,16 @@ def _z_change_by_source(
     if site.cut:
         scores = scores.masked_fill_(chosen, -torch.inf)
     elif name in ("k", "rot_k"):
-        k = sweep.weights.rotated(source[name]) if name == "k" else source[name]
+        k = sweep.weights.rotated(layer, "k", given) if name == "k" else given
         scores = torch.where(chosen, of_items(all_scores(base["rot_q"], k)), scores)
     pattern = softmax(scores)
     if site.cut:
         pattern = pattern.nan_to_num_(0.0)  # a destination without any source left
     elif name == "pattern":
-        pattern = torch.where(chosen, of_items(source[name]), pattern)
-    values = base["v"][fact, :, head]
+        pattern = torch.where(chosen, of_items(given), pattern)
+    values = base["v"][fact, :, key]
     if name == "v":
-        values = torch.where(chosen.mT, source["v"][fact, :, head], values)
+        values = torch.where(chosen.mT, given[fact, :, key], values)
     add_flops(2 * pattern.numel() * values.shape[-1])
     change = pattern @ values - base["z"][fact[..., None], dest[:, None], head[..., None]]
     return change[local, :, slot]

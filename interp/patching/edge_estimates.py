@@ -5,13 +5,13 @@ x the residual stream that the second stop reads, and m a metric, the effect of 
 estimated by (w′ − w) · ∂m/∂x, summed over the positions that are changed together:
 
 - ``eap`` (Syed et al. 2023, https://arxiv.org/abs/2310.10348): the gradient of the base run.
-- ``relp`` (Jafari et al. 2025, https://arxiv.org/abs/2508.21258): that with LayerNorm's scale and
-  each neuron's gelu(x) ÷ x held.
+- ``relp`` (Jafari et al. 2025, https://arxiv.org/abs/2508.21258): that with the scales of norms
+  and f(x) ÷ x of the non-linearity f held.
 - ``eap-ig`` (Hanna et al. 2024, https://arxiv.org/abs/2403.17806): the mean gradient at
   ``N_POINTS`` midpoints between the two runs' embeddings.
 
-∂m/∂x is through the second stop alone: the gradient by its query, key, value or pre-activations,
-taken back through its weights and its LayerNorm. A large estimate is no evidence of an effect.
+∂m/∂x is through the second stop alone: the gradient by its query, key or value, or by what its MLP
+writes, taken back through its weights and the norm before them. A large estimate is no evidence of an effect.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,14 +22,16 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.model.weights import Weights, widened
+from interp.model.weights import HeadInput, Weights, widened
 from interp.patching.activations import ActivationCache, Prompts, ScoredCache
 from interp.patching.attribution_patching import N_POINTS, GradientEstimates
+from interp.patching.backward import through_norm
 from interp.patching.gradients import gradients
 from interp.patching.grid import PatchGrid
 from interp.patching.path_patching import LOGITS, Stop, first_readers, parse_path
 
-_GRADIENT_OF = {"mlp_out": "mlp_pre", LOGITS: "resid_post"}
+KINDS: tuple[HeadInput, ...] = ("q", "k", "v")
+_GRADIENT_OF = {"mlp_out": "mlp_in", LOGITS: "resid_post"}
 """The activation whose gradient is taken for a second stop; by default its own."""
 Effects = Float[np.ndarray, "metric layer part group way fact"]
 Embeddings = Float[Tensor, "row pos d_model"]
@@ -79,7 +81,7 @@ def input_gradients(
         metrics: which, in the order of ``scores_of``; each must have a gradient.
         embeds: embeddings to run on, in place of those of the prompts; gradients are means over
             them.
-        relp: LayerNorm's scale and gelu(x) ÷ x are held.
+        relp: scales of norms and f(x) ÷ x of the non-linearity f are held.
     """
     total: dict[str, Tensor] = {}
     for embed in embeds:
@@ -104,13 +106,9 @@ def _gradients_at(
 ) -> dict[str, InputGradients]:
     """``input_gradients`` at one point."""
     cfg = weights.model.cfg
-    read = {stop: "resid_pre" for stop in stops if stop != LOGITS}
-    if "mlp_out" in read and not cfg.parallel:
-        read["mlp_out"] = "resid_mid"
     names = {_GRADIENT_OF.get(stop, stop) for stop in stops}
-    found = gradients(
-        weights.model, given, fact, names, also=set(read.values()), embed=embed, relp=relp
-    )
+    here = (weights.model, given, fact, names)
+    found = gradients(*here, also=["resid_pre"], embed=embed, relp=relp)
     slopes = {}
     for stop in stops:
         layers = [cfg.n_layers - 1] if stop == LOGITS else range(cfg.n_layers)
@@ -118,47 +116,32 @@ def _gradients_at(
         for layer in layers:
             of_metrics = [found.of[i][layer][_GRADIENT_OF.get(stop, stop)] for i in metrics]
             slope = widened(torch.stack(of_metrics))
-            if stop == LOGITS:
-                of_layers.append(slope[:, :, :, None])
-                continue
-            factors, by_normed = _through_weights(weights, stop, layer, slope)
-            resid = widened(found.cache[layer][read[stop]])
-            of_layers.append(_through_norm(by_normed * factors, resid, cfg.ln_eps, held=relp))
+            if stop in KINDS:
+                resid = widened(found.cache[layer]["resid_pre"])
+                slope = _through_head_inputs(weights, stop, layer, slope, resid, held=relp)
+            else:
+                slope = slope[:, :, :, None]
+            of_layers.append(slope)
         slopes[stop] = torch.stack(of_layers, 3)
     return slopes
 
 
-def _through_weights(
-    weights: Weights, stop: str, layer: int, slope: Float[Tensor, "metric row pos *of_stop"]
-) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "metric row pos part d_model"]]:
-    """The factors of the LayerNorm that a stop reads through, and the gradient by its output from
-    that by what the stop computes.
-    """
-    if stop == "mlp_out":
-        factors, _ = weights.mlp_norm_weights(layer)
-        return factors, (slope @ weights.neuron_inputs(layer))[:, :, :, None]
-    factors, _ = weights.attention_norm_weights(layer)
-    inputs = weights.head_inputs(layer, stop)
-    return factors, einsum(slope, inputs, "metric row pos h d, h d m -> metric row pos h m")
-
-
-def _through_norm(
-    slope: Float[Tensor, "metric row pos part d_model"],
+def _through_head_inputs(
+    weights: Weights,
+    kind: HeadInput,
+    layer: int,
+    slope: Float[Tensor, "metric row pos part d_head"],
     resid: Float[Tensor, "row pos d_model"],
-    eps: float,
     *,
     held: bool,
 ) -> Float[Tensor, "metric row pos part d_model"]:
-    """The gradient by LayerNorm's input from that by its output, before the factors; with its scale
-    ``held``, of the mean alone.
+    """The gradient by the residual stream that each head reads, from that by its query, key or
+    value; with the norm's scale ``held``, of the rest alone.
     """
-    centred = (resid - resid.mean(-1, keepdim=True))[:, :, None]
-    scale = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    through = slope - slope.mean(-1, keepdim=True)
-    if not held:
-        normed = centred * scale
-        through = through - normed * (normed * slope).mean(-1, keepdim=True)
-    return through * scale
+    axes = "metric row pos h d, h d m -> metric row pos h m"
+    by_read = einsum(slope, weights.head_inputs(layer, kind), axes)
+    norm = weights.attention_norm(layer)
+    return by_read if norm is None else through_norm(by_read, norm, resid[:, :, None], held=held)
 
 
 def _facts_at_once(
@@ -259,13 +242,19 @@ class _FactEffects:
 
     def _change(self, stop: Stop, layer: int) -> Float[Tensor, "fact pos first d_model"]:
         """The change of what each part of a first stop's layer writes into the residual stream."""
-        new, old = (run[layer][stop.site][self.facts] for run in (self.source, self.base))
-        change = (widened(new) - widened(old)).flatten(2)
+        new, old = (self._written(run, stop, layer) for run in (self.source, self.base))
+        return (new - old) * self.may_differ[..., None, None]
+
+    def _written(
+        self, run: ActivationCache, stop: Stop, layer: int
+    ) -> Float[Tensor, "fact pos first d_model"]:
+        """What each part of a stop's layer writes in a run."""
+        x, weights = widened(run[layer][stop.site][self.facts]), self.weights
         if stop.has_heads:
-            outputs = rearrange(self.weights.head_outputs(layer), "h m d -> h d m")
-        elif stop.part == "neuron":
-            outputs = self.weights.neuron_outputs(layer).unflatten(0, (-1, self.n_neurons))
-        else:
-            return (change * self.may_differ[..., None])[:, :, None]
-        change = change.unflatten(-1, outputs.shape[:2]) * self.may_differ[..., None, None]
-        return einsum(change, outputs, "fact pos part d, part d m -> fact pos part m")
+            return weights.written_by_heads(layer, x)
+        if stop.part != "neuron":
+            return x[:, :, None]
+        outputs = weights.neuron_outputs(layer).unflatten(0, (-1, self.n_neurons))
+        axes = "fact pos part d, part d m -> fact pos part m"
+        written = einsum(x.unflatten(-1, outputs.shape[:2]), outputs, axes)
+        return written * weights.mlp_output_factor(layer, run[layer][stop.site][self.facts])[..., None]

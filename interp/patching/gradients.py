@@ -51,7 +51,7 @@ def gradients(
     Args:
         also: further activations to keep.
         embed: embeddings to run on, in place of those of the prompts.
-        relp: LayerNorm's scale and gelu(x) ÷ x are held (see ``attribution_patching``).
+        relp: scales of norms and f(x) ÷ x of the non-linearity f are held (see ``attribution_patching``).
     """
     if embed is None:
         embed = model.embed(given.tokens[fact]).detach()
@@ -107,7 +107,7 @@ def own_gradients(
     Args:
         cache: a run's ``NEEDED`` activations.
         row: the facts' rows in ``cache``; by default all.
-        relp: LayerNorm's scale and gelu(x) ÷ x are held.
+        relp: scales of norms and f(x) ÷ x of the non-linearity f are held.
         drop_layers: see ``block_gradients``.
     """
     at, slot = value_tokens(given, fact)

@@ -210,6 +210,8 @@ def _check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
         if how.sources and site not in (edges := names_of(at="edge")):
             raise ValueError(f"sources go with {', '.join(edges)}, not with {site!r}; use groups")
         _check_method(site, how.method)
+        if how.method != "exact" and getattr(cfg, "qk_norm", "none") != "none":
+            _check_head_norms(site, how.method, cfg)
         if is_path(site):
             _check_path(cfg, site, how)
         elif how.replacement in SITES[site].not_replaced_by:
@@ -233,6 +235,22 @@ def _check_method(site: str, method: Method) -> None:
         raise ValueError(f"{method} estimates paths of two stops; use method exact for {site!r}")
 
 
+def _check_head_norms(site: str, method: Method, cfg: Shape) -> None:
+    """Raises a ValueError where ``method`` can't follow a change through a norm of queries and
+    keys.
+    """
+    if method == "atp-star" and site in ("q", "k"):
+        raise ValueError(
+            f"atp-star goes from {site} to the scores by a linear map, and this model has a norm "
+            f"between; use rot_{site}, or another method"
+        )
+    if cfg.qk_norm == "all" and is_path(site) and parse_path(site)[-1].site in ("q", "k"):
+        raise ValueError(
+            f"{method} can't tell the {parse_path(site)[-1].site} of single heads apart in this "
+            "model, whose heads share a norm; use method exact"
+        )
+
+
 def _check_path(cfg: Shape, path: str, how: Intervention) -> None:
     if how.layers:
         raise ValueError(f"path {path!r} names its layers itself, as in L0.mlp_out-logits")
@@ -240,10 +258,12 @@ def _check_path(cfg: Shape, path: str, how: Intervention) -> None:
         raise ValueError(f"path {path!r} goes through single layers; use window 1")
     *before, last = parse_path(path)
     for stop in (*before, last):
-        if (stop.layer or 0) >= cfg.n_layers or (stop.head or 0) >= cfg.n_heads:
+        n = cfg.n_key_value_heads if stop.part == "key_value_head" else cfg.n_heads
+        if (stop.layer or 0) >= cfg.n_layers or (stop.head or 0) >= (n or cfg.n_heads):
+            keys = " keys and values of " if stop.part == "key_value_head" else " "
             raise ValueError(
-                f"path {path!r} has a stop outside the model's {cfg.n_layers} layers of "
-                f"{cfg.n_heads} heads; count from 0"
+                f"path {path!r} has a stop outside the model's {cfg.n_layers} layers of{keys}"
+                f"{n} heads; count from 0"
             )
     own = cast(DecoderConfig, cfg)  # _checked lets no other model have paths
     if not any(count_ways(before, last, at, own, how.n_neurons) for at in last.layers(cfg)):

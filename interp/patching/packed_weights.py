@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from interp.model.attention import Rotation, rotate, rotation, scores, split_qkv_weight
 from interp.model.block import Tap, silent
-from interp.model.decoder import Block, DecoderConfig, HookedDecoder
+from interp.model.decoder import Block, DecoderConfig, HookedDecoder, activate
 from interp.patching.tensor_ops import Linear
 
 
@@ -20,18 +19,38 @@ class PackedBlock:
     """
 
     def __init__(self, block: Block) -> None:
-        self.parallel, self.n_heads, self.gelu = block.parallel, block.attn.n_heads, block.mlp.gelu
-        self.ln1, self.ln2 = block.ln1.unhooked, block.ln2.unhooked
-        weight, bias = (
-            split_qkv_weight(x, self.n_heads).flatten(1, 2)
-            for x in (block.attn.qkv.weight, block.attn.qkv.bias)
+        attention, mlp = block.attn, block.mlp
+        self.block, self.parallel, self.norm_after = block, block.parallel, block.norm_after
+        self.normed_together = attention.qk_norm == "all"
+        self.n_heads, self.d_head = attention.n_heads, attention.out.in_features // attention.n_heads
+        self.counts = {"q": self.n_heads} | dict.fromkeys("kv", attention.n_key_value_heads)
+        weights, biases = (
+            [part.flatten(0, 1) for part in split_qkv_weight(x, self.n_heads, self.counts["k"])]
+            for x in (attention.qkv.weight, attention.qkv.bias)
         )
-        self.qkv = Linear(weight.flatten(0, 1), bias.flatten())
-        self.q = Linear(weight[0], bias[0])
-        self.kv = Linear(weight[1:].flatten(0, 1), bias[1:].flatten())
-        self.out = Linear(block.attn.out.weight, block.attn.out.bias)
-        self.up = Linear(block.mlp.up.weight, block.mlp.up.bias)
-        self.down = Linear(block.mlp.down.weight, block.mlp.down.bias)
+        self.qkv = Linear(torch.cat(weights), torch.cat(biases))
+        self.q = Linear(weights[0], biases[0])
+        self.kv = Linear(torch.cat(weights[1:]), torch.cat(biases[1:]))
+        self.head_out = Linear(attention.out.weight, attention.out.bias)
+        self.up = Linear(mlp.up.weight, mlp.up.bias)
+        self.gate = Linear(mlp.gate.weight, mlp.gate.bias) if mlp.gated else None
+        self.neuron_out = Linear(mlp.down.weight, mlp.down.bias)
+
+    def attention_input(self, resid: Float[Tensor, "*cell d_model"]) -> Tensor:
+        return resid if self.norm_after else self.block.ln1.unhooked(resid)
+
+    def mlp_input(self, resid: Float[Tensor, "*cell d_model"]) -> Tensor:
+        return resid if self.norm_after else self.block.ln2.unhooked(resid)
+
+    def out(self, z: Float[Tensor, "*cell width"]) -> Float[Tensor, "*cell d_model"]:
+        """What attention writes."""
+        written = self.head_out(z)
+        return self.block.ln1_post.unhooked(written) if self.norm_after else written
+
+    def down(self, neurons: Float[Tensor, "*cell d_mlp"]) -> Float[Tensor, "*cell d_model"]:
+        """What the MLP writes."""
+        written = self.neuron_out(neurons)
+        return self.block.ln2_post.unhooked(written) if self.norm_after else written
 
     def heads(
         self,
@@ -45,31 +64,46 @@ class PackedBlock:
         the block at positions whose angles are ``turn``.
         """
         product: Linear = getattr(self, kinds)
-        heads = product(self.ln1(resid)).unflatten(-1, (len(kinds), self.n_heads, -1))
-        computed = dict(zip(kinds, heads.unbind(-3)))
+        heads = product(self.attention_input(resid)).unflatten(-1, (-1, self.d_head))
+        counts = [self.counts[kind] for kind in kinds]
+        computed = dict(zip(kinds, heads.split(counts, -2)))
         parts = {kind: tap(kind, x) for kind, x in computed.items()}
         turned = kinds.replace("v", "")
-        angles = Rotation(*(table.unsqueeze(-3) for table in turn))
-        if any(parts[kind] is not computed[kind] for kind in turned):
-            x = rotate(torch.stack([parts[kind] for kind in turned], -3), angles)
+        if self.block.attn.qk_norm != "none":
+            x = torch.cat([self.normed(kind, parts[kind]) for kind in turned], -2)
+        elif any(parts[kind] is not computed[kind] for kind in turned):
+            x = torch.cat([parts[kind] for kind in turned], -2)
         else:
-            x = rotate(heads[..., : len(turned), :, :], angles)
-        parts |= {kind: tap(f"rot_{kind}", x) for kind, x in zip(turned, x.unbind(-3))}
+            x = heads[..., : sum(counts[: len(turned)]), :]
+        rotated = rotate(x, turn).split(counts[: len(turned)], -2)
+        parts |= {kind: tap(f"rot_{kind}", x) for kind, x in zip(turned, rotated)}
         return tuple(parts[kind] for kind in kinds)
+
+    def normed(self, kind: str, x: Float[Tensor, "*cell head d_head"]) -> Tensor:
+        """Queries or keys after their norm, where they have one."""
+        return self.block.attn.normed(kind, x)
 
     def neurons(self, normed: Float[Tensor, "*cell d_model"], tap: Tap) -> Tensor:
         """Activations of the MLP's neurons."""
+        inner, act = self.gate or self.up, self.block.mlp.activation
         if tap is silent or "mlp_pre" not in getattr(tap, "names", ("mlp_pre",)):
-            return self.up(normed, gelu=self.gelu)  # in one operation
-        return self.activated(tap("mlp_pre", self.up(normed)))
+            activated = inner(normed, activation=act)  # in one operation
+        else:
+            activated = activate(tap("mlp_pre", inner(normed)), act)
+        return activated if self.gate is None else activated * self.up(normed)
 
-    def activated(self, pre: Float[Tensor, "*cell neuron"]) -> Float[Tensor, "*cell neuron"]:
-        """Neurons after the non-linearity."""
-        return F.gelu(pre, approximate=self.gelu)
+    def from_pre(
+        self, pre: Float[Tensor, "*cell neuron"], mid: Float[Tensor, "*cell d_model"], units: slice
+    ) -> Float[Tensor, "*cell neuron"]:
+        """Activations of some neurons, given what their non-linearity is applied to and the
+        residual stream that the MLP reads.
+        """
+        activated = activate(pre, self.block.mlp.activation)
+        return activated if self.gate is None else activated * self.up(self.mlp_input(mid))[..., units]
 
     def mlp(self, mid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         """``mlp_out`` from the residual stream that the MLP reads."""
-        return self.down(self.neurons(self.ln2(mid), silent))
+        return self.down(self.neurons(self.mlp_input(mid), silent))
 
 
 @dataclass(frozen=True)
@@ -100,9 +134,10 @@ class PackedModel:
         """Rotary angles of positions."""
         return Rotation(*(table[pos] for table in self.turn))
 
-    def rotated(self, x: Float[Tensor, "fact pos head d_head"]) -> Tensor:
-        """Queries or keys of whole prompts, rotated to their positions."""
-        return rotate(x, Rotation(*(table[: x.shape[1]] for table in self.turn)))
+    def rotated(self, layer: int, kind: str, x: Float[Tensor, "fact pos head d_head"]) -> Tensor:
+        """Queries or keys of whole prompts, after their norm and rotated to their positions."""
+        turn = Rotation(*(table[: x.shape[1]] for table in self.turn))
+        return rotate(self.blocks[layer].normed(kind, x), turn)
 
 
 def pack(model: HookedDecoder, n_pos: int) -> PackedModel:
@@ -121,7 +156,7 @@ def pack(model: HookedDecoder, n_pos: int) -> PackedModel:
 
 
 def all_scores(
-    q: Float[Tensor, "fact pos head d_head"], k: Float[Tensor, "fact pos head d_head"]
+    q: Float[Tensor, "fact pos head d_head"], k: Float[Tensor, "fact pos key_value_head d_head"]
 ) -> Float[Tensor, "fact head dest src"]:
     """Attention scores of whole prompts."""
     return scores(q, k, torch.arange(q.shape[1], device=q.device)[None])

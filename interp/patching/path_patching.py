@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -180,10 +181,10 @@ def _starts(sweep: Sweep, stop: Stop) -> Iterator[Delta]:
         for part in stop.parts(weights.cfg, grid.n_neurons):
             written = change
             if stop.has_heads:
-                written = _written_by_head(weights, layer, part, change[:, :, part])
+                written = _written_by_heads(sweep, layer, [part], change[:, :, [part]])
             if stop.part == "neuron":
                 units = slice(part * grid.n_neurons, (part + 1) * grid.n_neurons)
-                written = change[..., units] @ block.down.weight[:, units].mT
+                written = _written_by_neurons(sweep, layer, units, change[..., units])
             yield Delta((layer, part), written, *readers, grid, None)
 
 
@@ -203,9 +204,11 @@ def _onward(sweep: Sweep, stop: Stop, delta: Delta, layer: int) -> Iterator[Delt
     for group, grid, keys, values, reached in _keys_of_groups(stop, delta, own, received):
         z = weigh(softmax(all_scores(received["rot_q"], keys)), values)
         z = (z - own["z"]) * reached[..., None, None]
-        for head in stop.parts(sweep.weights.cfg, 1):
-            written = _written_by_head(sweep.weights, layer, head, z[:, :, head])
-            place = (*delta.place, layer, head)
+        n = sweep.weights.cfg.n_grouped if stop.part == "key_value_head" else 1
+        for part in stop.parts(sweep.weights.cfg, 1):
+            heads = list(range(part * n, (part + 1) * n))
+            written = _written_by_heads(sweep, layer, heads, z[:, :, heads])
+            place = (*delta.place, layer, part)
             yield Delta(place, written, layer + 1, mlp_from, grid, group)
 
 
@@ -262,8 +265,33 @@ def _layers(sweep: Sweep, stop: Stop, delta: Delta) -> list[int]:
     return [layer for layer in stop.layers(sweep.weights.cfg) if layer >= first]
 
 
-def _written_by_head(
-    weights: PackedModel, layer: int, head: int, change: Float[Tensor, "fact pos d_head"]
+def _written_by_heads(
+    sweep: Sweep, layer: int, heads: list[int], change: Float[Tensor, "fact pos part d_head"]
 ) -> Float[Tensor, "fact pos d_model"]:
-    block = weights.blocks[layer]
-    return change @ split_output_weight(block.out.weight, block.n_heads)[head].mT
+    """The change of what attention writes when z of some heads changes."""
+    base, block = sweep.base[layer], sweep.weights.blocks[layer]
+    if block.norm_after:
+        z = base["z"].clone()
+        z[:, :, heads] += change
+        return _where_changed(change, block.out(z.flatten(2)) - base["attn_out"])
+    by_head = split_output_weight(block.head_out.weight, block.n_heads)[heads]
+    return change.flatten(2) @ rearrange(by_head, "part m d -> (part d) m")
+
+
+def _written_by_neurons(
+    sweep: Sweep, layer: int, units: slice, change: Float[Tensor, "fact pos neuron"]
+) -> Float[Tensor, "fact pos d_model"]:
+    """The change of what the MLP writes when some of its neurons change."""
+    base, block = sweep.base[layer], sweep.weights.blocks[layer]
+    if not block.norm_after:
+        return change @ block.neuron_out.weight[:, units].mT
+    neurons = base["mlp_post"].clone()
+    neurons[..., units] += change
+    return _where_changed(change, block.down(neurons) - base["mlp_out"])
+
+
+def _where_changed(
+    change: Float[Tensor, "fact pos *rest"], written: Float[Tensor, "fact pos d_model"]
+) -> Float[Tensor, "fact pos d_model"]:
+    """``written``, exactly 0 where nothing changed, whatever rounding says."""
+    return written * change.flatten(2).any(-1, keepdim=True)

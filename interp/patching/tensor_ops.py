@@ -8,13 +8,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.model.decoder import has_bf16
+from interp.model.decoder import Activation, activate, has_bf16
 from interp.model.flop_count import add_flops
 
 # oneDNN keeps half a megabyte for every number of rows that a product has had, 1,024 of them in
 # each of two caches. A sweep comes back to fewer. Read when oneDNN is first used.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "160")
+
+_AFTER = {
+    None: ("none", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+    "silu": ("swish", [], ""),
+}
+"""oneDNN's names of what follows a product."""
 
 
 def padded_index(index: np.ndarray) -> np.ndarray:
@@ -51,15 +59,14 @@ class Linear:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight) if packable else None
 
     def __call__(
-        self, x: Float[Tensor, "*cell in"], *, gelu: str | None = None
+        self, x: Float[Tensor, "*cell in"], *, activation: Activation | None = None
     ) -> Float[Tensor, "*cell out"]:
-        """The product; with ``gelu`` (none or tanh, as PyTorch approximates it) its GELU."""
+        """The product; with ``activation`` after it."""
         add_flops(2 * x.numel() * len(self.weight))
         if self.packed is None:
             out = F.linear(x, self.weight, self.bias)
-            return out if gelu is None else F.gelu(out, approximate=gelu)
-        after = ("none", [], "") if gelu is None else ("gelu", [], gelu)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *after)
+            return out if activation is None else activate(out, activation)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *_AFTER[activation])
 
 
 def put(

@@ -26,7 +26,7 @@ def patched_hidden(
     last = len(model.blocks) - 1
     for layer, (block, other) in enumerate(zip(model.blocks, reference.blocks)):
         with torch.no_grad():
-            pattern = patterns(other.attn.qkv(other.ln1(theirs)), ragged)
+            pattern = patterns(other.attn.qkv(other.attention_input(theirs)), ragged)
             if layer < last:
                 theirs = _after(other, theirs, pattern, ragged)
         resid = _after(block, resid, pattern, ragged)
