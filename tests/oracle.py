@@ -30,6 +30,12 @@ HOOKS = {
 }
 
 
+GROUPED = dict(n_grouped=2, gated=True, activation="silu", norm="rms", qk_norm="head", head_width=6)
+"""The shape of Qwen3: grouped keys, SwiGLU, RMSNorm, norms of queries and keys, wide heads."""
+AFTER = dict(n_grouped=2, gated=True, activation="silu", norm="rms", qk_norm="all", norm_after=True)
+"""The shape of OLMo-2: norms after attention and MLP, and of all queries and keys together."""
+
+
 def random_model(suite, *, n_layers=3, n_heads=4, seed=1, **shape):
     """In float64, with weights so large that every cell matters."""
     d_vocab = suite.tokenizer.get_vocab_size()
@@ -39,6 +45,8 @@ def random_model(suite, *, n_layers=3, n_heads=4, seed=1, **shape):
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             weight.data.normal_(std=0.2, generator=generator)
+        elif weight.ndim == 1 and shape.get("norm") == "rms":
+            weight.data.uniform_(0.5, 1.5, generator=generator)
     return model.eval().double()
 
 

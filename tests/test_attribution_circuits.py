@@ -133,7 +133,7 @@ def test_unconnected_edges_change_nothing(wide, few, exact):
 
 def small():
     """One layer of one head, two roles; scores by hand."""
-    graph = Graph(n_layers=1, n_heads=1, parallel=False)
+    graph = Graph(n_layers=1, n_heads=1, n_key_value_heads=1, parallel=False)
     assert graph.readers == ["L0H0.q", "L0H0.k", "L0H0.v", "L0-MLP", "logits"]
     scores = np.full((3, 5, 2), -np.inf)
     scores[:, 4] = [[1.0, 2.0], [0.5, -3.0], [0.1, 0.2]]  # embed, head, MLP to the logits

@@ -8,7 +8,7 @@ from weakref import finalize
 import numpy as np
 import pytest
 import torch
-from oracle import HOOKS, inputs, metrics, random_model
+from oracle import AFTER, GROUPED, HOOKS, inputs, metrics, random_model
 from test_hooks import bridge_around
 from test_interventions import EDGES, N_NEURONS, change
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,10 +58,20 @@ def towards(x, hook, *, share, base, source, positions, part):
     "site", ["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k"]
 )
 def test_attribution_patching_is_the_derivative_of_patching(wide, few, site, direction):
+    check_derivative(wide, few, site, direction, part=2)
+
+
+@pytest.mark.parametrize("shape", [GROUPED, AFTER], ids=["grouped", "after"])
+@pytest.mark.parametrize("site", ["resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v"])
+def test_it_is_where_keys_are_grouped_and_heads_have_norms(suite, few, shape, site):
+    check_derivative(random_model(suite, **shape), few, site, "noising", part=1)
+
+
+def check_derivative(wide, few, site, direction, part):
     # Central differences of exact patching in float64, one 10⁻⁵th of the way: error about 10⁻⁸.
     result = {name: effect(wide, few, name, site=site, direction=direction, method="atp")
               for name in NAMES}  # fmt: skip
-    layer, part, role, i = 0 if site == "embed" else 1, 2, "name_last", 4
+    layer, role, i = 0 if site == "embed" else 1, "name_last", 4
     fact, place = few[i], {"layer": layer, "role": role, "fact": i}
     place |= {"head": part} if SITES[site].part else {}
     base, source = inputs(fact, direction)

@@ -26,7 +26,7 @@ class ByHand:
 
     def __init__(self, parallel):
         self.parallel = parallel
-        self.ln1, self.ln2 = (lambda x: x + 1), (lambda x: 2 * x)
+        self.attention_input, self.mlp_input = (lambda x: x + 1), (lambda x: 2 * x)
         self.out, self.down = (lambda x: 10 * x), (lambda x: 100 * x)
 
     def neurons(self, normed, tap):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle import HOOKS, inputs, metrics, random_model, unpatched
+from oracle import GROUPED, HOOKS, inputs, metrics, random_model, unpatched
 from test_circuits import facts as hand_made
 from test_circuits import late_gate
 from test_hooks import bridge_around
@@ -83,6 +83,15 @@ def held_scales(model, own):
     [(path, "eap") for path in PATHS] + [(f"z-{last}", "relp") for last in LAST],
 )
 def test_an_estimate_is_the_derivative_of_path_patching(wide, few, path, method, direction):
+    check_derivative(wide, few, path, method, direction)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_estimate_through_grouped_keys_is_the_derivative_of_path_patching(suite, few, path):
+    check_derivative(random_model(suite, **GROUPED), few, path, "eap", "noising")
+
+
+def check_derivative(wide, few, path, method, direction):
     """Central differences in float64 of the path changed by hooks, its first stop going 10⁻⁵ of the
     way: their error is about 10⁻⁸; results are in 32 bits, which is 10⁻⁶ of a metric of 10 nats.
     """

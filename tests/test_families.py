@@ -4,7 +4,6 @@ estimates as hooks by hand do them, with grouped keys and norms of queries and k
 
 import json
 from functools import partial
-from functools import cache
 
 import numpy as np
 import pytest
@@ -32,7 +31,9 @@ def saved(folder, family, **changes):
     """A folder as transformers saves it, with weights so large that every detail matters."""
     torch.manual_seed(0)
     own_keys = {} if family == "gpt_neox" else {"num_key_value_heads": 4}
-    config = AutoConfig.for_model(family, **(SMALL | own_keys | {"initializer_range": 0.4} | changes))
+    config = AutoConfig.for_model(
+        family, **(SMALL | own_keys | {"initializer_range": 0.4} | changes)
+    )
     model = AutoModelForCausalLM.from_config(config)
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
@@ -57,9 +58,10 @@ def theirs(folder, dtype):
         if hasattr(norm, "variance_epsilon"):
             norm.forward = partial(_rms_norm, norm.weight, norm.variance_epsilon)
         elif type(norm).__name__ == "OlmoLayerNorm":
-            norm.forward = lambda x: (x - x.mean(-1, keepdim=True)) * (
-                x.var(-1, unbiased=False, keepdim=True) + 1e-5
-            ).rsqrt()
+            norm.forward = lambda x: (
+                (x - x.mean(-1, keepdim=True))
+                * (x.var(-1, unbiased=False, keepdim=True) + 1e-5).rsqrt()
+            )
     return model
 
 
@@ -90,7 +92,10 @@ SHARED = {
     "rope_parameters": ROPE,
     "tie_word_embeddings": st.booleans(),
 }
-HEADS = {"num_attention_heads": st.sampled_from([2, 4]), "num_key_value_heads": st.sampled_from([1, 2])}
+HEADS = {
+    "num_attention_heads": st.sampled_from([2, 4]),
+    "num_key_value_heads": st.sampled_from([1, 2]),
+}
 EPS = {"rms_norm_eps": st.sampled_from([1e-6, 1e-2])}
 WIDTH = {"head_dim": st.sampled_from([4, 8])}
 BIASED = {"attention_bias": st.booleans()}

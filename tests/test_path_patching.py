@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from oracle import HOOKS, inputs, metrics, random_model, unpatched
+from oracle import AFTER, GROUPED, HOOKS, inputs, metrics, random_model, unpatched
 
 from interp.patching import patch
 from interp.patching.path_patching import parse_path
@@ -57,7 +57,9 @@ def along(model, fact, stops, cells, group, direction, *, share=1.0, held=()):
         model.run_with_hooks(base_tokens, fwd_hooks=[hear, *hold])
         if any(before.site in ("k", "v") for before in stops[1:i]):
             at = list(range(len(base_tokens[0])))
-        pasted, active = (name, heard, part, at, stop.site), (layer, kind(stop), part)
+        n = model.cfg.n_grouped if stop.site in ("k", "v") else 1
+        heads = slice(part * n, (part + 1) * n)
+        pasted, active = (name, heard, part, at, stop.site), (layer, kind(stop), heads)
     hooks = [(name, partial(paste, pasted=pasted)), *held]
     return model.run_with_hooks(base_tokens, fwd_hooks=hooks)
 
@@ -133,7 +135,22 @@ def in_order(stops, cells, parallel):
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_is_what_freezing_everything_off_it_gives(nets, few, path, direction):
-    net = nets[direction]
+    check_path(nets[direction], few, path, direction)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_through_grouped_keys_is_what_freezing_everything_off_it_gives(suite, few, path):
+    check_path(random_model(suite, **GROUPED), few, path, "denoising")
+
+
+# Where heads share a norm, a hook on one head's query moves those of all; a path's does not.
+@pytest.mark.parametrize("path", [x for x in PATHS if not {"q", "k"} & {*x.split("-")}])
+def test_a_path_before_norms_is_what_freezing_everything_off_it_gives(suite, few, path):
+    check_path(random_model(suite, **AFTER), few, path, "noising")
+
+
+def check_path(net, few, path, direction):
+    n_keys = net.cfg.n_key_value_heads
     stops, rng = parse_path(path), np.random.default_rng(0)
     result = patch(net, few, site=path, direction=direction)
     worst, n_compared = 0.0, 0
@@ -141,7 +158,7 @@ def test_a_path_is_what_freezing_everything_off_it_gives(nets, few, path, direct
         cells, order = [], rng.integers(net.cfg.n_layers, size=len(stops))
         order = np.sort(order) if rng.random() < 0.8 else order
         for stop, layer in zip(stops, order):
-            n_parts = {"z": 4, "q": 4, "k": 4, "v": 4, "mlp_post": 2}.get(stop.site, 1)
+            n_parts = {"z": 4, "q": 4, "k": n_keys, "v": n_keys, "mlp_post": 2}.get(stop.site, 1)
             layer = 0 if stop.site in ("embed", "logits") else int(layer)
             cells.append((layer, int(rng.integers(n_parts))))
         i, group = int(rng.integers(len(few))), str(rng.choice(result.role))

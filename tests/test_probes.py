@@ -97,7 +97,7 @@ def test_a_head_reads_what_it_would_write_if_it_looked_there_alone(wide, suite):
     at = max(p for p, role in enumerate(fact.roles) if role == "name_last")
     block = wide.blocks[1]
     normed = block.ln1(cache["blocks.0.hook_resid_mid"][0, at])
-    _, _, values = split_qkv(block.attn.qkv(normed), wide.cfg.n_heads)
+    _, _, values = split_qkv(block.attn.qkv(normed), wide.cfg.n_heads, wide.cfg.n_heads)
     written = block.attn.out.weight[:, 8:12] @ values[2]
     scale = cache["blocks.2.hook_resid_post"][0, -1].var(unbiased=False).add(1e-5).sqrt()
     logits = wide.unembed.weight @ ((written - written.mean()) / scale * wide.ln_final.weight)

@@ -28,7 +28,7 @@ def test_what_heads_and_neurons_write_adds_up_to_what_the_model_makes(given, fac
     weights = Weights(given)
     for layer in range(3):
         at = f"blocks.{layer}."
-        read = weights.attention_norm(layer, cache[at + "hook_resid_pre"])
+        read = weights.attention_input(layer, cache[at + "hook_resid_pre"])
         v = torch.einsum("bpm,hdm->bphd", read, weights.head_inputs(layer, "v"))
         v = v + weights.head_input_biases(layer, "v")
         torch.testing.assert_close(v, cache[at + "attn.hook_v"])

@@ -22,7 +22,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.attribution.component_outputs import component_outputs
-from interp.attribution.parts import Scales, head_vectors, part_names, parts_of, scales_of
+from interp.attribution.parts import (
+    BIAS_PART,
+    EVERY,
+    Scales,
+    head_vectors,
+    part_names,
+    parts_of,
+    scales_of,
+)
 from interp.data.facts import PROMPT_ROLES, FactSet
 from interp.localization.inputs import check_inputs
 from interp.model.decoder import HookedDecoder
@@ -102,14 +110,15 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         n, change, resid = len(clean), corrupted - clean, clean.sum(0)
         scale, other_scale = (scales_of(weights, layer, x.sum(0)) for x in (clean, corrupted))
         for i, given in enumerate(((clean, scale), (corrupted, other_scale))):
-            query, key = (read(side, *given, biases=True) for side in SIDES)
+            query, key = (read(side, *given, biases=BIAS_PART) for side in SIDES)
             terms[i, layer, :, :, :n, :n] = _products(query, key)
             score[i, layer] = terms[i, layer, :, :, :n, :n].sum((2, 3))
         scale_of_changed = scales_of(weights, layer, resid + change)
-        query, key = (read(side, clean, scale, biases=True).sum(0, keepdim=True) for side in SIDES)
+        query, key = (read(side, resid[None], scale, biases=EVERY) for side in SIDES)
         for i, side in enumerate(SIDES):
             held = read(side, change, scale)
-            moved = read(side, resid + change, scale_of_changed) - read(side, resid[None], scale)
+            own = query if side == "query" else key
+            moved = read(side, resid + change, scale_of_changed, biases=EVERY) - own
             for found, vectors in ((estimated, held), (patched, moved)):
                 pair = (vectors, key) if side == "query" else (query, vectors)
                 found[i, layer, :, :, :n] = _products(*pair).flatten(2, 3)
@@ -134,7 +143,7 @@ def _read(
     parts: Float[Tensor, "part fact pos d_model"],
     scale: Scales,
     *,
-    biases: bool = False,
+    biases: int | slice | None = None,
 ) -> HeadVectors:
     """Queries at destinations, or contrasts of keys, as each part makes them."""
     return select[side](head_vectors(weights, layer, SIDES[side], parts, scale, biases=biases))

@@ -38,6 +38,7 @@ from interp.model.weights import Weights, widened
 from interp.patching import patch_sites
 from interp.patching.activations import Prompts, prompts
 from interp.patching.edge_estimates import input_gradients, midpoints
+from interp.patching.intervention import check_estimate
 
 EdgeMethod = Literal["exact", "eap", "relp", "eap-ig"]
 FACTS_AT_ONCE = 32
@@ -127,6 +128,8 @@ def edge_effects(
     argument("method", method, EdgeMethod), argument("direction", direction, Direction)
     check_token_roles(facts)
     graph = graph_of(model.cfg)
+    for path in _paths(graph):
+        check_estimate(model.cfg, path, method)
     roles = [i for i in range(len(facts.role_names)) if bool((facts.roles == i).any())]
     if method == "exact":
         effect, ends = _exact(model, facts, graph, direction)

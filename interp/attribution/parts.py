@@ -13,7 +13,7 @@ from interp.model.weights import HeadInput, Weights, norm_weights
 
 BIAS = "bias"
 """The part that no token decides: biases of norms, queries, keys, values and attention outputs."""
-_BIAS = 1
+BIAS_PART, EVERY = 1, slice(None)
 
 
 def part_names(n_layers: int, n_heads: int) -> list[str]:
@@ -75,18 +75,21 @@ def head_vectors(
     parts: Float[Tensor, "part fact pos d_model"],
     scales: Scales,
     *,
-    biases: bool = False,
+    biases: int | slice | None = None,
 ) -> Float[Tensor, "part fact pos head d_head"]:
-    """The queries, keys (both after their norm and rotated) or values that each part makes; with
-    ``biases``, the second of ``part_names`` has those of the norm and of the head.
+    """The queries, keys (both after their norm and rotated) or values that each part makes.
+
+    Args:
+        biases: which of ``parts`` get those of the norm and of the head: ``BIAS_PART``, or
+            ``EVERY`` one, if each is a whole residual stream.
     """
     norm, matrix = weights.attention_norm(layer), weights.head_inputs(layer, kind)
     factors, bias = (1, torch.zeros_like(parts[0, 0, 0])) if norm is None else norm_weights(norm)
     centred = parts if norm is None else norm.centred(parts)
     normed = centred * scales.of_stream * factors
     heads = einsum(normed, matrix, "part fact pos m, h d m -> part fact pos h d")
-    if biases:
-        heads[_BIAS] += matrix @ bias + weights.head_input_biases(layer, kind)
+    if biases is not None:
+        heads[biases] += matrix @ bias + weights.head_input_biases(layer, kind)
     if kind in scales.of_heads:
         attention = weights.model.blocks[layer].attn
         weight, _ = norm_weights(attention.q_norm if kind == "q" else attention.k_norm)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.attribution.component_outputs import component_outputs
 from interp.attribution.edges import check_token_roles
-from interp.attribution.parts import head_vectors, part_names, parts_of, scales_of
+from interp.attribution.parts import BIAS_PART, head_vectors, part_names, parts_of, scales_of
 from interp.data.facts import FactSet, role_masks
 from interp.localization.inputs import check_inputs
 from interp.localization.logit_attribution import answer_directions
@@ -63,7 +63,7 @@ def _of_batch(model: HookedDecoder, facts: FactSet) -> xr.Dataset:
         attention[layer] = by_role.masked_fill(lacks, torch.nan)
         parts = parts_of(weights, written, layer)
         scales = scales_of(weights, layer, parts.sum(0))
-        values = head_vectors(weights, layer, "v", parts, scales, biases=True)
+        values = head_vectors(weights, layer, "v", parts, scales, biases=BIAS_PART)
         read = einsum(weights.head_outputs(layer), towards, "h m d, f m -> f h d")
         read = read * factor[:, None]
         found = einsum(values, read, pattern, "w f j h d, f h d, f h j -> w f h j")

@@ -198,7 +198,9 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
 
     ask(0, weights.final_norm(points), weights.unembedding()[candidates])
     for layer in range(cfg.n_layers):
-        read_by = weights.attention_input(layer, points[: 2 * layer + 1])  # all that comes before it
+        read_by = weights.attention_input(
+            layer, points[: 2 * layer + 1]
+        )  # all that comes before it
         n_grouped, inputs = cfg.n_grouped, weights.head_inputs(layer, "v")
         biases = weights.head_input_biases(layer, "v")
         for head, out in enumerate(weights.head_outputs(layer)):

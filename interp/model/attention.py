@@ -52,9 +52,7 @@ def rotation(pos: Int[Tensor, "*pos"], cfg: RotaryShape) -> Rotation:
     frequency, factor = _frequencies(cfg.n_rotary, cfg.rotary_base, cfg.rotary_scaling)
     angle = rearrange(pos, "... -> ... 1 1") * frequency.to(pos.device)
     sin = angle.sin() * factor
-    return Rotation(
-        torch.stack((angle.cos() * factor,) * 2, -2), torch.stack((-sin, sin), -2)
-    )
+    return Rotation(torch.stack((angle.cos() * factor,) * 2, -2), torch.stack((-sin, sin), -2))
 
 
 @lru_cache(maxsize=64)

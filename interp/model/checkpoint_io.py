@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from interp.files import read_json, write_bytes, write_json
-from interp.model.checkpoint_folder import check_files
 from interp.model.attention import apart, fused
+from interp.model.checkpoint_folder import check_files
 from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.families import FAMILIES
 from interp.model.gpt_neox import GPT_NEOX, neox_config

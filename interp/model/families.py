@@ -5,4 +5,6 @@ from interp.model.gpt_neox import GPT_NEOX
 from interp.model.hf_config import Family
 from interp.model.llama import LLAMA_LIKE
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMA_LIKE)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMA_LIKE)
+}

@@ -57,7 +57,9 @@ def _share(n_rotary: int, d_head: int) -> float:
 
 
 def _shape(values: dict, given: dict, path: Path) -> dict:
-    eps, act, n_ctx = (values[x] for x in ("layer_norm_eps", "hidden_act", "max_position_embeddings"))
+    eps, act, n_ctx = (
+        values[x] for x in ("layer_norm_eps", "hidden_act", "max_position_embeddings")
+    )
     theta, share, scaling = rotary_of(given, n_ctx, path, _BESIDE, default_share=0.25)
     for key, used in zip(BESIDE, (theta, share)):
         if given.get(key, used) != used:

@@ -12,7 +12,10 @@ from interp.model.hf_config import INSTEAD, Family, check_key, number, whole
 from interp.model.rotary_config import BESIDE, ROTARY_KEYS, rotary_of
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-_ATTENTION_BIASES, _MLP_BIASES = ("attn.qkv.bias", "attn.out.bias"), ("mlp.up.bias", "mlp.gate.bias")
+_ATTENTION_BIASES, _MLP_BIASES = (
+    ("attn.qkv.bias", "attn.out.bias"),
+    ("mlp.up.bias", "mlp.gate.bias"),
+)
 _NORMS = tuple(f"{norm}.{x}" for norm in ("ln1", "ln2", "ln_final") for x in ("weight", "bias"))
 _SIZES: dict[str, int | None] = {
     "vocab_size": 32_000,
@@ -123,7 +126,10 @@ def _longest(values: dict, given: dict, path: Path) -> int:
     fine = window is None or whole(window)
     check_key(path, "sliding_window", window, fine, "null, or a whole number from 1 on")
     types = given.get("layer_types") or []
-    known = isinstance(types, list) and {*map(str, types)} <= {"full_attention", "sliding_attention"}
+    known = isinstance(types, list) and {*map(str, types)} <= {
+        "full_attention",
+        "sliding_attention",
+    }
     wanted = "full_attention and sliding_attention"
     check_key(path, "layer_types", types, known, wanted, INSTEAD)
     if "sliding_attention" in types and window is None:

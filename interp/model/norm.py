@@ -1,6 +1,6 @@
 """LayerNorm and RMSNorm, with TransformerLens's hook points.
 
-    LayerNorm: (x − mean) ÷ √(variance + ε) · weight + bias,  RMSNorm: x ÷ √(mean of x² + ε) · weight
+LayerNorm: (x − mean) ÷ √(variance + ε) · weight + bias,  RMSNorm: x ÷ √(mean of x² + ε) · weight
 """
 
 from typing import Literal

@@ -64,8 +64,8 @@ def rotary_of(
         wanted = "true or false" if key == "truncate" else "a number above 0"
         check_key(path, f"{key} of {place}", value, fine, wanted)
     if kind in ("default", "dynamic"):
-        return theta, share, ()
+        return float(theta), float(share), ()
     scaling = {key: inside[key] for key in (*_SCALINGS[kind], *optional) if key in inside}
     if kind in ("llama3", "yarn"):
         scaling.setdefault("original_max_position_embeddings", n_ctx)
-    return theta, share, tuple(sorted((scaling | {"rope_type": kind}).items()))
+    return float(theta), float(share), tuple(sorted((scaling | {"rope_type": kind}).items()))

@@ -62,7 +62,9 @@ class Weights:
     ) -> Float[Tensor, "head_or_group d_head"]:
         return widened(self._qkv(layer, "bias")[_KINDS.index(kind)])
 
-    def by_head(self, x: Shaped[Tensor, "*lead group d_head"]) -> Shaped[Tensor, "*lead head d_head"]:
+    def by_head(
+        self, x: Shaped[Tensor, "*lead group d_head"]
+    ) -> Shaped[Tensor, "*lead head d_head"]:
         """Keys or values for every head, given those of groups; for every head stays as it is."""
         return x.repeat_interleave(self.model.cfg.n_heads // x.shape[-2], -2)
 

@@ -291,7 +291,11 @@ def through_norm(
 
 
 def _by_input(
-    through: Float[Tensor, "*batch width"], norm: Norm, x: Float[Tensor, "*cell width"], *, held: bool
+    through: Float[Tensor, "*batch width"],
+    norm: Norm,
+    x: Float[Tensor, "*cell width"],
+    *,
+    held: bool,
 ) -> Float[Tensor, "*batch width"]:
     """The gradient by a norm's input, from that by its output before the weight, ``through``, which
     is written over; its mean has been taken off where the norm does so.

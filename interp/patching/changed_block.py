@@ -109,9 +109,7 @@ def _mlp_out(
     return out
 
 
-def _attn_out(
-    sweep: Sweep, site: Site, layer: int, at: Changes
-) -> Float[Tensor, "change d_model"]:
+def _attn_out(sweep: Sweep, site: Site, layer: int, at: Changes) -> Float[Tensor, "change d_model"]:
     """What attention writes."""
     base, name = sweep.base[layer], site.activation
     source, block = sweep.source[layer], sweep.weights.blocks[layer]

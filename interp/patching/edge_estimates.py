@@ -257,4 +257,6 @@ class _FactEffects:
         outputs = weights.neuron_outputs(layer).unflatten(0, (-1, self.n_neurons))
         axes = "fact pos part d, part d m -> fact pos part m"
         written = einsum(x.unflatten(-1, outputs.shape[:2]), outputs, axes)
-        return written * weights.mlp_output_factor(layer, run[layer][stop.site][self.facts])[..., None]
+        return (
+            written * weights.mlp_output_factor(layer, run[layer][stop.site][self.facts])[..., None]
+        )

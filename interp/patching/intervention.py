@@ -210,8 +210,7 @@ def _check_fit(cfg: Shape, sites: Sequence[str], how: Intervention) -> None:
         if how.sources and site not in (edges := names_of(at="edge")):
             raise ValueError(f"sources go with {', '.join(edges)}, not with {site!r}; use groups")
         _check_method(site, how.method)
-        if how.method != "exact" and getattr(cfg, "qk_norm", "none") != "none":
-            _check_head_norms(site, how.method, cfg)
+        check_estimate(cfg, site, how.method)
         if is_path(site):
             _check_path(cfg, site, how)
         elif how.replacement in SITES[site].not_replaced_by:
@@ -235,19 +234,26 @@ def _check_method(site: str, method: Method) -> None:
         raise ValueError(f"{method} estimates paths of two stops; use method exact for {site!r}")
 
 
-def _check_head_norms(site: str, method: Method, cfg: Shape) -> None:
-    """Raises a ValueError where ``method`` can't follow a change through a norm of queries and
-    keys.
+def check_estimate(cfg: Shape, site: str, method: Method) -> None:
+    """Raises a ValueError where ``method`` can't follow a change of ``site`` through this model's
+    gates, or its norms of queries and keys.
     """
-    if method == "atp-star" and site in ("q", "k"):
+    if method == "relp" and getattr(cfg, "gated", False):
+        raise ValueError(
+            "relp has no rule here for neurons that are multiplied by a gate, as this model's are; "
+            "use another method"
+        )
+    norm = getattr(cfg, "qk_norm", "none")
+    if method == "atp-star" and site in ("q", "k") and norm != "none":
         raise ValueError(
             f"atp-star goes from {site} to the scores by a linear map, and this model has a norm "
             f"between; use rot_{site}, or another method"
         )
-    if cfg.qk_norm == "all" and is_path(site) and parse_path(site)[-1].site in ("q", "k"):
+    last = parse_path(site)[-1].site if is_path(site) else ""
+    if method != "exact" and norm == "all" and last in ("q", "k"):
         raise ValueError(
-            f"{method} can't tell the {parse_path(site)[-1].site} of single heads apart in this "
-            "model, whose heads share a norm; use method exact"
+            f"{method} can't tell the {last} of single heads apart in this model, whose heads share "
+            "a norm; use method exact"
         )
 
 

@@ -22,7 +22,10 @@ class PackedBlock:
         attention, mlp = block.attn, block.mlp
         self.block, self.parallel, self.norm_after = block, block.parallel, block.norm_after
         self.normed_together = attention.qk_norm == "all"
-        self.n_heads, self.d_head = attention.n_heads, attention.out.in_features // attention.n_heads
+        self.n_heads, self.d_head = (
+            attention.n_heads,
+            attention.out.in_features // attention.n_heads,
+        )
         self.counts = {"q": self.n_heads} | dict.fromkeys("kv", attention.n_key_value_heads)
         weights, biases = (
             [part.flatten(0, 1) for part in split_qkv_weight(x, self.n_heads, self.counts["k"])]
@@ -99,7 +102,9 @@ class PackedBlock:
         residual stream that the MLP reads.
         """
         activated = activate(pre, self.block.mlp.activation)
-        return activated if self.gate is None else activated * self.up(self.mlp_input(mid))[..., units]
+        return (
+            activated if self.gate is None else activated * self.up(self.mlp_input(mid))[..., units]
+        )
 
     def mlp(self, mid: Float[Tensor, "*cell d_model"]) -> Float[Tensor, "*cell d_model"]:
         """``mlp_out`` from the residual stream that the MLP reads."""

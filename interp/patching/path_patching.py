@@ -23,7 +23,7 @@ from interp.model.decoder import DecoderConfig
 from interp.patching.activations import ActivationCache
 from interp.patching.changed_block import Sweep
 from interp.patching.grid import PatchGrid, Shape
-from interp.patching.packed_weights import PackedModel, all_scores
+from interp.patching.packed_weights import all_scores
 from interp.patching.sites import SITES, names_of
 
 LOGITS = "logits"
