@@ -70,7 +70,7 @@ def test_the_embedding_patched_is_the_corrupted_query_in_the_first_layer(wide, f
         clean, corrupted = (wide.run_with_cache(x)[1] for x in (few.clean, few.corrupted))
     q, other_q = (run["blocks.0.attn.hook_rot_q"] for run in (clean, corrupted))
     k = clean["blocks.0.attn.hook_rot_k"].repeat_interleave(2, 2)
-    for c, fact in ((1, 0), (2, 3)):
+    for c, fact in ((0, 0), (1, 3)):
         moved = (other_q - q)[fact, dest[c, fact]]
         expected = (
             torch.einsum("hd,shd,s->h", moved, k[fact], weights[c, fact]) * q.shape[-1] ** -0.5
@@ -122,6 +122,6 @@ def test_neurons_add_up_to_what_their_mlp_writes(wide, few):
 
 
 def test_localization_by_cause_and_attention_run(wide, few, suite):
-    found = needs(wide, suite.facts(24, seed=3))
+    found = needs(wide, suite.facts(96, seed=3))
     assert np.isfinite(found.effect).all() and "L1H3" in found.component.values
     assert np.nanmax(attention(wide, few).value_weighted) <= 1 + 1e-6

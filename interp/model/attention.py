@@ -1,6 +1,6 @@
 """Causal softmax attention with rotary positions, and where heads lie in a ``HookedDecoder``'s
-weights: a fused row holds for each group of heads its queries, its key and its value (with a key for
-every head: head, q k v, d_head), and z (head, d_head).
+weights: a fused row holds for each group of heads that shares a key its queries, its key and its
+value (where none is shared: head, q k v, d_head), and z (head, d_head).
 
     pattern = softmax(rot(q) · rot(k) / √d_head),  z = pattern · v
 """
@@ -22,8 +22,8 @@ _LONG = 24
 
 
 Scaling = tuple[tuple[str, object], ...]
-"""Keys and values of a config's ``rope_parameters`` other than the base and the rotated share; empty
-where frequencies are not scaled.
+"""Keys and values of a config's ``rope_parameters`` but for base and rotated share; empty where
+frequencies are not scaled.
 """
 
 

@@ -1,5 +1,6 @@
-"""A small decoder with TransformerLens hooks. Runs are trained and saved as GPT-NeoX; checkpoints of
-other families have the same blocks with other norms, heads and non-linearities (``DecoderConfig``).
+"""A decoder with TransformerLens hooks. Runs are trained and saved as GPT-NeoX; checkpoints of
+other families have the same blocks with other norms, heads and non-linearities (see
+``DecoderConfig``).
 
 Its blocks hold weights and hook points; what is computed with them is written in ``block``. One
 implementation, three uses: training runs it silently on the real tokens of a batch (``hidden``),

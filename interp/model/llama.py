@@ -78,8 +78,8 @@ def _shape(kind: _Kind, values: dict, given: dict, path: Path) -> dict:
     n_groups, width = values["num_key_value_heads"] or n_heads, values.get("head_dim")
     if n_heads % n_groups:
         raise ValueError(
-            f"{path}: num_key_value_heads {n_groups} does not divide num_attention_heads {n_heads}; "
-            "correct them"
+            f"{path}: num_key_value_heads {n_groups} does not divide num_attention_heads "
+            f"{n_heads}; correct them"
         )
     if width is None and d_model % n_heads:
         raise ValueError(

@@ -1,5 +1,5 @@
-"""Rotary positions in a config.json: base, rotated share of a head, and scaling, in each of the ways
-that transformers reads.
+"""Rotary positions in a config.json: base, rotated share of a head, and scaling, in each of the
+ways that transformers reads.
 """
 
 from pathlib import Path

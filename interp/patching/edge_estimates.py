@@ -11,7 +11,8 @@ estimated by (w′ − w) · ∂m/∂x, summed over the positions that are chang
   ``N_POINTS`` midpoints between the two runs' embeddings.
 
 ∂m/∂x is through the second stop alone: the gradient by its query, key or value, or by what its MLP
-writes, taken back through its weights and the norm before them. A large estimate is no evidence of an effect.
+writes, taken back through its weights and the norm before them. A large estimate is no evidence of
+an effect.
 """
 
 from collections.abc import Collection, Sequence
@@ -255,8 +256,6 @@ class _FactEffects:
         if stop.part != "neuron":
             return x[:, :, None]
         outputs = weights.neuron_outputs(layer).unflatten(0, (-1, self.n_neurons))
+        x = x * weights.mlp_output_factor(layer, run[layer][stop.site][self.facts])
         axes = "fact pos part d, part d m -> fact pos part m"
-        written = einsum(x.unflatten(-1, outputs.shape[:2]), outputs, axes)
-        return (
-            written * weights.mlp_output_factor(layer, run[layer][stop.site][self.facts])[..., None]
-        )
+        return einsum(x.unflatten(-1, outputs.shape[:2]), outputs, axes)

@@ -51,7 +51,8 @@ def gradients(
     Args:
         also: further activations to keep.
         embed: embeddings to run on, in place of those of the prompts.
-        relp: scales of norms and f(x) ÷ x of the non-linearity f are held (see ``attribution_patching``).
+        relp: scales of norms and f(x) ÷ x of the non-linearity f are held (see
+            ``attribution_patching``).
     """
     if embed is None:
         embed = model.embed(given.tokens[fact]).detach()

@@ -252,8 +252,8 @@ def check_estimate(cfg: Shape, site: str, method: Method) -> None:
     last = parse_path(site)[-1].site if is_path(site) else ""
     if method != "exact" and norm == "all" and last in ("q", "k"):
         raise ValueError(
-            f"{method} can't tell the {last} of single heads apart in this model, whose heads share "
-            "a norm; use method exact"
+            f"{method} can't tell the {last} of single heads apart in this model, whose heads "
+            "share a norm; use method exact"
         )
 
 
