@@ -26,7 +26,7 @@ from interp.localization.component_ablation import needs
 from interp.localization.formation import borderline_components, find, leaders, named_components
 from interp.localization.logit_attribution import copying, direct_attribution
 from interp.localization.neurons import written
-from interp.localization.probes import probe, read_off
+from interp.localization.probes import last_of_roles, probe, read_off, stream
 from interp.results import localize as localized
 
 
@@ -312,21 +312,27 @@ ASKED = {
     "copying": copying,
     "written": lambda model, facts: written(model, facts, layer=0),
 }
-SEQUENTIAL = ("needs", "read_off", "probe", "checkpoint_answers")
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_parallel_blocks_are_refused_where_a_question_needs_sequential_ones(suite, facts, name):
-    parallel = random_model(suite, parallel=True)
-    if name in SEQUENTIAL:
-        with pytest.raises(ValueError, match="the model has parallel blocks, whose MLP does not"):
-            ASKED[name](parallel, facts)
-        return
+def test_parallel_blocks_can_be_asked_every_question(suite, name):
+    parallel, facts = random_model(suite, parallel=True).float(), suite.facts(96, seed=3)
     answer = ASKED[name](parallel, facts)
     if name == "direct_attribution":
         parts = answer.embed + answer["head"].sum(("layer", "head")) + answer.constant
         parts = parts + (answer.attn_bias + answer.mlp).sum("layer")
         np.testing.assert_allclose(parts, answer.logit_diff, atol=1e-3)
+
+
+def test_the_middle_of_a_parallel_block_is_all_but_what_its_mlp_adds(suite, facts):
+    model = random_model(suite, parallel=True)
+    whole, at = stream(model, facts), last_of_roles(facts)[-1]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(facts.clean)
+    for layer in range(3):
+        added = cache[f"blocks.{layer}.hook_mlp_out"][torch.arange(len(facts)), at]
+        np.testing.assert_allclose(whole[layer, 2, -1] - whole[layer, 1, -1], added, atol=1e-12)
+        assert np.abs(whole[layer, 1, -1] - whole[layer, 0, -1]).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -418,7 +424,7 @@ def test_what_cannot_be_asked_is_refused(changes, message):
         LocalizationConfig("x", **changes)
 
 
-def test_a_run_with_parallel_blocks_is_refused_and_one_without_metrics_is_not(
+def test_a_run_whose_record_says_parallel_is_refused_and_one_without_metrics_is_not(
     copy, tmp_path, asked
 ):
     run_folder = shutil.copytree(copy, tmp_path / "run")
@@ -429,7 +435,7 @@ def test_a_run_with_parallel_blocks_is_refused_and_one_without_metrics_is_not(
     record = json.loads(record.replace('"parallel": false', '"parallel": true'))
     del record["digests"]  # of the configuration as it was
     (run_folder / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="has parallel blocks"):
+    with pytest.raises(ValueError, match="has parallel False, run.json says True"):
         run(replace(asked, ckpt=str(run_folder)))
 
 

@@ -50,7 +50,7 @@ def needs(
         cut together), ``role`` (the mechanism), ``place`` (where it is cut), ``kind`` (head, mlp,
         layer, all).
     """
-    check_inputs(model, facts, sequential=True, names=True, twins=True)
+    check_inputs(model, facts, names=True, twins=True)
     options = {"direction": "noising", "whole_value": whole_value, "control": True}
     every = {"window": 2 * model.cfg.n_layers, "layers": (0,)}
     cuts = {"head_knockout": "head", "knockout": "layer"}

@@ -1,4 +1,4 @@
-"""Checks what localization needs: a plain sequential model, and facts with the names, twins and
+"""Checks what localization needs: a plain model, and facts with the names, twins and
 values that each question uses.
 """
 
@@ -14,7 +14,6 @@ def check_inputs(
     model: HookedDecoder,
     facts: FactSet,
     *,
-    sequential: bool = False,
     names: bool = False,
     twins: bool = False,
     values: bool = False,
@@ -22,7 +21,6 @@ def check_inputs(
     """Raises a ValueError unless the model is plain and can read the facts.
 
     Args:
-        sequential: its MLPs must read what the attention of their layer wrote.
         names: the facts must have the roles ``interp.data.facts.PROMPT_ROLES``, names among them.
         twins: they must have another answer each, that of the corrupted prompt.
         values: of each attribute two or more first tokens of values must be there to choose from.
@@ -30,11 +28,6 @@ def check_inputs(
     check_plain(model)
     if not isinstance(facts, FactSet):
         raise ValueError(f"facts is {shortened(facts)}; give a FactSet, such as suite.facts()")
-    if sequential and model.cfg.parallel:
-        raise ValueError(
-            "the model has parallel blocks, whose MLP does not read what its attention wrote; this "
-            "question needs sequential ones"
-        )
     if not len(facts):
         raise ValueError("there are no facts; give one or more")
     check_vocabulary(facts, model.vocabulary, "the model")

@@ -22,6 +22,9 @@ from interp.model.model_check import check_plain
 from interp.model.weights import Weights, widened
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""In parallel blocks, where the MLP does not read what attention wrote, ``resid_mid`` is the stream
+before the block plus what attention wrote: all but what the MLP adds.
+"""
 PLACES = ("name_first", "name_middle", "name_last", "final")
 RIDGE = 1.0
 """Penalty of a probe, on features of variance 1."""
@@ -45,7 +48,7 @@ def probe(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Dataset:
         ValueError: a person twice in an attribute.
     """
     check_plain(model)
-    check_inputs(model, facts, sequential=True, names=True, values=True)
+    check_inputs(model, facts, names=True, values=True)
     texts = facts.texts
     if texts.duplicated(["person", "attribute"]).any() and (texts.person >= 0).all():
         raise ValueError(
@@ -81,9 +84,10 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
     prompt has none.
     """
     check_plain(model)
-    check_inputs(model, facts, sequential=True, names=True)
+    check_inputs(model, facts, names=True)
     device, pieces = model.embed.weight.device, []
-    names = [f"blocks.{i}.hook_{x}" for i in range(model.cfg.n_layers) for x in STREAM]
+    sites = ("resid_pre", "attn_out", "resid_post") if model.cfg.parallel else STREAM
+    names = [f"blocks.{i}.hook_{x}" for i in range(model.cfg.n_layers) for x in sites]
     for part in facts.batches(FACTS_AT_ONCE):
         _, cache = model.run_with_cache(part.clean.to(device), names_filter=names)
         at = last_of_roles(part).to(device)
@@ -95,6 +99,8 @@ def stream(model: HookedDecoder, facts: FactSet) -> Float[np.ndarray, "layer sit
         "(layer site) role fact d -> layer site role fact d",
         site=len(STREAM),
     )
+    if model.cfg.parallel:
+        whole[:, 1] += whole[:, 0]
     return whole.numpy()
 
 
@@ -172,7 +178,7 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
         values, nats; and how many values get as much or more, 1 = none but itself.
     """
     check_plain(model)
-    check_inputs(model, facts, sequential=True, names=True, values=True)
+    check_inputs(model, facts, names=True, values=True)
     cfg, weights, device = model.cfg, Weights(model), model.embed.weight.device
     points = torch.from_numpy(_without_repeats(stream(model, facts))).to(device)
     read = final_directions(model, facts)

@@ -60,11 +60,6 @@ def localize(
         KeyboardInterrupt: it was stopped; the message says what is kept and how to go on.
     """
     argument("suite", suite, Suite)
-    if suite.config.parallel:
-        raise ValueError(
-            f"{suite.path} has parallel blocks, whose MLP does not read what its attention wrote; "
-            "localization needs sequential ones"
-        )
     seed = argument("seed", seed, int, least=0, most=LARGEST_SEED)
     given = argument("steps", steps, tuple[int, ...] | None)
     steps = suite.steps if given is None else sorted(set(given))
