@@ -312,6 +312,7 @@ ASKED = {
     "copying": copying,
     "written": lambda model, facts: written(model, facts, layer=0),
 }
+ABOUT_NAMES = ("needs", "read_off", "probe", "checkpoint_answers")
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -357,7 +358,7 @@ def test_facts_that_a_question_cannot_use_are_refused(model, facts, name):
     }
     needs_them = {
         "have no corrupted twins": ("needs", "checkpoint_answers", "direct_attribution", "written"),
-        "have the roles bos, cue, final": (*SEQUENTIAL, "attention"),
+        "have the roles bos, cue, final": (*ABOUT_NAMES, "attention"),
         "of the facts are on '.*' and have one value": ("read_off", "probe"),
     }
     for message, given in refused.items():
@@ -435,7 +436,7 @@ def test_a_run_whose_record_says_parallel_is_refused_and_one_without_metrics_is_
     record = json.loads(record.replace('"parallel": false', '"parallel": true'))
     del record["digests"]  # of the configuration as it was
     (run_folder / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="has parallel False, run.json says True"):
+    with pytest.raises(ValueError, match=r"has parallel False, run\.json says True"):
         run(replace(asked, ckpt=str(run_folder)))
 
 
