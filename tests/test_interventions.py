@@ -98,7 +98,8 @@ def cells_of(site, model, result):
     """All cells of ``site``, as (site, layer, part, group, source)."""
     roles = result[("dest" if site in EDGES else "role")].values.tolist()
     n_parts = model.cfg.n_heads if site in HEAD_SITES else 1
-    n_parts = model.cfg.n_key_value_heads if site in ("k", "v", "rot_k") else n_parts
+    if site in ("k", "v", "rot_k"):
+        n_parts = model.cfg.n_key_value_heads or n_parts
     n_parts = model.cfg.d_mlp // N_NEURONS if site in NEURON_SITES else n_parts
     n_layers = 1 if site == "embed" else model.cfg.n_layers
     sources = roles if site in EDGES else roles[:1]

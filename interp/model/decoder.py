@@ -115,6 +115,14 @@ class DecoderConfig:
     def n_key_value_heads(self) -> int:
         return self.n_heads // self.n_grouped
 
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Numbers per token in the queries of all heads (and in z), in keys and values, and in what
+        the MLP computes before its output.
+        """
+        of_keys = 2 * self.n_key_value_heads * self.d_head
+        return self.n_heads * self.d_head, of_keys, self.d_mlp * (2 if self.gated else 1)
+
 
 class HookedDecoder(HookedRootModule):
     """Decoder-only transformer whose activations are TransformerLens hook points."""

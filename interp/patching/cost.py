@@ -183,8 +183,10 @@ class _Costs:
         self.n_prompt = facts.lengths.numpy()
         self.n_value = (facts.answers != NO_TOKEN).sum(1).numpy()
         self.n_total, self.n_pos = self.n_prompt + self.n_value - 1, grid.positions.shape[2]
-        self.block = 2 * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
-        self.attention = 4 * cfg.d_model * self.n_pos
+        of_heads, of_keys, of_mlp = cfg.widths
+        self.keys = 2 * cfg.d_model * of_keys
+        self.block = self.keys + 2 * cfg.d_model * (2 * of_heads + of_mlp + cfg.d_mlp)
+        self.attention = 4 * of_heads * self.n_pos
         self.unembed = 2 * cfg.d_model * cfg.d_vocab
         self.whole_forward = self.n_total * (cfg.n_layers * self.block + self.unembed)
 
@@ -210,7 +212,7 @@ class _Costs:
         in_block = self.block + self.attention
         flops = tokens * max(0, cfg.n_layers - 1 - entry) * in_block + read * self.unembed
         if entry < cfg.n_layers:
-            flops += tokens * 4 * cfg.d_model**2 + read * in_block
+            flops += tokens * self.keys + read * in_block
         inside = at.sum() * self.block if not of.before_block else 0
         return len(items), float(flops.sum() + inside)
 
@@ -237,7 +239,13 @@ class _Costs:
         """
         cfg, n_metrics = self.cfg, len(METRICS) + how.control
         first, last = stops
-        widths = {"embed": 0, "attn_out": 0, "mlp_out": 0, "z": cfg.d_model, "mlp_post": cfg.d_mlp}
+        widths = {
+            "embed": 0,
+            "attn_out": 0,
+            "mlp_out": 0,
+            "z": cfg.widths[0],
+            "mlp_post": cfg.d_mlp,
+        }
         written = len(first.layers(cfg)) * widths[first.site]
         read = {LOGITS: 0, "mlp_out": cfg.d_mlp}.get(last.site, cfg.d_model) * cfg.n_layers
         n_points = N_POINTS if how.method == "eap-ig" else 1

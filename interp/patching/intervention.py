@@ -320,8 +320,10 @@ def memory_chunks(
 def held_by_fact(cfg: Shape, kept: Collection[str], how: Intervention, n_pos: int) -> int:
     """Numbers that the runs of a fact keep at once, with attention's tables while they are made."""
     n_runs = {"run": 2, "noise": 2, "zero": 2, "mean": 3, "resample": 4}[how.replacement]
-    widths = {"mlp_pre": cfg.d_mlp, "mlp_post": cfg.d_mlp, "q": cfg.d_model, "k": cfg.d_model}
-    token = 9 * cfg.d_model + sum(widths.get(name, 0) for name in kept) + 2 * cfg.n_heads * n_pos
+    of_heads = cfg.n_heads * getattr(cfg, "d_head", cfg.d_model // cfg.n_heads)
+    widths = {"mlp_pre": cfg.d_mlp, "mlp_post": cfg.d_mlp, "q": of_heads, "k": of_heads}
+    token = 5 * cfg.d_model + 4 * of_heads + sum(widths.get(name, 0) for name in kept)
+    token += 2 * cfg.n_heads * n_pos
     return n_runs * n_pos * cfg.n_layers * token
 
 

@@ -155,8 +155,10 @@ def tokens_at_once(device: torch.device) -> int:
 
 def item_size(cfg: DecoderConfig, n_pos: int, n_value: int) -> tuple[int, int]:
     """How many numbers an item takes while it is computed: for each of its tokens, and besides."""
-    token = 2 * cfg.d_mlp + 12 * cfg.d_model + 3 * cfg.n_heads * n_pos
-    return token, 6 * n_pos * cfg.d_model + 3 * n_value * cfg.d_vocab
+    of_heads, of_keys, of_mlp = cfg.widths
+    token = of_mlp + cfg.d_mlp + 6 * cfg.d_model + 4 * of_heads + of_keys
+    token += 3 * cfg.n_heads * n_pos
+    return token, 3 * n_pos * of_keys + 3 * n_value * cfg.d_vocab
 
 
 @torch.inference_mode()
