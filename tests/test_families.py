@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_hooks import bridge_around
 from test_interventions import cells_of, compare
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -199,3 +200,20 @@ def test_patching_is_what_hooks_on_a_whole_forward_pass_give(model, suite, site,
     rng, cells = np.random.default_rng(0), cells_of(site, model, results[site])
     chosen = [(cells[i], int(rng.integers(len(few)))) for i in rng.permutation(len(cells))[:12]]
     assert compare(model, few, site, results, chosen, "noising", window) > 1e-3
+
+
+BRIDGED = ("resid_pre", "attn_out", "mlp_out", "mlp_post", "z", "q", "k", "v", "pattern")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2"])
+def test_a_bridge_around_the_same_folder_gives_the_same_results(tmp_path, suite, family):
+    d_vocab = suite.tokenizer.get_vocab_size()
+    shape = dict(num_hidden_layers=2, vocab_size=d_vocab, max_position_embeddings=40)
+    folder, few = saved(tmp_path, family, **SHAPES[family], **shape), suite.facts(4, seed=3)
+    bridge = bridge_around(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    how = {"sites": BRIDGED, "n_neurons": 10, "direction": "noising"}
+    ours, theirs = (patch_sites(x, few, **how) for x in (read_checkpoint(folder), bridge))
+    for site in BRIDGED:
+        moved = abs(ours[site].patched - ours[site].clean)
+        np.testing.assert_allclose(ours[site].patched, theirs[site].patched, atol=2e-4)
+        assert float(moved.max()) > 0.02, site
