@@ -241,9 +241,18 @@ class Suite:
         model.vocabulary = self.vocabulary
         return model
 
-    def sha256(self, step: int) -> str:
-        """Digest of the checkpoint at ``step``."""
-        return checkpoint_sha256(self.step_dir(step))
+    def sha256(self, step: int, tensors: dict[str, str] | None = None) -> str:
+        """Digest of the checkpoint at ``step``, under which its results are stored.
+
+        Args:
+            tensors: ``tensor_digests(step)``, if it is known. The digest of a checkpoint that
+                interp did not train is made of it, so that its weights need not be read again;
+                that of a run's checkpoint is of its files.
+        """
+        if self.is_run:
+            return checkpoint_sha256(self.step_dir(step))
+        known = self.tensor_digests(step) if tensors is None else tensors
+        return checkpoint_sha256(self.step_dir(step), known)
 
     def tensor_digests(self, step: int) -> dict[str, str]:
         """Digest of each tensor at ``step``, by name."""
