@@ -22,7 +22,7 @@ from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.families import FAMILIES
 from interp.model.gpt_neox import GPT_NEOX, neox_config
 from interp.model.hf_config import Family, decoder_config, family_of
-from interp.model.tensor_file import check_digests, digest_of, to_bytes
+from interp.model.tensor_file import check_digests, digest_of, is_finite, to_bytes
 from interp.model.weight_files import open_files, read_weights, stored_tensors, weights_path
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -211,10 +211,9 @@ def _stored_shapes(cfg: DecoderConfig, family: Family) -> dict[str, tuple[int, .
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     """``tensor`` in fp32, after a check that it is finite."""
-    weight = tensor.to(torch.float32)
-    if not weight.isfinite().all():
+    if not is_finite(tensor):
         raise ValueError(
             f"{path}: {name} holds NaN or numbers that fp32 can't hold; use another step, or train "
             "this one again"
         )
-    return weight
+    return tensor.to(torch.float32)
