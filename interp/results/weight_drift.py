@@ -13,7 +13,7 @@ learning rate move far. False alarms: where all trace of the weights is lost bet
 checkpoints, the earlier look like another run's; where the path returns, as with a learning rate
 that rises and falls between checkpoints, the outermost look misplaced. Where it stands still but
 for noise, distances are all alike, and the margins keep that quiet. Steps that hardly differ can't
-be ordered.
+be ordered, and the last two only where they move more directly than by a random walk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,11 @@ from scipy.sparse.csgraph import connected_components
 
 LEAST_SIMILARITY = 0.1
 """Between checkpoints of one run, directly or by way of others."""
-SHORTER = 0.95
-"""Two edges of the path are exchanged if the new ones are shorter than this share of the old."""
+SHORTER, SHORTER_AT_END = 0.95, 0.7
+"""A part of the path is reversed if its new edges are shorter than this share of the old. A part
+that reaches the last step has one edge only, and that becomes shorter, down to √½ of the old, where
+noise decays with the learning rate.
+"""
 CLOSER = 0.9
 """A step is misplaced if its neighbours' distance is below this share of that to the nearer."""
 
@@ -76,34 +79,50 @@ def off_the_path(steps: Sequence[int], similarity: Float[np.ndarray, "step step"
     _, part = connected_components(similarity >= LEAST_SIMILARITY, directed=False)
     main = np.bincount(part).argmax()
     for other in dict.fromkeys(part[part != main]):
-        most = similarity[part == other][:, part != other].max()
+        most = max(0.0, similarity[part == other][:, part != other].max())
         alone = tuple(steps[i] for i in np.flatnonzero(part == other))
         why = f"of another run: correlation with the other steps is {most:.2f} at most"
         found.append(Drift(alone, why))
     kept = np.flatnonzero(part == main)
     distance = np.sqrt(np.maximum(0, 2 - 2 * similarity[np.ix_(kept, kept)]))
+    of_run = [steps[i] for i in kept]
+    orders = _out_of_order(of_run, distance)
+    odd = _misplaced(of_run, distance)
+    left = [i for i, step in enumerate(of_run) if not any(step in one.steps for one in odd)]
+    both = odd + _out_of_order([of_run[i] for i in left], distance[np.ix_(left, left)])
+    # One fault can often be told in both ways; the one that names fewer steps is said.
+    return found + min(orders or both, both, key=lambda drifts: sum(len(x.steps) for x in drifts))
+
+
+def _out_of_order(steps: Sequence[int], distance: Float[np.ndarray, "step step"]) -> list[Drift]:
     order = shortest_order(distance)
     moved = [i for i, at in enumerate(order) if i != at]
-    if moved:
-        better = [steps[kept[i]] for i in order if i in moved]
-        why = f"out of order: the weights move in the order {', '.join(map(str, better))}"
-        found.append(Drift(tuple(steps[kept[i]] for i in moved), why))
-    for part_of, (before, after) in misplaced(distance[np.ix_(order, order)]):
-        at = [steps[kept[i]] for i in order]
-        why = f"misplaced: steps {at[before]} and {at[after]} are closer to each other than to it"
-        found.append(Drift(tuple(sorted(at[i] for i in part_of)), why))
-    return found
+    better = ", ".join(str(steps[i]) for i in order if i in moved)
+    why = f"out of order: the weights move in the order {better}"
+    return [Drift(tuple(steps[i] for i in moved), why)] if moved else []
+
+
+def _misplaced(steps: Sequence[int], distance: Float[np.ndarray, "step step"]) -> list[Drift]:
+    return [
+        Drift(
+            tuple(steps[i] for i in part),
+            f"misplaced: steps {steps[before]} and {steps[after]} are closer to each other than to "
+            "the nearer of these",
+        )
+        for part, (before, after) in misplaced(distance)
+    ]
 
 
 def shortest_order(distance: Float[np.ndarray, "step step"]) -> list[int]:
     """The order of steps in which their path can't be made shorter by reversing a part of it
-    (2-opt), starting from the given one.
+    (2-opt), starting from the given one; a path has no direction, so it is that of the two which
+    moves fewer steps.
     """
     order = list(range(len(distance)))
     while move := _best_reversal(distance[np.ix_(order, order)]):
         i, j = move
         order[i : j + 1] = order[i : j + 1][::-1]
-    return order
+    return min(order, order[::-1], key=lambda one: sum(i != at for i, at in enumerate(one)))
 
 
 def _best_reversal(distance: Float[np.ndarray, "step step"]) -> tuple[int, int] | None:
@@ -114,7 +133,8 @@ def _best_reversal(distance: Float[np.ndarray, "step step"]) -> tuple[int, int] 
     first, last = np.triu_indices(n, 1)
     old = around[first, first + 1] + around[last + 1, last + 2]
     new = around[first, last + 1] + around[first + 1, last + 2]
-    gain = np.where((new < SHORTER * old) & ((first > 0) | (last < n - 1)), old - new, 0)
+    share = np.where(last < n - 1, SHORTER, np.where(first > 0, SHORTER_AT_END, 0))
+    gain = np.where(new < share * old, old - new, 0)
     best = int(gain.argmax()) if len(gain) else 0
     return (int(first[best]), int(last[best])) if len(gain) and gain[best] > 0 else None
 
@@ -122,17 +142,21 @@ def _best_reversal(distance: Float[np.ndarray, "step step"]) -> tuple[int, int] 
 def misplaced(
     distance: Float[np.ndarray, "step step"],
 ) -> list[tuple[list[int], tuple[int, int]]]:
-    """Parts of the path whose two neighbours are closer to each other than to the part: its places,
-    and those of the neighbours.
+    """Parts of the path whose two neighbours are closer to each other than to the part, the
+    shortest first: its places, and those of the neighbours.
     """
     found: list[tuple[list[int], tuple[int, int]]] = []
     left = list(range(len(distance)))
     while True:
         d, n = distance[np.ix_(left, left)], len(left)
-        parts = [(i, j) for i in range(1, n - 1) for j in range(i, n - 1)]
-        ratios = [d[i - 1, j + 1] / max(min(d[i - 1, i], d[j, j + 1]), 1e-12) for i, j in parts]
-        if not ratios or min(ratios) >= CLOSER:
+        far = [
+            (j + 1 - i, i, j)
+            for i in range(1, n - 1)
+            for j in range(i, n - 1)
+            if d[i - 1, j + 1] < CLOSER * min(d[i - 1, i], d[j, j + 1])
+        ]
+        if not far:
             return found
-        i, j = parts[int(np.argmin(ratios))]
+        _, i, j = min(far)
         found.append((left[i : j + 1], (left[i - 1], left[j + 1])))
         del left[i : j + 1]
