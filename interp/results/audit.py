@@ -160,17 +160,22 @@ def _alike(scans: dict[int, Scan], steps: Sequence[int], names: Sequence[str]) -
 
 
 def _off_the_path(scans: dict[int, Scan], repeats: list[Repeat]) -> Iterator[Finding]:
-    """Steps that don't descend from their neighbours, as a whole or in one file of several. Steps
-    that are known to be identical or damaged are left out.
+    """Steps that don't descend from their neighbours, as a whole or in one file of several. What is
+    known to be identical or damaged is left out.
     """
     left_out = {step for repeat in repeats if not repeat.tensors for step in repeat.steps}
-    left_out |= {step for step, of in scans.items() if of.not_finite or not of.samples}
+    left_out |= {step for step, of in scans.items() if of.not_finite}
+    shared = {name for repeat in repeats for name in repeat.tensors}
     usable = {step: of for step, of in scans.items() if step not in left_out}
     files = list(dict.fromkeys(file for of in usable.values() for file in of.files.values()))
     reported: set[int] = set()
     for file in [None, *(files if len(files) > 1 else [])]:
         samples = {
-            step: {name: x for name, x in of.samples.items() if file in (None, of.files[name])}
+            step: {
+                name: x
+                for name, x in of.samples.items()
+                if (name not in shared if file is None else of.files[name] == file)
+            }
             for step, of in usable.items()
             if file is None or not _shared(repeats, step, file, of)
         }

@@ -90,8 +90,10 @@ def off_the_path(steps: Sequence[int], similarity: Float[np.ndarray, "step step"
     odd = _misplaced(of_run, distance)
     left = [i for i, step in enumerate(of_run) if not any(step in one.steps for one in odd)]
     both = odd + _out_of_order([of_run[i] for i in left], distance[np.ix_(left, left)])
-    # One fault can often be told in both ways; the one that names fewer steps is said.
-    return found + min(orders or both, both, key=lambda drifts: sum(len(x.steps) for x in drifts))
+    # One fault can often be told in both ways. Two steps in each other's place are told as that,
+    # and what else there is in the way that names fewer steps.
+    n_both = sum(len(drift.steps) for drift in both)
+    return found + (orders if orders and len(orders[0].steps) <= max(2, n_both) else both)
 
 
 def _out_of_order(steps: Sequence[int], distance: Float[np.ndarray, "step step"]) -> list[Drift]:
