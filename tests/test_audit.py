@@ -142,12 +142,16 @@ def test_a_step_of_another_run_is_named_pythia_203(copy, other_seed, step):
     assert (check, steps) == ("descent", (step,)) and text.startswith("of another run")
 
 
+@pytest.fixture(scope="module")
+def other_run(config, tmp_path_factory):
+    return train(replace(config, seed=5), tmp_path_factory.mktemp("other") / "run")
+
+
 @pytest.mark.parametrize("step", [0, 20, 30])
-def test_a_trained_step_of_another_seed_is_named(run, config, tmp_path, step):
-    other = train(replace(config, seed=5), tmp_path / "other")
+def test_a_trained_step_of_another_seed_is_named(run, other_run, tmp_path, step):
     mixed = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(mixed / f"step-{step:06}")
-    shutil.copytree(other / f"step-{step:06}", mixed / f"step-{step:06}")
+    shutil.copytree(other_run / f"step-{step:06}", mixed / f"step-{step:06}")
     ((steps, text),) = [one[1:] for one in found(mixed) if one[0] == "descent"]
     assert steps == (step,) and text.startswith("of another run")
 
@@ -287,7 +291,6 @@ def test_the_table_has_the_digest_of_every_tensor(copy):
 def test_digests_are_those_that_results_record():
     result, suite = audit(load_suite(DEMO), [100]).tensors, load_suite(DEMO)
     digests = {x.tensor: f"{x.shape}:{x.dtype}:{x.digest}" for x in result.itertuples()}
-    # DataFrame.shape is taken; itertuples has the column
     assert digests == tensor_digests(suite.step_dir(100))
 
 
