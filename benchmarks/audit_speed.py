@@ -1,6 +1,6 @@
 """How fast a suite is opened and audited: seconds for the index of 154 steps, and gigabytes a
-second of ``interp.audit`` beside ``sha256sum``, in turn, on files in the page cache; a second of the
-clock, and a second of the processor.
+second of ``interp.audit`` beside ``sha256sum``, in turn, on files in the page cache, by the clock
+and by the time of the processor.
 """
 
 from interp.process import tune_process
