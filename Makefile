@@ -31,6 +31,7 @@ bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.commands
+	$(BIN)/python -m benchmarks.audit_speed
 	$(BIN)/python -m benchmarks.planted
 
 .venv/demo-ready: setup.cfg pyproject.toml constraints.txt

@@ -15,8 +15,8 @@ from typing import Literal, Union, get_args, get_origin
 
 import interp
 from analyses.registry import registered
-from interp.cli import interp_patch, interp_report, interp_train
-from interp.config import PRESETS, PatchConfig, ReportConfig
+from interp.cli import interp_audit, interp_convert, interp_patch, interp_report, interp_train
+from interp.config import PRESETS, AuditConfig, ConvertConfig, PatchConfig, ReportConfig
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "no value"}
 
@@ -29,6 +29,8 @@ def commands() -> str:
         _presets(),
         _command("interp-patch", interp_patch._patch.__doc__, PatchConfig),
         _command("interp-report", interp_report._report.__doc__, ReportConfig),
+        _command("interp-audit", interp_audit._audit.__doc__, AuditConfig),
+        _command("interp-convert", interp_convert._convert.__doc__, ConvertConfig),
     ]
     for name, analysis in registered().items():
         parts.append(_command(f"interp-analyse {name}", analysis.description, analysis.config))

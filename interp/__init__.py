@@ -15,6 +15,7 @@ _HOMES = {
     "train": "interp.training.loop",
     "train_all": "interp.training.run_many",
     "load_suite": "interp.suite",
+    "audit": "interp.results.audit",
     "localize": "interp.results.localize",
     "patch": "interp.patching.act_patch",
     "patch_suite": "interp.results.sweep",

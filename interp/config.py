@@ -454,6 +454,37 @@ class ReportConfig:
         check_fields(self)
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """Which checkpoints to examine."""
+
+    ckpt: str = path()
+    """A run folder, a folder of checkpoints of any kind, the folder of a model in the Hugging Face
+    hub's cache, or one checkpoint."""
+    steps: str = "all"
+    """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
+    out: str | None = path(None)
+    """A CSV to write, with file, shape, type and digest of every tensor at every step."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Which checkpoints to convert, and where to."""
+
+    ckpt: str = path()
+    """A checkpoint with pytorch_model.bin, or a folder of such checkpoints."""
+    out: str = path()
+    """The folder to write: the checkpoint, or the folder of checkpoints."""
+    steps: str = "all"
+    """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 def train_config(values: object) -> TrainConfig:
     """The training configuration recorded in a run.json, whose lists become tuples again.
 

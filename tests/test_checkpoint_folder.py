@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from processes import finish
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from interp.cli import interp_convert
 from interp.model.checkpoint_folder import step_folders
 from interp.model.checkpoint_io import read_checkpoint, write_checkpoint
 from interp.model.decoder import DecoderConfig, HookedDecoder
@@ -82,7 +82,7 @@ def test_a_link_to_a_checkpoint_folder_is_one(copy, tmp_path):
     assert load_suite(copy).load(30).cfg.n_layers == 3
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "optimizer.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "weights.pt"])
 def test_a_pickle_in_place_of_weights_is_never_opened(copy, tmp_path, name):
     folder, made = copy / "step-000030", tmp_path / "made"
     (folder / "model.safetensors").unlink()
@@ -97,40 +97,41 @@ def test_a_pickle_in_place_of_weights_is_never_opened(copy, tmp_path, name):
     assert not made.exists()
 
 
-def test_the_command_that_converts_a_pickle_does(model, tmp_path):
+@pytest.mark.parametrize("name", ["optimizer.pt", "training_args.bin", "rng_state_3.pth"])
+def test_what_a_trainer_leaves_is_not_taken_for_weights(copy, name):
+    (copy / "step-000030" / "model.safetensors").unlink()
+    (copy / "step-000030" / name).write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors in .*; copy the checkpoint"):
+        read_checkpoint(copy / "step-000030")
+
+
+def test_the_command_that_converts_a_pickle_does(model, tmp_path, monkeypatch):
     write_checkpoint(model, tmp_path / "step", dtype=torch.float32)
     weights = load_file(tmp_path / "step" / "model.safetensors")
     torch.save(weights, tmp_path / "step" / "pytorch_model.bin")
     (tmp_path / "step" / "model.safetensors").unlink()
     with pytest.raises(ValueError) as refused:
         read_checkpoint(tmp_path / "step")
-    command = str(refused.value).partition("convert it with python ")[2]
-    _, code, *arguments = shlex.split(command)
-    assert finish(code, *arguments)[0] == 0
+    command = str(refused.value).partition("convert it with ")[2]
+    monkeypatch.setattr("sys.argv", shlex.split(command))
+    monkeypatch.setattr("interp.cli.shell.tune_process", lambda: None)
+    interp_convert.main()
     again = read_checkpoint(tmp_path / "converted-step")
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
 
 
-def test_weights_in_several_files_are_refused_with_the_command_that_joins_them(model, tmp_path):
-    write_checkpoint(model, tmp_path / "step", dtype=torch.float32)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "step")
-    theirs.save_pretrained(tmp_path / "shards", max_shard_size="50kB")
-    with pytest.raises(ValueError, match=r"model-00001-of-.* but no model.safetensors; put the"):
-        read_checkpoint(tmp_path / "shards")
-
-
-def test_the_command_that_renames_a_variant_does(model, tmp_path):
-    write_checkpoint(model, tmp_path / "step", dtype=torch.float32)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "step", dtype=torch.float32)
-    theirs.save_pretrained(tmp_path / "fp16", variant="fp16")
-    with pytest.raises(ValueError, match=r"holds model.fp16.safetensors but no model") as refused:
-        read_checkpoint(tmp_path / "fp16")
-    command = str(refused.value).partition("one file with python ")[2]
-    _, code, *arguments = shlex.split(command)
-    assert finish(code, *arguments)[0] == 0
-    again = read_checkpoint(tmp_path / "converted-fp16")
-    assert torch.equal(again.unembed.weight, model.unembed.weight)
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("model-00001-of-00002.safetensors", "copy model.safetensors.index.json to it"),
+        ("model.fp16.safetensors", "rename it to model.safetensors if it holds all weights"),
+    ],
+)
+def test_weights_of_another_name_are_named_with_what_to_do(copy, name, advice):
+    (copy / "step-000030" / "model.safetensors").rename(copy / "step-000030" / name)
+    with pytest.raises(ValueError, match=f"holds {name} but no model.safetensors; {advice}"):
+        read_checkpoint(copy / "step-000030")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "model-00002-of-00002.safetensors"])

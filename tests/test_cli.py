@@ -17,15 +17,24 @@ from safetensors.torch import load_file, save_file
 
 from analyses import interp_analyse
 from analyses.registry import registered
-from interp.cli import interp_patch, interp_report, interp_train, shell
+from interp.cli import (
+    interp_audit,
+    interp_convert,
+    interp_patch,
+    interp_report,
+    interp_train,
+    shell,
+)
 from interp.files import write_bytes
 
 BIN = Path(sys.executable).parent
-ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report")
+ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report", "interp-audit", "interp-convert")
 COMMANDS = {
     "interp-train": interp_train.main,
     "interp-patch": interp_patch.main,
     "interp-report": interp_report.main,
+    "interp-audit": interp_audit.main,
+    "interp-convert": interp_convert.main,
     "interp-analyse": interp_analyse.analyse,
 }
 QUICK = ["--n-steps", "20", "--n-people", "40", "--dense-until", "10", "--dense-every", "10"]
@@ -71,8 +80,12 @@ def copy(suite, tmp_path):
 
 @pytest.mark.parametrize("name", [*ENTRY_POINTS, *(f"interp-analyse {x}" for x in registered())])
 def test_help_has_an_example_and_no_words_of_pythons(name):
-    done = subprocess.run([BIN / name.split()[0], *name.split()[1:], "--help"],
-                          capture_output=True, text=True)  # fmt: skip
+    command, *words = name.split()
+    script = [BIN / command]
+    if not script[0].exists():  # installed before the command was added
+        module = command.replace("-", "_")
+        script = [sys.executable, "-c", f"from interp.cli.{module} import main; main()"]
+    done = subprocess.run([*script, *words, "--help"], capture_output=True, text=True)
     code, said = done.returncode, done.stdout
     assert code == 0 and f"\n{name}" in said.split("options")[0]
     assert "--out" in said
@@ -206,7 +219,7 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
     ("arguments", "message"),
     [
         (["interp-patch", "--ckpt", "nowhere"], "no folder nowhere; give a run folder"),
-        (["interp-patch", "--ckpt", "."], "no run.json in ."),
+        (["interp-patch", "--ckpt", "."], "no checkpoint in .; give a run folder"),
         (["interp-patch"], "Missing from interp-patch: ckpt"),
         (
             ["interp-patch", "--ckpt", "RUN", "--sites", "zz"],

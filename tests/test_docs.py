@@ -23,13 +23,15 @@ from test_readme import files
 import interp
 from analyses.interp_analyse import analyse
 from analyses.registry import registered
-from interp.cli import interp_patch, interp_report, interp_train
+from interp.cli import interp_audit, interp_convert, interp_patch, interp_report, interp_train
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "interp-train": interp_train.main,
     "interp-patch": interp_patch.main,
     "interp-report": interp_report.main,
+    "interp-audit": interp_audit.main,
+    "interp-convert": interp_convert.main,
 } | {f"interp-analyse {name}": analyse for name in registered()}
 
 

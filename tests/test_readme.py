@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_studies import N_TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -39,12 +41,15 @@ from contextlib import redirect_stdout
 sys.path.remove("")  # its folder analyses would hide ours
 import analyses
 from analyses.interp_analyse import analyse
-from interp.cli import interp_patch, interp_report, interp_train, shell
+from interp.cli import (
+    interp_audit, interp_convert, interp_patch, interp_report, interp_train, shell
+)
 
 shell.tune_process()
 shell.tune_process = lambda: None  # done, and can't be done twice
 mains = {"interp-train": interp_train.main, "interp-patch": interp_patch.main,
-         "interp-report": interp_report.main, "interp-analyse": analyse}
+         "interp-report": interp_report.main, "interp-analyse": analyse,
+         "interp-audit": interp_audit.main, "interp-convert": interp_convert.main}
 analyses.__path__.append("analyses")  # those that a page writes
 for command in json.load(sys.stdin):
     print(command, file=sys.stderr)
@@ -81,8 +86,8 @@ def files() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkout with the demo run's first and last checkpoint and the one the docs ask for, and
-    the files that pages show.
+    """A checkout with the demo run's first and last checkpoint and the one the docs ask for, the
+    files that pages show, and a run with pickled weights.
     """
     folder = tmp_path_factory.mktemp("checkout")
     demo = ROOT / "checkpoints" / "demo"
@@ -92,6 +97,9 @@ def folder(tmp_path_factory):
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "accuracy.csv", folder / "docs")
     shutil.copytree(demo, folder / "checkpoints" / "demo", ignore=leave)
+    pickled = shutil.copytree(demo / "step-000600", folder / "pickled-run" / "checkpoint-600")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
     for name, content in files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)

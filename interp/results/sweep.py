@@ -175,7 +175,7 @@ def over_checkpoints(
         _stoppable(folder, len(steps), on_step) as on_step,
     ):
         requests = _requests(
-            suite, steps, names, compute, facts=facts_digest(facts), options=options,
+            suite, tensors, names, compute, facts=facts_digest(facts), options=options,
             made_from=made_from, device=torch.device(device).type, precision=precision,
         )  # fmt: skip
         record_requests(folder, requests.values(), partial(_is_replaced, suite))
@@ -212,9 +212,13 @@ def _stoppable(folder: Path | None, n_steps: int, on_step: OnStep) -> Iterator[O
 
 
 def _requests(
-    suite: Suite, steps: Sequence[int], names: Sequence[str], compute: Compute, **asked
+    suite: Suite,
+    tensors: dict[int, dict[str, str]],
+    names: Sequence[str],
+    compute: Compute,
+    **asked,
 ) -> dict[tuple[int, str], Request]:
-    """Requests by step and name."""
+    """Requests by step and name; ``tensors`` has the steps, and the digests of their weights."""
     computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
     assert computes is not None, compute  # a function of this package or of analyses
     shared = asked | {
@@ -225,8 +229,9 @@ def _requests(
         "source": source_digest(Path(computes)),
     }
     return {
-        (step, name): Request(step=step, site=name, checkpoint=suite.sha256(step), **shared)
-        for step in steps
+        (step, name): Request(step=step, site=name, checkpoint=checkpoint, **shared)
+        for step, digests in tensors.items()
+        for checkpoint in [suite.sha256(step, digests)]
         for name in names
     }
 
