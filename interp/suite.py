@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 from tokenizers import Tokenizer
 
-from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
+from interp.config import Corruption, TrainConfig, train_config
 from interp.data.biographies import Texts, lay_out
 from interp.data.facts import FactSet, check_tokens, read_facts
 from interp.data.sample_facts import sample_facts
+from interp.data.template_sets import TemplateSet
 from interp.data.tokenizer import read_tokenizer, vocabulary_digest
 from interp.fields import LARGEST_SEED, argument
 from interp.jupyter import html_table
@@ -28,7 +29,7 @@ from interp.model.checkpoint_io import (
 from interp.model.decoder import DecoderConfig, HookedDecoder, device_of
 from interp.model.suite_folder import find_checkpoints
 from interp.training.metrics_table import read_metrics
-from interp.training.run_folder import check_recorded, read_population, read_record
+from interp.training.run_folder import check_recorded, own_templates, read_population, read_record
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,13 @@ class Suite:
     @cached_property
     def texts(self) -> Texts:
         seed = self._config_of("biographies").seed
-        return lay_out(self.population, self.tokenizer, seed=seed)
+        people, templates = self.population, self.own_templates
+        return lay_out(people, self.tokenizer, seed=seed, templates=templates)
+
+    @property
+    def own_templates(self) -> dict[str, TemplateSet] | None:
+        """The templates of a user's own people; None where people are synthetic."""
+        return own_templates(self.run)
 
     @property
     def no_knowledge_baseline(self) -> float:
@@ -253,18 +260,22 @@ class Suite:
         self,
         n: int = 128,
         *,
-        attribute: str | Sequence[str] = ATTRIBUTES,
+        attribute: str | Sequence[str] | None = None,
         seed: int = 0,
         corruption: Corruption = "swap",
         n_context: int = 0,
         length: int | None = None,
         fewer: bool = False,
     ) -> FactSet:
-        """``n`` facts about this run's training people; see ``sample_facts.sample_facts``."""
+        """``n`` facts about this run's training people; see ``sample_facts.sample_facts``.
+        ``attribute``: one or several; by default all of this run's people.
+        """
         self._config_of("population to draw facts from")
+        known = self.texts.attributes
         named = (attribute,) if isinstance(attribute, str) else attribute
-        if not (named := argument("attribute", named, tuple[str, ...])):
-            raise ValueError(f"attribute is empty; name some of {', '.join(ATTRIBUTES)}")
+        named = known if named is None else argument("attribute", named, tuple[str, ...])
+        if not named:
+            raise ValueError(f"attribute is empty; name some of {', '.join(known)}")
         facts = sample_facts(
             self.population,
             self.texts,

@@ -388,7 +388,7 @@ def test_more_sentences_than_people_are_trained_in_are_refused(suite):
     with pytest.raises(ValueError, match="asked for 21 training sentences a fact; there are at"):
         training_sentences(suite.texts, np.array([0]), np.array([0]), 21)
     with pytest.raises(ValueError, match="no attribute 'shoe size'; there are birth_date"):
-        numbers_of(pd.Series(["major", "shoe size"]))
+        numbers_of(suite.texts, pd.Series(["major", "shoe size"]))
 
 
 @pytest.mark.parametrize("name", ["run.json", "population.parquet", "results/localization/new.nc"])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from analyses.registry import Analysis, imported_late
-from interp.config import ATTRIBUTES, MOST_WORKERS, Device
+from interp.config import MOST_WORKERS, Device
 from interp.fields import LARGEST_SEED, check_fields, number, path
 
 
@@ -15,8 +15,8 @@ class LocalizationConfig:
     """A run folder."""
     steps: str = "all"
     """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
-    attributes: tuple[str, ...] = ATTRIBUTES
-    """Which attributes the facts are about."""
+    attributes: tuple[str, ...] = ()
+    """Which attributes the facts are about; by default all of the run's."""
     facts: int = number(128, least=2)
     """People asked for each attribute."""
     people: int = number(640, least=2)
@@ -36,10 +36,9 @@ class LocalizationConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.attributes or len(set(self.attributes)) < len(self.attributes):
+        if len(set(self.attributes)) < len(self.attributes):
             raise ValueError(
-                f"attributes is {' '.join(self.attributes) or 'empty'}; name some of "
-                f"{', '.join(ATTRIBUTES)}, each once"
+                f"attributes is {' '.join(self.attributes)}; name some of the run's, each once"
             )
 
 

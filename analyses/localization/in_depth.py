@@ -112,7 +112,8 @@ def edits(asked: AskedInDepth) -> xr.Dataset:
         f"{memory['component']} at {memory['place']}": (_layer_of(memory), memory["place"]),
         "L0 MLP at name_middle": (0, "name_middle"),
     }
-    n_sentences = min(10, asked.suite.config.n_train_templates)
+    suite = asked.suite
+    n_sentences = min(10, suite.config.n_train_templates, int(suite.texts.n_train.min()))
     how = {"n_sentences": n_sentences, "seed": asked.seed}
     tables = [
         edit_facts(asked.model, asked.suite, facts, layer=layer, role=role, **how)

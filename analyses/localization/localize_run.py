@@ -41,8 +41,9 @@ def run(
     """
     suite = load_suite(config.ckpt)
     steps = select_steps(suite, config.steps)
-    n = len(config.attributes)
-    drawn = {"attribute": config.attributes, "seed": config.seed}
+    attributes = config.attributes or suite.texts.attributes
+    n = len(attributes)
+    drawn = {"attribute": attributes, "seed": config.seed}
     facts = suite.facts(config.facts * n, **drawn)
     people = suite.facts(min(config.people, suite.config.n_people) * n, **drawn)
     device = device_of(config.device)

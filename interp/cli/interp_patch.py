@@ -137,7 +137,7 @@ def _sweep(
 def _facts(suite, config: PatchConfig):
     """The facts that the configuration asks for; by position, those of the most common length."""
     asked = {
-        "attribute": config.attributes,
+        "attribute": config.attributes or None,
         "seed": config.seed,
         "corruption": config.corruption if config.corruption in get_args(Corruption) else "swap",
     }

@@ -46,6 +46,17 @@ def read_csv_table(
     return pd.DataFrame(rows, numbers, header, dtype=object)
 
 
+def csv_header(path: Path) -> list[str]:
+    """The names of a CSV's columns; empty where there is no such file, or it is empty, which
+    ``read_csv_table`` refuses.
+
+    Raises:
+        ValueError: it is not a UTF-8 CSV.
+    """
+    records = _records(path, _decoded(path)) if path.is_file() else iter(())
+    return next((record for record in records if record), [])
+
+
 def _decoded(path: Path) -> str:
     content = path.read_bytes()
     if (nul := content.find(b"\0")) >= 0:
