@@ -3,10 +3,12 @@ population, tokenizer and facts, or any others, with the tokenizer beside them.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tokenizers import Tokenizer
@@ -324,6 +326,27 @@ def load_suite(path: str | Path) -> Suite:
             f"no step folder in {run}; wait for its first checkpoint, or train again"
         )
     return Suite(run, folders, train_config(record["config"]), record, run.resolve().name)
+
+
+def facts_or_fewer(suite: Suite, n: int, **asked: Any) -> FactSet:
+    """``suite.facts(n, **asked)``; of a run of a user's own people, who can be few and differ in
+    the lengths of their names, as many facts as have a twin, with a warning.
+
+    Raises:
+        ValueError: as ``suite.facts``, or no fact has a twin.
+    """
+    if suite.own_templates is None:
+        return suite.facts(n, **asked)
+    facts = suite.facts(n, fewer=True, **asked)
+    if not len(facts):
+        return suite.facts(n, **asked)  # says what is missing
+    if len(facts) < n:
+        warnings.warn(
+            f"{suite.path} has {len(facts)} facts whose twin's name has as many words, of {n} "
+            "asked for",
+            stacklevel=2,
+        )
+    return facts
 
 
 def select_steps(suite: Suite, wanted: str) -> list[int]:

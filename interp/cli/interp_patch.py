@@ -141,10 +141,12 @@ def _facts(suite, config: PatchConfig):
         "seed": config.seed,
         "corruption": config.corruption if config.corruption in get_args(Corruption) else "swap",
     }
+    from interp.suite import facts_or_fewer
+
+    facts = facts_or_fewer(suite, config.facts, **asked)
     if config.by == "role":
-        return suite.facts(config.facts, **asked)
-    lengths = suite.facts(config.facts, **asked).lengths
-    return suite.facts(config.facts, **asked, length=int(lengths.mode().values))
+        return facts
+    return facts_or_fewer(suite, config.facts, **asked, length=int(facts.lengths.mode().values))
 
 
 def _options(config: PatchConfig) -> dict:

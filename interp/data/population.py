@@ -169,8 +169,8 @@ def no_knowledge_baseline(
 
     It is the entropy of the values among the training people (for a synthetic date, of day, month
     and year, which are drawn independently), uniform over people. With many people it is the
-    paper's log of the pool size; with few it is lower, because the sample's frequencies can be learnt
-    without knowing anybody.
+    paper's log of the pool size; with few it is lower, because the sample's own frequencies can be
+    learnt without knowing anybody.
     """
     trained = people[people.split == "train"]
     parts = {attribute: trained[[attribute]] for attribute in own_attributes or ATTRIBUTES}

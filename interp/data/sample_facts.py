@@ -160,7 +160,7 @@ def _twins(
     shape = np.stack(
         [np.add.reduceat(texts.roles == role, texts.start)[texts.name] for role in part_roles], 1
     )
-    kept = corruption.startswith("swap-")
+    lacking = [(people[part] == "").to_numpy() for part in NAME_PARTS]
 
     def fitting(person: int, attribute: int) -> Int[np.ndarray, " person"]:
         fits = (
@@ -168,9 +168,12 @@ def _twins(
             & (first_token[:, attribute] != first_token[person, attribute])
             & (shape == shape[person]).all(1)
         )
-        for name, part in zip(NAME_PARTS, parts):
-            same = kept and corruption != f"swap-{name}"
-            fits &= (part == part[person]) == same
+        for name, part, lacks in zip(NAME_PARTS, parts, lacking):
+            other = part != part[person]
+            if corruption in ("swap", "held-out"):
+                fits &= other | lacks  # two names that lack a part have none in common
+            else:
+                fits &= other == (corruption == f"swap-{name}")
         return np.flatnonzero(fits)
 
     return fitting
