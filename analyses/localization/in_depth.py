@@ -91,8 +91,9 @@ def neurons(asked: AskedInDepth) -> xr.Dataset:
     nats, negative = needed; at ``final`` also ``agreement`` (fact): correlation over neurons of the
     memory's layer of −effect and what they write towards the right value.
     """
-    facts, memory = asked.some(N_IN_DEPTH), asked.leading["memory"]
+    memory = asked.leading["memory"]
     layer, place = _layer_of(memory), memory["place"]
+    facts = _with_role(asked.some(N_IN_DEPTH), place)
     single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
     result = effect(patch(asked.model, facts, site="mlp_post", **single, **asked.how))
     answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
@@ -101,6 +102,11 @@ def neurons(asked: AskedInDepth) -> xr.Dataset:
         single_layer = answer.effect.sel(layer=layer, drop=True)
         answer["agreement"] = xr.corr(-single_layer, own, dim="neuron")
     return answer
+
+
+def _with_role(facts: FactSet, role: str) -> FactSet:
+    """Those whose prompt has the role."""
+    return facts[np.flatnonzero((facts.roles == facts.role_names.index(role)).any(1).numpy())]
 
 
 def edits(asked: AskedInDepth) -> xr.Dataset:

@@ -105,17 +105,13 @@ def listed(reasons: dict[int, str], n_rows: int) -> str:
 
 
 def read_rows(path: Path) -> tuple[list[FactRow], dict[int, str]]:
-    """The facts of a CSV or JSON file; and of a published set, by number, why an entry was left
-    out. A CSV is refused as long as a row of it can't be used.
+    """The facts of a CSV or JSON file; and by number, why a row can't be used.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or one that is not understood.
     """
     if path.suffix != ".json":
-        rows, reasons = _of_table(path)
-        if reasons:
-            raise UnusableRows(path, reasons, len(rows) + len(reasons))
-        return rows, {}
+        return _of_table(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; give a CSV, or JSON of a published set of facts")
     try:

@@ -72,12 +72,11 @@ def read_facts(
     rows = _of_relations(path, rows, relations)
     n_rows, given = len(rows) + len(reasons), OwnTokenizer(tokenizer)
     tokens, unusable = _tokenized(given, rows)
-    if path.suffix != ".json" and unusable:
-        raise UnusableRows(path, unusable, n_rows)
-    rows, reasons = [x for x in rows if x.number in tokens], reasons | unusable
+    rows, reasons = [row for row in rows if row.number in tokens], reasons | unusable
     aligned, misaligned = _with_given_twins(given, rows, tokens)
-    if misaligned:
-        raise UnusableRows(path, misaligned, n_rows)
+    reasons |= misaligned
+    if reasons and path.suffix != ".json":  # a table of one's own can be corrected
+        raise UnusableRows(path, dict(sorted(reasons.items())), n_rows)
     groups = _by_group(rows)
     found: list[_Aligned] = []
     for row in _in_turn(groups, rng):

@@ -105,7 +105,7 @@ class OwnTokenizer:
         answer alone is: it comes before every answer.
         """
         for n, i in enumerate(own):
-            start, end = _visible(text, *encoding.offsets[i])
+            start, end = self._visible(encoding, i, text)
             if start >= end or end <= boundary:
                 continue
             if start < boundary:
@@ -124,7 +124,7 @@ class OwnTokenizer:
         first, last = len(prompt.before), len(prompt.before) + len(prompt.subject)
         there = []
         for n, i in enumerate(own):
-            start, end = _visible(text, *encoding.offsets[i])
+            start, end = self._visible(encoding, i, text)
             if start >= end or end <= first or start >= last:
                 continue
             if start < first or end > last:
@@ -138,11 +138,15 @@ class OwnTokenizer:
             raise ValueError(f"the subject {prompt.subject!r} has no token of its own")
         return range(there[0], there[-1] + 1)
 
-
-def _visible(text: str, start: int, end: int) -> tuple[int, int]:
-    """The characters of a token without the blanks around them."""
-    piece = text[start:end]
-    return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+    def _visible(self, encoding: Encoding, i: int, text: str) -> tuple[int, int]:
+        """The characters of a token without the blanks around them; none of a token that is a
+        blank, also of one that the tokenizer put in front of the text.
+        """
+        start, end = encoding.offsets[i]
+        if not self.tokenizer.decode([encoding.ids[i]], skip_special_tokens=False).strip():
+            return start, start
+        piece = text[start:end]
+        return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
 
 
 def _unknown(tokenizer: Tokenizer) -> int | None:
