@@ -6,7 +6,7 @@ Standard library only, so that ``--help`` answers before torch is imported.
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from interp.fields import LARGEST_SEED, LARGEST_STEP, check_fields, checked, number, path, shortened
 
@@ -423,7 +423,13 @@ class PatchConfig:
     attributes: tuple[str, ...] = ()
     """Which attributes the facts are about; by default all of the run's."""
     facts: int = 128
-    """How many (person, attribute) pairs, spread evenly over the attributes."""
+    """How many (person, attribute) pairs, spread evenly over the attributes; of a file at most so
+    many."""
+    facts_csv: str | None = path(None)
+    """A file of facts of your own instead of the run's: a CSV with the columns prompt, subject,
+    answer and, if wanted, relation, counterfactual_prompt or counterfactual_subject, and
+    counterfactual_answer; or the JSON of CounterFact, known_1000 or LRE. Attributes are then
+    relations of the file, by default all."""
     corruption: Corruption | Literal["noise", "mean", "zero", "resample"] = "swap"
     """Where the other activations come from. A corrupted run: with the name of another training
     person (swap), of one who differs in one name part (swap-first, swap-middle, swap-last), of a
@@ -458,9 +464,10 @@ class PatchConfig:
     noise_draws: int = number(5, least=1, most=MOST_DRAWS)
     """Samples of noise; results are averaged over them."""
     out: str | None = path(None)
-    """Folder of the results; by default results/patching in the run folder."""
+    """Folder of the results; by default results/patching in the run folder, or for checkpoints of
+    others results/NAME/patching in the current one."""
     report: str | None = path(None)
-    """The HTML report; by default patching.html in the run folder."""
+    """The HTML report; by default patching.html in the run folder, or in results/NAME."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
     precision: Precision = "fp32"
@@ -476,6 +483,11 @@ class PatchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.facts_csv and self.corruption in get_args(Corruption)[1:]:
+            raise ValueError(
+                f"corruption is {self.corruption!r}, which is about names of a run's people; with "
+                "facts_csv the file says what the corrupted prompts are, leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from interp.config import Corruption, TrainConfig, train_config
 from interp.data.biographies import Texts, lay_out
-from interp.data.facts import FactSet, check_tokens, read_facts
+from interp.data.facts import FactSet, check_tokens
+from interp.data.own_facts import read_facts
 from interp.data.sample_facts import sample_facts
 from interp.data.template_sets import TemplateSet
 from interp.data.tokenizer import read_tokenizer, vocabulary_digest
@@ -291,9 +292,19 @@ class Suite:
         )
         return replace(facts, vocabulary=self.vocabulary)
 
-    def read_facts(self, path: str | Path) -> FactSet:
-        """Facts from a CSV of the user's own prompts; see ``interp.data.facts.read_facts``."""
-        facts = replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
+    def read_facts(
+        self,
+        path: str | Path,
+        *,
+        n: int | None = None,
+        relations: Sequence[str] = (),
+        seed: int = 0,
+    ) -> FactSet:
+        """Facts from a file of the user's own prompts, CSV or a published set's JSON, in the tokens
+        of the suite's tokenizer; see ``interp.data.own_facts.read_facts``.
+        """
+        facts = read_facts(path, self.tokenizer, n=n, relations=relations, seed=seed)
+        facts = replace(facts, vocabulary=self.vocabulary)
         check_tokens(facts, self.shape.d_vocab, self.shape.n_ctx)
         return facts
 

@@ -281,7 +281,7 @@ def test_the_page_of_a_run_that_knows_facts_times_mechanisms_and_shows_the_evide
     suite, untrained = found
     result = find(planted, 52.0)
     leading = leaders(result.mechanisms)[["component", "place"]].to_dict("index")
-    asked = {x.name: x for x in questions.asked_in_depth(leading)}
+    asked = {x.name: x for x in questions.asked_in_depth(leading, has_people=True)}
     assert list(asked) == [x.name for x in questions.QUESTIONS if x.compute]
     with pytest.MonkeyPatch.context() as smaller:
         smaller.setattr(in_depth, "N_EDITED", 6)

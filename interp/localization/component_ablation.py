@@ -17,10 +17,10 @@ from itertools import chain
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from interp.config import CONTROL, METRICS
-from interp.data.facts import FactSet
+from interp.data.facts import FactSet, role_masks
 from interp.localization.attention_to_names import EDGES
 from interp.localization.inputs import check_inputs
 from interp.localization.probes import PLACES
@@ -48,7 +48,8 @@ def needs(
         all its tokens; ``clean`` and ``corrupted`` (fact). A cell is one component at one
         mechanism; its coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and "all MLPs" when
         cut together), ``role`` (the mechanism), ``place`` (where it is cut), ``kind`` (head, mlp,
-        layer, all).
+        layer, all); and ``n``, how many facts have the place. A prompt that lacks it has nothing
+        that is cut there, and loses nothing: its effect is 0.
     """
     check_inputs(model, facts, sequential=True, names=True, twins=True)
     options = {"direction": "noising", "whole_value": whole_value, "control": True}
@@ -79,9 +80,26 @@ def needs(
     joined = {name: np.concatenate([of[name] for of in columns]) for name in columns[0]}
     units = {"units": "nats"}
     cells = xr.Dataset({x: (("cell", "fact"), of, units) for x, of in joined.items()}, coords)
-    return cells.assign(
-        {name: swapped[name].variable for name in ("clean", "corrupted")}
-    ).assign_attrs(units="nats", sign="positive = needed", direction="noising")
+    places = coords["place"][1]
+    ends = {name: swapped[name].variable for name in ("clean", "corrupted")}
+    return cells.assign(ends | {"n": ("cell", _n_with(facts, places))}).assign_attrs(
+        units="nats", sign="positive = needed", direction="noising"
+    )
+
+
+def _n_with(facts: FactSet, places: np.ndarray) -> Int[np.ndarray, " cell"]:
+    """How many facts have each place: a role, or both ends of an edge."""
+    there = dict(zip(facts.role_names, role_masks(facts).any(2).numpy()))
+    ends = {place: ((place,),) for place in PLACES} | {
+        edge: ((EDGES[edge][0],), EDGES[edge][1]) for edge in MECHANISM_EDGES
+    }
+    n_of = {
+        place: np.logical_and.reduce(
+            [np.logical_or.reduce([there[role] for role in roles]) for roles in both]
+        ).sum()
+        for place, both in ends.items()
+    }
+    return np.array([n_of[place] for place in places])
 
 
 def _cells(
@@ -97,7 +115,8 @@ def _cells(
     for name, suffix in names.items():
         patched = result.variables[f"patched{suffix}"].isel(where).transpose("layer", ..., "fact")
         clean = result[f"clean{suffix}"].values
-        columns[name] = (clean - patched.values).reshape(-1, len(clean))
+        effect = (clean - patched.values).reshape(-1, len(clean))
+        columns[name] = np.where(np.isnan(effect), 0, effect)  # nothing to cut
     labels = [
         (_component(kind, mechanism, dict(zip(patched.dims, cell))), mechanism, place, kind)
         for cell in np.ndindex(*patched.shape[:-1])
