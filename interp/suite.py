@@ -354,8 +354,7 @@ def facts_or_fewer(suite: Suite, n: int, **asked: Any) -> FactSet:
     if len(facts) < n:
         warnings.warn(
             f"{suite.path} has {len(facts)} facts whose twin's name has as many words, of {n} "
-            "asked for",
-            stacklevel=2,
+            "asked for"
         )
     return facts
 
