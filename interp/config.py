@@ -14,6 +14,8 @@ ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "lo
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
 CONTROL = "control_logit_diff"
 """``logit_diff`` of another fact's answers."""
+OWN_METRIC = "own_metric"
+"""A user's function of the logits."""
 N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
 MOST_TEMPLATES = 100
 """Of one attribute of one's own."""

@@ -15,6 +15,8 @@ from tokenizers import (
     trainers,
 )
 
+from interp.suite import Suite
+
 CAPITALS = {
     "France": "Paris",
     "Italy": "Rome",
@@ -102,3 +104,14 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
         table.writeheader()
         table.writerows(rows)
     return path
+
+
+def rows_of(suite: Suite, n: int, seed: int = 0) -> list[dict[str, str]]:
+    """Facts about a run's people, as a user writes them, by the names that ``texts`` has."""
+    people, rows = suite.population.set_index("id"), []
+    for text in suite.facts(n, seed=seed).texts.to_dict("records"):
+        person = people.loc[text["person"]]
+        name = f"{person['first']} {person['middle']} {person['last']}"
+        kept = ("clean_prompt", "corrupted_prompt", "answer", "corrupted_answer", "attribute")
+        rows.append({"name": name} | {column: text[column] for column in kept})
+    return rows

@@ -12,6 +12,7 @@ from own_tokenizers import (
     ROWS,
     TEMPLATES,
     ids_of,
+    rows_of,
     trained,
     write_rows,
 )
@@ -401,3 +402,11 @@ def test_a_damaged_or_missing_json_is_refused(tmp_path):
     path.write_text("[{")
     with pytest.raises(ValueError, match="can't be read as JSON"):
         read_facts(path, TOKENIZERS["byte-level"])
+
+
+def test_facts_of_a_run_written_to_a_csv_come_back_token_by_token(suite, tmp_path):
+    drawn = suite.facts(24, seed=5)
+    found = suite.read_facts(write_rows(tmp_path / "mine.csv", rows_of(suite, 24, seed=5)))
+    for name in ("clean", "corrupted", "lengths", "roles", "answers", "corrupted_answers"):
+        assert getattr(found, name).equal(getattr(drawn, name)), name
+    assert found.texts.attribute.tolist() == drawn.texts.attribute.tolist()

@@ -26,9 +26,18 @@ def run_and_report(config: LocalizationConfig, *, command: str, bar) -> str:
     target = Path(config.report or suite.page("localization"))
     check_writable(Path(results_of(suite, config.out))), check_page(target)
     task = bar.add_task("localizing, checkpoint", total=total + 1)
-    suite, found = run(config, command=command, on_step=lambda n: bar.update(task, completed=n))
+    facts, people = _asked_about(suite, config)
+    found = _localization(
+        suite,
+        config,
+        facts,
+        people,
+        command=command,
+        on_step=lambda n_done: bar.update(task, completed=n_done),
+    )
     write_bytes(target, report(suite, found, command).encode())
-    return f"{tables.roles_text(found)}\nreport: {target}  (open it in a browser)"
+    about = f"{facts}\n" if config.facts_csv else ""
+    return f"{about}{tables.roles_text(found)}\nreport: {target}  (open it in a browser)"
 
 
 def run(
@@ -41,8 +50,20 @@ def run(
     that already exist are reused.
     """
     suite = load_suite(config.ckpt)
+    about = _asked_about(suite, config)
+    return suite, _localization(suite, config, *about, command=command, on_step=on_step)
+
+
+def _localization(
+    suite: Suite,
+    config: LocalizationConfig,
+    facts: FactSet,
+    people: FactSet | None,
+    *,
+    command: str,
+    on_step: Callable[[int], None],
+) -> Localization:
     steps = select_steps(suite, config.steps)
-    facts, people = _asked_about(suite, config)
     device = device_of(config.device)
     options = {"seed": config.seed, "max_memory": config.max_memory, "device": device}
     where = {"out": results_of(suite, config.out), "command": command}
@@ -66,7 +87,7 @@ def run(
         done = over_checkpoints(suite, steps[-1:], [name], compute, **last, **where)
         depth[name] = done[steps[-1]][name]
     on_step(len(steps) + 1)
-    return suite, replace(found, depth=depth)
+    return replace(found, depth=depth)
 
 
 def _asked_about(suite: Suite, config: LocalizationConfig) -> tuple[FactSet, FactSet | None]:

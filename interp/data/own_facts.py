@@ -91,7 +91,7 @@ def read_facts(
         raise UnusableRows(path, reasons, n_rows)
     if reasons:
         left = listed(dict(sorted(reasons.items())), n_rows)
-        warnings.warn(f"{path}: {len(found)} facts are taken; {left}", stacklevel=2)
+        warnings.warn(f"{path}: {len(found)} facts are taken; {left}", stacklevel=1)
     return _fact_set(sorted(found, key=lambda pair: pair.row.number))
 
 

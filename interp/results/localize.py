@@ -140,7 +140,7 @@ def localizable(facts: FactSet) -> FactSet:
         warnings.warn(
             f"{(~kept).sum()} of {len(facts)} facts are left out, on {', '.join(map(repr, left))}: "
             "no other fact of the relation has other values, as a control",
-            stacklevel=2,
+            stacklevel=1,
         )
     return facts[np.flatnonzero(kept)]
 
