@@ -354,7 +354,8 @@ def facts_or_fewer(suite: Suite, n: int, **asked: Any) -> FactSet:
     if len(facts) < n:
         warnings.warn(
             f"{suite.path} has {len(facts)} facts whose twin's name has as many words, of {n} "
-            "asked for"
+            "asked for",
+            stacklevel=1,  # commands show warnings of interp, not of analyses
         )
     return facts
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from interp.data.facts import FactSet
 from interp.localization.component_ablation import needs
-from interp.localization.fact_editing import edit_facts
+from interp.localization.fact_editing import N_OTHERS, edit_facts
 from interp.localization.logit_attribution import copying
 from interp.localization.neurons import written
 from interp.model.decoder import HookedDecoder
@@ -123,7 +123,8 @@ def edits(asked: AskedInDepth) -> xr.Dataset:
     }
     suite = asked.suite
     n_sentences = min(10, suite.config.n_train_templates, int(suite.texts.n_train.min()))
-    how = {"n_sentences": n_sentences, "seed": asked.seed}
+    n_others = min(N_OTHERS, suite.config.n_people)
+    how = {"n_sentences": n_sentences, "n_others": n_others, "seed": asked.seed}
     tables = [
         edit_facts(asked.model, asked.suite, facts, layer=layer, role=role, **how)
         for layer, role in where.values()

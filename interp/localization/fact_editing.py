@@ -36,6 +36,7 @@ MEASURES = {
     "others": "accuracy on this attribute of other people",
     "other_attributes": "accuracy on other attributes of other people",
 }
+N_OTHERS = 16
 TEXTS = ("person", "corrupted_person", "attribute", "answer", "corrupted_answer")
 
 
@@ -47,7 +48,7 @@ def edit_facts(
     layer: int,
     role: str,
     n_sentences: int = 10,
-    n_others: int = 16,
+    n_others: int = N_OTHERS,
     seed: int = 0,
 ) -> xr.Dataset:
     """Success and side effects of each fact's edit, each made by itself; ``model`` is left
