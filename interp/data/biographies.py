@@ -211,10 +211,8 @@ def training_templates(
 def _drawn(
     n: Int[np.ndarray, " attribute"], n_people: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "person attribute"]:
-    """Numbers from 0 to n − 1. Equal ``n`` are given as one number: numpy draws otherwise from an
-    array, and runs of the built-in templates must stay what they are.
-    """
-    return rng.integers(int(n[0]) if (n == n[0]).all() else n, size=(n_people, len(n)))
+    """Numbers from 0 to n − 1."""
+    return rng.integers(n, size=(n_people, len(n)))
 
 
 def _pick_templates(texts: Texts, people: np.ndarray, pick: np.ndarray) -> np.ndarray:
