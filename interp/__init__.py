@@ -13,6 +13,7 @@ _HOMES = {
     "TrainConfig": "interp.config",
     "preset": "interp.config",
     "train": "interp.training.loop",
+    "with_own_people": "interp.data.own_people",
     "train_all": "interp.training.run_many",
     "load_suite": "interp.suite",
     "audit": "interp.results.audit",

@@ -6,7 +6,7 @@ Standard library only, so that ``--help`` answers before torch is imported.
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from interp.fields import LARGEST_SEED, LARGEST_STEP, check_fields, checked, number, path, shortened
 
@@ -14,7 +14,11 @@ ATTRIBUTES = ("birth_date", "birth_place", "university", "major", "company", "lo
 METRICS = ("logit_diff", "first_logprob", "value_logprob")
 CONTROL = "control_logit_diff"
 """``logit_diff`` of another fact's answers."""
+OWN_METRIC = "own_metric"
+"""A user's function of the logits."""
 N_TEMPLATES, N_EVALUATION_TEMPLATES = 25, 5
+MOST_TEMPLATES = 100
+"""Of one attribute of one's own."""
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-9, 1e9
 """Of a person among others. Multiplied by the steepest power law over all full names there are,
 about 1e-89, a weight is still far from the smallest double, 1e-308, and the sum far from the
@@ -28,7 +32,7 @@ _NOT_IN_OLDER_RUNS = (
     *("celebrities", "celebrity_weight", "schedule", "shuffled", "removed", "keep"),
     *("reference", "reference_step", "start_step"),
     *("from_run", "from_step", "new_people", "replay", "mitigation", "attributes"),
-    *("unknown_people", "unknown_share"),
+    *("unknown_people", "unknown_share", "people_csv", "templates"),
 )
 """Fields that run.json did not record before they existed; then the default counts."""
 _TOGETHER = (
@@ -37,7 +41,11 @@ _TOGETHER = (
     *(("reference_step", "reference"), ("start_step", "reference")),
     *(("from_step", "from_run"), ("new_people", "from_run"), ("mitigation", "from_run")),
     *(("replay", "new_people"), ("unknown_people", "unknown_share")),
-    ("unknown_share", "unknown_people"),
+    *(
+        ("unknown_share", "unknown_people"),
+        ("people_csv", "templates"),
+        ("templates", "people_csv"),
+    ),
 )
 """Fields that do nothing while their partner has its default."""
 
@@ -50,6 +58,15 @@ Frozen = Literal["mlp_out", "attn_out"]
 By = Literal["role", "pos"]
 ReportFormat = Literal["html", "png", "svg", "csv"]
 Method = Literal["exact", "atp", "atp-star", "relp", "eap", "eap-ig"]
+
+
+def is_attribute_name(name: str) -> bool:
+    """Whether an attribute of one's own can have that name: an identifier, which results use."""
+    taken = (
+        *("id", "split", "name", "first", "middle", "last", "weight", "sampling_weight"),
+        *("first_name", "middle_name", "last_name", "all", "average", "neighbour"),
+    )
+    return bool(re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,39}", name)) and name not in taken
 
 
 @dataclass(frozen=True)
@@ -88,10 +105,17 @@ class TrainConfig(PoolSizes):
     """People in the training set."""
     n_held_out: int = number(16_000, least=1)
     """People from the same pools, never trained on."""
+    people_csv: str = ""
+    """Train on people or other entities of your own instead of synthetic ones: a CSV with a column
+    name and one for each attribute. It decides n_people, n_held_out and the attributes."""
+    templates: str = ""
+    """A CSV of the sentences about them, with the columns attribute and template; each template
+    holds {name} and, at its end, {value}."""
     n_train_templates: int = number(
-        N_TEMPLATES - N_EVALUATION_TEMPLATES, least=1, most=N_TEMPLATES - N_EVALUATION_TEMPLATES
+        N_TEMPLATES - N_EVALUATION_TEMPLATES, least=1, most=MOST_TEMPLATES
     )
-    """Templates per attribute that a person is trained on, of 25; 5 others are for evaluation."""
+    """Templates per attribute that a person is trained on, of 25; 5 others are for evaluation. Of
+    templates of one's own, all but those for evaluation."""
     power_law: float = number(0.0, least=-10, most=10)
     """Person i of n is sampled with weight (i + 1)^-power_law; 0 is uniform. At 10 the first person
     gets 99.9 % of the samples."""
@@ -110,7 +134,7 @@ class TrainConfig(PoolSizes):
     """Put the sentences of training biographies in random order; otherwise always in the same."""
     attributes: tuple[str, ...] = ATTRIBUTES
     """The attributes that biographies tell of, in training and in evaluation; in this order where
-    sentences are not shuffled."""
+    sentences are not shuffled. With people_csv, by default all of its own."""
     reference: str = ""
     """A run whose attention patterns replace the model's own in training (attention patching); it
     must have the same tokenizer and shape."""
@@ -201,12 +225,7 @@ class TrainConfig(PoolSizes):
                 f"d_model {self.d_model} and n_heads {self.n_heads} don't fit; a head needs an "
                 "even number of dimensions, d_model ÷ n_heads"
             )
-        told = self.attributes
-        if not told or len({*told}) < len(told) or not {*told} <= {*ATTRIBUTES}:
-            raise ValueError(
-                f"attributes is {', '.join(told) or 'empty'}; name some of "
-                f"{', '.join(ATTRIBUTES)}, each once"
-            )
+        self._check_attributes()
         for name in self.removed:
             at = re.fullmatch(r"L(\d+)(H(\d+)|-MLP)", name)
             if not at or int(at[1]) >= self.n_layers or int(at[3] or 0) >= self.n_heads:
@@ -233,6 +252,7 @@ class TrainConfig(PoolSizes):
                 raise ValueError(
                     f"{name} is {value}, which does nothing without {partner}; give both"
                 )
+        self._check_sizes()
         for _, weights in self.stages:
             if len(weights) > self.n_people:
                 raise ValueError(
@@ -245,6 +265,31 @@ class TrainConfig(PoolSizes):
                 f"{n_checkpoints} checkpoints in {self.n_steps} steps; at most "
                 f"{MOST_CHECKPOINTS} can be kept, make them larger"
             )
+
+    def _check_attributes(self) -> None:
+        told = self.attributes
+        known = all(map(is_attribute_name, told)) if self.people_csv else {*told} <= {*ATTRIBUTES}
+        if not told or len({*told}) < len(told) or not known:
+            which = "columns of people_csv" if self.people_csv else ", ".join(ATTRIBUTES)
+            raise ValueError(
+                f"attributes is {', '.join(told) or 'empty'}; name some of {which}, each once"
+            )
+
+    def _check_sizes(self) -> None:
+        """Raises a ValueError where a size says something of people or templates that are not drawn
+        or not there.
+        """
+        most = N_TEMPLATES - N_EVALUATION_TEMPLATES
+        if not self.people_csv and self.n_train_templates > most:
+            raise ValueError(
+                f"n_train_templates is {self.n_train_templates}; it must be at most {most}"
+            )
+        for field in fields(PoolSizes) if self.people_csv else ():
+            if (value := getattr(self, field.name)) != field.default:
+                raise ValueError(
+                    f"{field.name} is {value}, which does nothing with people_csv; leave it out, "
+                    "in Python by interp.with_own_people(config, people_csv, templates)"
+                )
 
     @property
     def stages(self) -> list[tuple[int, tuple[float, ...]]]:
@@ -377,10 +422,16 @@ class PatchConfig:
     destination to source cut: knockout (all heads), head_knockout (one). A path is written stop by
     stop, such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default resid_pre, resid_mid,
     attn_out, mlp_out and z."""
-    attributes: tuple[str, ...] = ATTRIBUTES
-    """Which attributes the facts are about."""
+    attributes: tuple[str, ...] = ()
+    """Which attributes the facts are about; by default all of the run's."""
     facts: int = 128
-    """How many (person, attribute) pairs, spread evenly over the attributes."""
+    """How many (person, attribute) pairs, spread evenly over the attributes; of a file at most so
+    many."""
+    facts_csv: str | None = path(None)
+    """A file of facts of your own instead of the run's: a CSV with the columns prompt, subject,
+    answer and, if wanted, relation, counterfactual_prompt or counterfactual_subject, and
+    counterfactual_answer; or the JSON of CounterFact, known_1000 or LRE. Attributes are then
+    relations of the file, by default all."""
     corruption: Corruption | Literal["noise", "mean", "zero", "resample"] = "swap"
     """Where the other activations come from. A corrupted run: with the name of another training
     person (swap), of one who differs in one name part (swap-first, swap-middle, swap-last), of a
@@ -415,9 +466,10 @@ class PatchConfig:
     noise_draws: int = number(5, least=1, most=MOST_DRAWS)
     """Samples of noise; results are averaged over them."""
     out: str | None = path(None)
-    """Folder of the results; by default results/patching in the run folder."""
+    """Folder of the results; by default results/patching in the run folder, or for checkpoints of
+    others results/NAME/patching in the current one."""
     report: str | None = path(None)
-    """The HTML report; by default patching.html in the run folder."""
+    """The HTML report; by default patching.html in the run folder, or in results/NAME."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
     precision: Precision = "fp32"
@@ -433,8 +485,11 @@ class PatchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.attributes:
-            raise ValueError(f"attributes is empty; name some of {', '.join(ATTRIBUTES)}")
+        if self.facts_csv and self.corruption in get_args(Corruption)[1:]:
+            raise ValueError(
+                f"corruption is {self.corruption!r}, which is about names of a run's people; with "
+                "facts_csv the file says what the corrupted prompts are, leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,22 @@ population, tokenizer and facts, or any others, with the tokenizer beside them.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tokenizers import Tokenizer
 
-from interp.config import ATTRIBUTES, Corruption, TrainConfig, train_config
+from interp.config import Corruption, TrainConfig, train_config
 from interp.data.biographies import Texts, lay_out
-from interp.data.facts import FactSet, check_tokens, read_facts
+from interp.data.facts import FactSet, check_tokens
+from interp.data.own_facts import read_facts
 from interp.data.sample_facts import sample_facts
+from interp.data.template_sets import TemplateSet
 from interp.data.tokenizer import read_tokenizer, vocabulary_digest
 from interp.fields import LARGEST_SEED, argument
 from interp.jupyter import html_table
@@ -28,7 +32,7 @@ from interp.model.checkpoint_io import (
 from interp.model.decoder import DecoderConfig, HookedDecoder, device_of
 from interp.model.suite_folder import find_checkpoints
 from interp.training.metrics_table import read_metrics
-from interp.training.run_folder import check_recorded, read_population, read_record
+from interp.training.run_folder import check_recorded, own_templates, read_population, read_record
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,13 @@ class Suite:
     @cached_property
     def texts(self) -> Texts:
         seed = self._config_of("biographies").seed
-        return lay_out(self.population, self.tokenizer, seed=seed)
+        people, templates = self.population, self.own_templates
+        return lay_out(people, self.tokenizer, seed=seed, templates=templates)
+
+    @property
+    def own_templates(self) -> dict[str, TemplateSet] | None:
+        """The templates of a user's own people; None where people are synthetic."""
+        return own_templates(self.run)
 
     @property
     def no_knowledge_baseline(self) -> float:
@@ -262,18 +272,22 @@ class Suite:
         self,
         n: int = 128,
         *,
-        attribute: str | Sequence[str] = ATTRIBUTES,
+        attribute: str | Sequence[str] | None = None,
         seed: int = 0,
         corruption: Corruption = "swap",
         n_context: int = 0,
         length: int | None = None,
         fewer: bool = False,
     ) -> FactSet:
-        """``n`` facts about this run's training people; see ``sample_facts.sample_facts``."""
+        """``n`` facts about this run's training people; see ``sample_facts.sample_facts``.
+        ``attribute``: one or several; by default all of this run's people.
+        """
         self._config_of("population to draw facts from")
+        known = self.texts.attributes
         named = (attribute,) if isinstance(attribute, str) else attribute
-        if not (named := argument("attribute", named, tuple[str, ...])):
-            raise ValueError(f"attribute is empty; name some of {', '.join(ATTRIBUTES)}")
+        named = known if named is None else argument("attribute", named, tuple[str, ...])
+        if not named:
+            raise ValueError(f"attribute is empty; name some of {', '.join(known)}")
         facts = sample_facts(
             self.population,
             self.texts,
@@ -287,9 +301,19 @@ class Suite:
         )
         return replace(facts, vocabulary=self.vocabulary)
 
-    def read_facts(self, path: str | Path) -> FactSet:
-        """Facts from a CSV of the user's own prompts; see ``interp.data.facts.read_facts``."""
-        facts = replace(read_facts(path, self.tokenizer), vocabulary=self.vocabulary)
+    def read_facts(
+        self,
+        path: str | Path,
+        *,
+        n: int | None = None,
+        relations: Sequence[str] = (),
+        seed: int = 0,
+    ) -> FactSet:
+        """Facts from a file of the user's own prompts, CSV or a published set's JSON, in the tokens
+        of the suite's tokenizer; see ``interp.data.own_facts.read_facts``.
+        """
+        facts = read_facts(path, self.tokenizer, n=n, relations=relations, seed=seed)
+        facts = replace(facts, vocabulary=self.vocabulary)
         check_tokens(facts, self.shape.d_vocab, self.shape.n_ctx)
         return facts
 
@@ -322,6 +346,27 @@ def load_suite(path: str | Path) -> Suite:
             f"no step folder in {run}; wait for its first checkpoint, or train again"
         )
     return Suite(run, folders, train_config(record["config"]), record, run.resolve().name)
+
+
+def facts_or_fewer(suite: Suite, n: int, **asked: Any) -> FactSet:
+    """``suite.facts(n, **asked)``; of a run of a user's own people, who can be few and differ in
+    the lengths of their names, as many facts as have a twin, with a warning.
+
+    Raises:
+        ValueError: as ``suite.facts``, or no fact has a twin.
+    """
+    if suite.own_templates is None:
+        return suite.facts(n, **asked)
+    facts = suite.facts(n, fewer=True, **asked)
+    if not len(facts):
+        return suite.facts(n, **asked)  # says what is missing
+    if len(facts) < n:
+        warnings.warn(
+            f"{suite.path} has {len(facts)} facts whose twin's name has as many words, of {n} "
+            "asked for",
+            stacklevel=1,  # commands show warnings of interp, not of analyses
+        )
+    return facts
 
 
 def select_steps(suite: Suite, wanted: str) -> list[int]:

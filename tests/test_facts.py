@@ -178,19 +178,19 @@ def test_facts_can_be_read_from_ones_own_prompts(suite, words, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": None}, "has no column name"),
+        ({"name": None}, "has no column subject but"),
         (
             {"corrupted_prompt": "was born in"},
-            "row 1: clean_prompt has 9 tokens, corrupted_prompt 3",
+            r"row 1: <bos>\|.* has 10 tokens, its twin <bos>\|was\|born\|in 4; they must be",
         ),
         (
-            {"clean_prompt": "Zaphod was born in the city of"},
-            "row 1: clean_prompt 'Zaphod was .* holds 'Zaphod', not in the vocabulary",
+            {"clean_prompt": "Zaphod was born in the city of", "name": "Zaphod"},
+            r"row 1: 'Zaphod was .* holds 'Zaphod', not in the vocabulary",
         ),
-        ({"corrupted_answer": " "}, "row 1: corrupted_answer is empty; write"),
-        ({"answer": "<pad>"}, "row 1: answer '<pad>' holds <pad>, which is no word"),
-        ({"clean_prompt": "<bos> was born in"}, "clean_prompt '<bos> was .* holds <bos>, which is"),
-        ({"name": "born city"}, "'born city' does not stand in the clean prompt"),
+        ({"corrupted_answer": " "}, "row 1: counterfactual_answer is empty; write"),
+        ({"answer": "<pad>"}, "row 1: '.* <pad>' holds <pad>, which is no word"),
+        ({"clean_prompt": "<bos> {subject} was born in"}, "'<bos> .* was .* holds <bos>, which is"),
+        ({"name": "born city"}, "'born city' does not stand in the prompt"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_refused_by_row(suite, words, tmp_path, changes, message):
@@ -200,7 +200,7 @@ def test_a_csv_that_cannot_be_used_is_refused_by_row(suite, words, tmp_path, cha
 
 def test_answers_that_begin_alike_are_refused(suite, words, tmp_path):
     same = words | {"corrupted_answer": words["answer"]}
-    with pytest.raises(ValueError, match=r"row 1: the answers .* must begin with different words"):
+    with pytest.raises(ValueError, match=r"row 1: the answers .* begin with the same token"):
         suite.read_facts(write_csv(tmp_path / "mine.csv", **same))
 
 
@@ -226,7 +226,7 @@ def test_rows_of_empty_fields_are_left_out_and_counted(suite, words, tmp_path):
 
 def test_a_row_whose_prompts_are_the_same_is_refused(suite, words, tmp_path):
     same = words | {"corrupted_prompt": words["clean_prompt"]}
-    with pytest.raises(ValueError, match="row 1: clean_prompt and corrupted_prompt are the same"):
+    with pytest.raises(ValueError, match="row 1: the two prompts are the same"):
         suite.read_facts(write_csv(tmp_path / "mine.csv", **same))
 
 
@@ -234,7 +234,7 @@ def test_a_name_that_stands_twice_is_refused(suite, words, tmp_path):
     name, other = words["name"], " ".join(words["corrupted_prompt"].split()[:3])
     twice = {"clean_prompt": f"{name} and {words['clean_prompt']}"}
     twice["corrupted_prompt"] = f"{other} and {words['corrupted_prompt']}"
-    with pytest.raises(ValueError, match=r"row 1: .* stands 2 times in the clean prompt"):
+    with pytest.raises(ValueError, match=r"row 1: .* stands 2 times in the prompt"):
         suite.read_facts(write_csv(tmp_path / "mine.csv", **(words | twice)))
 
 

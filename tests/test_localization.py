@@ -19,6 +19,7 @@ import interp
 from analyses import interp_analyse as cli
 from analyses.localization import LocalizationConfig, in_depth, questions, tables
 from analyses.localization.localize_run import report, run
+from interp.data.facts import PROMPT_ROLES
 from interp.data.sentences import numbers_of, training_sentences, write_sentences
 from interp.localization.attention_to_names import attention
 from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
@@ -281,7 +282,7 @@ def test_the_page_of_a_run_that_knows_facts_times_mechanisms_and_shows_the_evide
     suite, untrained = found
     result = find(planted, 52.0)
     leading = leaders(result.mechanisms)[["component", "place"]].to_dict("index")
-    asked = {x.name: x for x in questions.asked_in_depth(leading)}
+    asked = {x.name: x for x in questions.asked_in_depth(leading, has_people=True)}
     assert list(asked) == [x.name for x in questions.QUESTIONS if x.compute]
     with pytest.MonkeyPatch.context() as smaller:
         smaller.setattr(in_depth, "N_EDITED", 6)
@@ -368,12 +369,20 @@ def test_facts_that_a_question_cannot_use_are_refused(model, facts, name):
             assert "\n" not in str(error.value)
 
 
-def test_a_probe_needs_two_facts_with_all_parts_of_a_name(model, suite):
+def test_a_probe_is_fitted_where_two_facts_have_the_part_of_a_name(model, suite):
     facts = suite.facts(6, attribute="major")
     roles = facts.roles.clone()
-    roles[1:][roles[1:] == 3] = 5  # one fact alone keeps its middle name
-    with pytest.raises(ValueError, match="1 of 6 facts on 'major' have all the roles name_first"):
-        probe(model, replace(facts, roles=roles))
+    middle = PROMPT_ROLES.index("name_middle")
+    roles[1:][roles[1:] == middle] = PROMPT_ROLES.index("cue")  # one fact alone keeps its own
+    whole, found = (probe(model, replace(facts, roles=x)).correct for x in (facts.roles, roles))
+    others = ["name_first", "name_last", "final"]
+    xr.testing.assert_equal(found.sel(role=others), whole.sel(role=others))
+    assert found.sel(role="name_middle").isnull().all() and whole.notnull().all()
+    roles[3:][roles[3:] == PROMPT_ROLES.index("name_first")] = PROMPT_ROLES.index("cue")
+    fewer = probe(model, replace(facts, roles=roles)).correct.sel(role="name_first", drop=True)
+    alone = probe(model, facts[:3]).correct.sel(role="name_first", drop=True)
+    assert fewer[..., 3:].isnull().all()
+    np.testing.assert_array_equal(fewer.sel(labels="real")[..., :3], alone.sel(labels="real"))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +404,7 @@ def test_more_sentences_than_people_are_trained_in_are_refused(suite):
     with pytest.raises(ValueError, match="asked for 21 training sentences a fact; there are at"):
         training_sentences(suite.texts, np.array([0]), np.array([0]), 21)
     with pytest.raises(ValueError, match="no attribute 'shoe size'; there are birth_date"):
-        numbers_of(pd.Series(["major", "shoe size"]))
+        numbers_of(suite.texts, pd.Series(["major", "shoe size"]))
 
 
 @pytest.mark.parametrize("name", ["run.json", "population.parquet", "results/localization/new.nc"])
@@ -415,7 +424,6 @@ def test_the_report_is_not_written_over_a_file_of_the_run(copy, name, monkeypatc
     [
         ({"facts": 1}, "facts is 1; it must be at least 2"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
-        ({"attributes": ()}, "attributes is empty; name some of birth_date"),
         ({"attributes": ("major", "major")}, "attributes is major major; name some of"),
         ({"max_memory": 0.0}, "max_memory is 0.0; it must be positive"),
     ],

@@ -31,6 +31,9 @@ SHORTER = {
     "interp-analyse attention-attribution --ckpt checkpoints/demo": "--facts 12 --workers 1",
     "interp-analyse circuits --ckpt checkpoints/demo": "--steps 600,6500 --facts 12 --workers 1",
     "interp-analyse associative-memory": "--preset smoke --seeds 1",
+    "interp-train --preset tiny --people-csv countries.csv --templates templates.csv "
+    "--out runs/countries": "--n-steps 20 --dense-until 10",
+    "interp-analyse localization --ckpt runs/countries": "--steps 0,20 --workers 1",
 }
 ELSEWHERE = {f"interp-analyse {name}" for name in N_TABLES}
 """Commands that ``test_studies`` runs, at their smallest size."""

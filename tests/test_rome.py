@@ -51,7 +51,7 @@ def edits(double, suite, facts):
 
 def sentences_of(suite, facts, n=N):
     person = rows_of(suite.population, facts.texts.person)
-    attribute = numbers_of(facts.texts.attribute)
+    attribute = numbers_of(suite.texts, facts.texts.attribute)
     return training_sentences(suite.texts, person, attribute, n)
 
 

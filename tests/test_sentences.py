@@ -37,7 +37,7 @@ def test_a_sentence_is_its_template_with_the_name_in_it_up_to_the_value(attribut
 
 def test_the_prompt_of_a_fact_is_one_of_its_evaluation_sentences_with_the_same_roles(suite, facts):
     person = rows_of(suite.population, facts.texts.person)
-    attribute = numbers_of(facts.texts.attribute)
+    attribute = numbers_of(suite.texts, facts.texts.attribute)
     for i, fact in enumerate(facts):
         which = suite.texts.template_order[person[i], attribute[i], -N_EVALUATION_TEMPLATES:]
         n = len(which)
@@ -56,7 +56,7 @@ def test_the_prompt_of_a_fact_is_one_of_its_evaluation_sentences_with_the_same_r
 
 def test_training_sentences_stand_fact_by_fact_and_are_never_evaluation_sentences(suite, facts):
     person = rows_of(suite.population, facts.texts.person)
-    attribute = numbers_of(facts.texts.attribute)
+    attribute = numbers_of(suite.texts, facts.texts.attribute)
     written = training_sentences(suite.texts, person, attribute, 3)
     np.testing.assert_array_equal(written.answers, facts.answers[:, 0].repeat_interleave(3))
     asked = {tuple(fact.clean.tolist()) for fact in facts}

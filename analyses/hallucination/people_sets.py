@@ -8,7 +8,6 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from interp.config import ATTRIBUTES
 from interp.data.batches import evaluation_set
 from interp.data.biographies import (
     Biographies,
@@ -56,15 +55,17 @@ def sets_of_people(
         found[name] = PeopleSet(asked, biographies)
     for name, choices in KEPT.items():
         made = [
-            people_sharing_names(people, kept=kept, n=n_constructed, seed=seed).assign(
-                kept="+".join(kept)
-            )
+            people_sharing_names(
+                people, kept=kept, n=n_constructed, seed=seed, attributes=suite.texts.attributes
+            ).assign(kept="+".join(kept))
             for kept in choices
         ]
         asked = pd.concat(made, ignore_index=True)
         asked = asked.assign(id=people.id.max() + 1 + asked.index)
         asked = asked.join(nearest_known(asked, people))
-        texts = lay_out(asked, suite.tokenizer, seed=suite.config.seed)
+        texts = lay_out(
+            asked, suite.tokenizer, seed=suite.config.seed, templates=suite.own_templates
+        )
         found[name] = PeopleSet(asked, _biographies(texts, len(asked), seed))
     return found
 
@@ -73,5 +74,5 @@ def _biographies(texts: Texts, n: int, seed: int) -> Biographies:
     """One biography of each of the ``n`` people, in evaluation templates and random order."""
     rng, people = np.random.default_rng([seed, 16]), np.arange(n)
     template = evaluation_templates(texts, people, rng)
-    order = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
+    order = rng.permuted(np.broadcast_to(np.arange(template.shape[1]), template.shape), axis=1)
     return write_biographies(texts, people, order, np.take_along_axis(template, order, 1))

@@ -8,7 +8,6 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch.nn import functional as F
 
-from interp.config import ATTRIBUTES
 from interp.data.biographies import ROLES, Biographies, Texts
 from interp.model.decoder import HookedDecoder
 from interp.training.packing import select_rows, to_ragged
@@ -65,7 +64,7 @@ def value_predictions(
         _some_predictions(model, select_rows(biographies, i, min(i + ROWS_AT_ONCE, n)), choices)
         for i in range(0, n, ROWS_AT_ONCE)
     ]
-    return xr.concat(parts, "person").assign_coords(attribute=list(ATTRIBUTES))
+    return xr.concat(parts, "person").assign_coords(attribute=list(biographies.attribute_names))
 
 
 def _some_predictions(
@@ -87,7 +86,7 @@ def _some_predictions(
         "entropy": -(p * log_p).sum(-1),
     }
     by_token = {name: x.double().cpu().numpy() for name, x in by_token.items()}
-    shape = len(biographies.lengths), len(ATTRIBUTES)
+    shape = len(biographies.lengths), len(biographies.attribute_names)
     row = np.repeat(np.arange(shape[0]), biographies.lengths)[at]
     cell = row * shape[1] + biographies.attributes[at]
     n_tokens = np.bincount(cell, minlength=shape[0] * shape[1])

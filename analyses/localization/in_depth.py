@@ -10,7 +10,7 @@ import xarray as xr
 
 from interp.data.facts import FactSet
 from interp.localization.component_ablation import needs
-from interp.localization.fact_editing import edit_facts
+from interp.localization.fact_editing import N_OTHERS, edit_facts
 from interp.localization.logit_attribution import copying
 from interp.localization.neurons import written
 from interp.model.decoder import HookedDecoder
@@ -91,8 +91,9 @@ def neurons(asked: AskedInDepth) -> xr.Dataset:
     nats, negative = needed; at ``final`` also ``agreement`` (fact): correlation over neurons of the
     memory's layer of −effect and what they write towards the right value.
     """
-    facts, memory = asked.some(N_IN_DEPTH), asked.leading["memory"]
+    memory = asked.leading["memory"]
     layer, place = _layer_of(memory), memory["place"]
+    facts = _with_role(asked.some(N_IN_DEPTH), place)
     single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
     result = effect(patch(asked.model, facts, site="mlp_post", **single, **asked.how))
     answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
@@ -103,17 +104,27 @@ def neurons(asked: AskedInDepth) -> xr.Dataset:
     return answer
 
 
+def _with_role(facts: FactSet, role: str) -> FactSet:
+    """Those whose prompt has the role."""
+    return facts[np.flatnonzero((facts.roles == facts.role_names.index(role)).any(1).numpy())]
+
+
 def edits(asked: AskedInDepth) -> xr.Dataset:
     """Results of ``edit_facts`` in the leading memory, and in the first MLP at name_middle, which
-    acts on names.
+    acts on names; at name_last, where some people have no middle name.
     """
-    facts, memory = asked.some(N_EDITED), asked.leading["memory"]
+    memory = asked.leading["memory"]
+    facts = _with_role(asked.some(N_EDITED), memory["place"])
+    all_have_it = len(_with_role(facts, "name_middle")) == len(facts)
+    name = "name_middle" if all_have_it else "name_last"
     where = {
         f"{memory['component']} at {memory['place']}": (_layer_of(memory), memory["place"]),
-        "L0 MLP at name_middle": (0, "name_middle"),
+        f"L0 MLP at {name}": (0, name),
     }
-    n_sentences = min(10, asked.suite.config.n_train_templates)
-    how = {"n_sentences": n_sentences, "seed": asked.seed}
+    suite = asked.suite
+    n_sentences = min(10, suite.config.n_train_templates, int(suite.texts.n_train.min()))
+    n_others = min(N_OTHERS, suite.config.n_people)
+    how = {"n_sentences": n_sentences, "n_others": n_others, "seed": asked.seed}
     tables = [
         edit_facts(asked.model, asked.suite, facts, layer=layer, role=role, **how)
         for layer, role in where.values()

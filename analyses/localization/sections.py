@@ -9,7 +9,7 @@ from interp.localization.mechanisms import MECHANISMS
 from interp.report.figures import localization_maps as draw
 from interp.report.figures.timeline import timeline
 from interp.report.page import Block, Paragraph, Plot, anchor
-from interp.results.localize import plateau
+from interp.results.localize import has_metrics, plateau
 from interp.suite import Suite
 
 _TIMES = (
@@ -38,11 +38,16 @@ def heading_of(mechanism: str) -> str:
     return mechanism.capitalize()
 
 
+def has_people(found: Localization) -> bool:
+    """Whether the facts are about people of a run, on whom probes were fitted."""
+    return "probes" in found.answers
+
+
 def when(suite: Suite, found: Localization) -> list[Block]:
     """The timeline of all mechanisms, and their times as a table."""
     if found.curves.sizes["curve"] == 1:
         return [Paragraph("No component is named at the last step, so there is nothing to time.")]
-    metrics = suite.metrics if (suite.path / "metrics.parquet").is_file() else None
+    metrics = suite.metrics if has_metrics(suite) else None
     links = {mechanism: f"#{anchor(heading_of(mechanism))}" for mechanism in MECHANISMS}
     figure = timeline(
         found.curves, found.formed, metrics=metrics, phases=plateau(suite), links=links
@@ -83,29 +88,28 @@ def probes(found: Localization) -> list[Block]:
     """Where the value can be read off the residual stream: by the logit lens, by heads' OV
     circuits, and by probes.
     """
-    readings, probed = (found.answers[x].isel(step=-1) for x in ("readings", "probes"))
+    readings = found.answers["readings"].isel(step=-1)
     own = readings.accuracy.sel(of="all")
     heads = own.sel(reader=[x for x in own.reader.values if x != "unembed"]).max("reader")
     unembed = own.sel(reader="unembed", drop=True)
     best = xr.where(own.role == "final", unembed, heads).transpose(
         "labels", "layer", "site", "role"
     )
-    accuracy = probed.accuracy.sel(of="all")
     panels = {
         "model's own weights": best.sel(labels="real"),
         "the same, shuffled": best.sel(labels="shuffled"),
-        "linear probe": accuracy.sel(labels="real"),
-        "probe, shuffled": accuracy.sel(labels="shuffled"),
     }
-    n, n_people = (int(x.n.sel(of="all")) for x in (readings, probed))
-    figure = draw.shares(
-        panels,
-        "How often the value can be read off the residual stream, last step",
-        f"own weights: at final the unembedding, at names the best head's OV and the unembedding, "
-        f"n = {n}; probes: fitted on other people, n = {n_people}",
-        of_effect=False,
+    how = (
+        "own weights: at final the unembedding, at names the best head's OV and the unembedding, "
+        f"n = {int(readings.n.sel(of='all'))}"
     )
-    return [Plot("readable", figure)]
+    if has_people(found):
+        probed = found.answers["probes"].isel(step=-1)
+        for label, labels in (("linear probe", "real"), ("probe, shuffled", "shuffled")):
+            panels[label] = probed.accuracy.sel(of="all", labels=labels)
+        how += f"; probes: fitted on other people, n = {int(probed.n.sel(of='all'))}"
+    title = "How often the value can be read off the residual stream, last step"
+    return [Plot("readable", draw.shares(panels, title, how, of_effect=False))]
 
 
 def severed(found: Localization) -> list[Block]:

@@ -30,7 +30,7 @@ def lead(found: Localization) -> list[Block]:
     mlps = mlps[~mlps.named & ~mlps.borderline & (mlps.share >= MIN_SHARE)]
     others = "; ".join(f"{x.component} at {x.place} {x.share:.2f}" for x in mlps.itertuples())
     note = f" MLPs that are needed, and were not shown to be a memory: {others}." if others else ""
-    note += _borderline(table)
+    note += _borderline(table) + _without_place(found.answers["needs"])
     text = (
         f"At step {table.step.max()}, n = {found.curves.sizes['fact']} facts, share of the logit "
         "difference that is lost without the component, with its 95 % interval over facts; named "
@@ -41,6 +41,19 @@ def lead(found: Localization) -> list[Block]:
     rows = [[mechanism, _named(last, mechanism)] for mechanism in MECHANISMS]
     orders = [Paragraph(_order_in_words(kind, x)) for kind, x in found.orders.items()]
     return [Paragraph(text, "lead"), Table([], rows), *orders]
+
+
+def _without_place(needed: xr.Dataset) -> str:
+    """A sentence, after a space, on prompts that lack a place; empty if there are none."""
+    n, every = needed.n.values.reshape(-1, needed.sizes["cell"])[-1], needed.sizes["fact"]
+    lacking = dict(zip(needed.place.values[n < every].astype(str), n[n < every].tolist()))
+    places = "; ".join(f"{place} {there}" for place, there in lacking.items())
+    return (
+        f" Of the {every} prompts so many have a place: {places}; the others have nothing to cut "
+        "there and lose nothing, and count in the share."
+        if places
+        else ""
+    )
 
 
 def roles_text(found: Localization) -> str:

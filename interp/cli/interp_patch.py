@@ -49,6 +49,8 @@ def _patch(arguments: list[str]) -> None:
 
     interp-patch --ckpt checkpoints/demo --sites resid_pre --frozen mlp_out --layers 0 1
 
+    interp-patch --ckpt checkpoints/demo --facts-csv mine.csv --sites resid_pre z
+
     Running the same again reuses what is there. It can be stopped at any time; the next run goes on
     from the last checkpoint done.
     """
@@ -68,13 +70,14 @@ def _patch(arguments: list[str]) -> None:
         checked_tensors(suite, steps)
         _print_cost_estimate(suite, facts, sites, steps, config, sorted(directions))
         return
-    out = Path(config.out) if config.out else suite.path / "results" / "patching"
-    target = Path(config.report) if config.report else suite.path / "patching.html"
+    out = Path(config.out) if config.out else suite.results_folder("patching")
+    target = Path(config.report) if config.report else suite.page("patching")
     check_writable(out), check_page(target)
     metrics = metrics_of(suite.path)
     command = command_line("interp-patch", arguments)
     tree = _sweep(suite, facts, sites, steps, config, directions, out, command)
-    write_report(tree, read_other_direction(out, tree), suite.path, metrics, target, command)
+    other = read_other_direction(out, tree)
+    write_report(tree, other, suite.path, metrics, target, command, name=suite.name)
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
 
 
@@ -136,15 +139,32 @@ def _sweep(
 
 def _facts(suite, config: PatchConfig):
     """The facts that the configuration asks for; by position, those of the most common length."""
+    if config.facts_csv:
+        return _own_facts(suite, config, config.facts_csv)
     asked = {
-        "attribute": config.attributes,
+        "attribute": config.attributes or None,
         "seed": config.seed,
         "corruption": config.corruption if config.corruption in get_args(Corruption) else "swap",
     }
+    from interp.suite import facts_or_fewer
+
+    facts = facts_or_fewer(suite, config.facts, **asked)
     if config.by == "role":
-        return suite.facts(config.facts, **asked)
-    lengths = suite.facts(config.facts, **asked).lengths
-    return suite.facts(config.facts, **asked, length=int(lengths.mode().values))
+        return facts
+    return facts_or_fewer(suite, config.facts, **asked, length=int(facts.lengths.mode().values))
+
+
+def _own_facts(suite, config: PatchConfig, path: str):
+    """Facts of a file; says how many there are, and whether a special token comes first."""
+    asked = {"relations": config.attributes, "seed": config.seed}
+    facts = suite.read_facts(path, n=config.facts, **asked)
+    print(facts)
+    if config.by == "role":
+        return facts
+    length = int(facts.lengths.mode().values)
+    same = facts[facts.lengths.numpy() == length]
+    print(f"by position: the {len(same)} of them with prompts of {length} tokens")
+    return same
 
 
 def _options(config: PatchConfig) -> dict:

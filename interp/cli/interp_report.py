@@ -115,7 +115,10 @@ def metrics_of(run: Path):
     return read_metrics(path) if path.is_file() and (run / "run.json").is_file() else None
 
 
-def write_report(results, other, run: Path, metrics, target: Path, command: str = "") -> None:
+def write_report(
+    results, other, run: Path, metrics, target: Path, command: str = "", name: str = ""
+) -> None:
+    """Writes the page of a sweep over the suite of this name, by default that of its folder."""
     from interp.files import write_bytes
     from interp.report.patching_page import build_report
     from interp.training.run_folder import read_record
@@ -125,7 +128,7 @@ def write_report(results, other, run: Path, metrics, target: Path, command: str 
         other=other,
         run=None if metrics is None else read_record(run),
         metrics=metrics,
-        title=f"Where and when {run.resolve().name} recalls facts",
+        title=f"Where and when {name or run.resolve().name} recalls facts",
         command=command,
     )
     write_bytes(target, page.encode())

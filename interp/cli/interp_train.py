@@ -16,13 +16,16 @@ def main() -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    """Train a transformer on synthetic biographies and keep its checkpoints.
+    """Train a transformer on biographies, synthetic or of your own people, and keep its
+    checkpoints.
 
     Examples:
 
     interp-train --preset tiny --out runs/tiny
 
     interp-train --preset demo --out runs/demo-1 --seed 1 --learning-rate 3e-3
+
+    interp-train --preset tiny --people-csv people.csv --templates templates.csv --out runs/mine
 
     interp-train --out runs/demo-1 --resume
 
@@ -74,15 +77,24 @@ class _Start:
     out: str = ""
     preset: str | None = None
     resume: bool = False
+    people_csv: str = ""
+    templates: str = ""
 
     @property
     def config(self) -> TrainConfig:
-        """The preset's configuration or, when resuming without one, that of the run."""
+        """The preset's configuration, with the sizes of people of one's own, or, when resuming
+        without a preset, that of the run.
+        """
         if self.preset is None and self.resume and self.out:
             from interp.training.run_folder import read_config
 
             return read_config(Path(self.out))
-        return preset(self.preset or "paper")
+        config = preset(self.preset or "paper")
+        if not (self.people_csv and self.templates):
+            return config
+        from interp.data.own_people import with_own_people
+
+        return with_own_people(config, self.people_csv, self.templates)
 
 
 def _all_of(start: _Start) -> type:

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
-from interp.config import ATTRIBUTES, TrainConfig
+from interp.config import TrainConfig
 from interp.data.biographies import (
     Biographies,
     Texts,
@@ -24,7 +24,7 @@ def training_batch(texts: Texts, config: TrainConfig, step: int) -> Biographies:
     sentences in random order. With ``unknown_people``, some rows are of these instead.
     """
     rng = np.random.default_rng([config.seed, 2, step])
-    people = _draw(sampling_weights(config, step), config.batch_size, rng)
+    people = _draw(sampling_weights(config, step, texts.weights), config.batch_size, rng)
     if config.unknown_people:
         return _with_unknown_people(texts, config, people, step, rng)
     return _training_biographies(texts, config, people, rng)
@@ -36,7 +36,7 @@ def _training_biographies(
     template = training_templates(texts, people, config.n_train_templates, rng)
     if config.shuffled:
         return _in_random_order(texts, config, people, template, rng)
-    return _write(texts, people, _told(config, people), template)
+    return _write(texts, people, _told(texts, config, people), template)
 
 
 def _with_unknown_people(
@@ -81,9 +81,15 @@ def people_of(config: TrainConfig, split: str) -> tuple[int, int]:
     }[split]
 
 
-def sampling_weights(config: TrainConfig, step: int) -> Float[np.ndarray, " person"]:
-    """Probability with which each training person, and each new one, is sampled at ``step``."""
+def sampling_weights(
+    config: TrainConfig, step: int, given: Float[np.ndarray, " given"] | None = None
+) -> Float[np.ndarray, " person"]:
+    """Probability with which each training person, and each new one, is sampled at ``step``.
+    ``given``: weights of people of one's own, by which those of training people are multiplied.
+    """
     old = _old_weights(config, step)
+    if given is not None:
+        old = _normalised(old * given[: config.n_people])
     if not config.new_people:
         return old
     new = np.full(config.new_people, 1 / config.n_people)
@@ -139,12 +145,14 @@ def _in_random_order(
     template: np.ndarray,
     rng: np.random.Generator,
 ) -> Biographies:
-    return _write(texts, people, rng.permuted(_told(config, people), axis=1), template)
+    return _write(texts, people, rng.permuted(_told(texts, config, people), axis=1), template)
 
 
-def _told(config: TrainConfig, people: np.ndarray) -> Int[np.ndarray, "batch sentence"]:
+def _told(
+    texts: Texts, config: TrainConfig, people: np.ndarray
+) -> Int[np.ndarray, "batch sentence"]:
     """The attributes that each biography tells of."""
-    told = [ATTRIBUTES.index(name) for name in config.attributes]
+    told = [texts.attributes.index(name) for name in config.attributes]
     return np.broadcast_to(np.array(told), (len(people), len(told)))
 
 

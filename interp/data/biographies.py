@@ -5,19 +5,21 @@ tokenized once and laid end to end in one array. A biography is a list of pieces
 one gather from that array.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int, Int8
+from jaxtyping import Float, Int, Int8
 from tokenizers import Tokenizer
 
-from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES, N_TEMPLATES
-from interp.data.population import NAME_PARTS, templates
+from interp.config import ATTRIBUTES
+from interp.data.population import DATE, NAME_PARTS
+from interp.data.template_sets import TemplateSet, built_in_templates, template_order
 from interp.data.tokenizer import BOS, build_tokenizer, encode
 
 ROLES = ("bos", "name_first", "name_middle", "name_last", "cue", "value", "punctuation")
-NO_ATTRIBUTE = -1
+NO_ATTRIBUTE = NO_PIECE = -1
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,30 @@ class Texts:
     after_value: Int[np.ndarray, "attribute template"]
     name: Int[np.ndarray, " person"]
     value: Int[np.ndarray, "person attribute"]
-    template_order: Int8[np.ndarray, "person attribute template"]
-    """A permutation of the 25 templates for each person and attribute; the last 5 are for
-    evaluation.
+    template_order: Int8[np.ndarray, "person attribute slot"]
+    """A permutation of the templates for each person and attribute, as ``template_sets`` draws it:
+    of the 25 built-in ones the last 5 are for evaluation.
     """
+    templates: dict[str, TemplateSet]
+    """By attribute, in the order of columns."""
+    date_column: int | None
+    """The attribute whose values are day, month and year, drawn independently."""
+    weights: Float[np.ndarray, " person"] | None
+    """How often each person is sampled relative to others, where a user's CSV says so."""
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return tuple(self.templates)
+
+    @property
+    def n_train(self) -> Int[np.ndarray, " attribute"]:
+        """How many training templates each person has."""
+        return np.array([one.n_train for one in self.templates.values()])
+
+    @property
+    def n_evaluation(self) -> Int[np.ndarray, " attribute"]:
+        """How many evaluation templates each person has."""
+        return np.array([one.n_evaluation for one in self.templates.values()])
 
 
 @dataclass(frozen=True)
@@ -48,47 +70,64 @@ class Biographies:
     roles: Int8[np.ndarray, " token"]
     """Index into ``ROLES``."""
     attributes: Int8[np.ndarray, " token"]
-    """Index into ``ATTRIBUTES`` of the sentence the token is in; −1 for ``<bos>``."""
+    """Index into ``attribute_names`` of the sentence the token is in; −1 for ``<bos>``."""
     lengths: Int[np.ndarray, " batch"]
     people: Int[np.ndarray, " batch"]
+    attribute_names: tuple[str, ...] = ATTRIBUTES
 
 
-def tokenizer_for(people: pd.DataFrame) -> Tokenizer:
+def tokenizer_for(
+    people: pd.DataFrame, templates: dict[str, TemplateSet] | None = None
+) -> Tokenizer:
     """Tokenizer that knows every template word and every name and value of ``people``."""
-    sentences = (text.format(name="", value="") for texts in templates().values() for text in texts)
-    words = (text for column in (*NAME_PARTS, *ATTRIBUTES) for text in people[column].unique())
+    sets = templates or built_in_templates()
+    sentences = (text.format(name="", value="") for one in sets.values() for text in one.texts)
+    words = (text for column in (*NAME_PARTS, *sets) for text in people[column].unique())
     return build_tokenizer([*sentences, *words])
 
 
-def lay_out(people: pd.DataFrame, tokenizer: Tokenizer, *, seed: int) -> Texts:
+def lay_out(
+    people: pd.DataFrame,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    templates: dict[str, TemplateSet] | None = None,
+) -> Texts:
     """The text pieces of a population's biographies; ``seed`` decides each person's training and
-    evaluation templates.
+    evaluation templates. ``templates``: those of the attributes of a user's own people.
     """
+    sets = templates or built_in_templates()
     pieces = _Pieces(tokenizer)
     bos = pieces.add_tokens([tokenizer.token_to_id(BOS)], [ROLES.index("bos")])
-    parts = [[_split(text) for text in templates()[attribute]] for attribute in ATTRIBUTES]
+    parts = [[_split(text) for text in one.texts] for one in sets.values()]
     before, after, end = (
-        np.array([pieces.add([text[i] for text in texts], "cue") for texts in parts])
+        _rectangular([pieces.add([text[i] for text in texts], "cue") for texts in parts])
         for i in range(3)
     )
     name = _names(people, pieces)
-    value = np.stack([_values(people[attribute], pieces) for attribute in ATTRIBUTES], 1)
-    rng = np.random.default_rng([seed, 1])
-    order = np.broadcast_to(np.arange(N_TEMPLATES, dtype=np.int8), (*value.shape, N_TEMPLATES))
-    tokens, roles, start, length = pieces.arrays()
+    value = np.stack([_values(people[attribute], pieces) for attribute in sets], 1)
+    order = template_order(sets, len(people), np.random.default_rng([seed, 1]))
     return Texts(
-        tokens,
-        roles,
-        start,
-        length,
+        *pieces.arrays(),
         bos,
         before,
         after,
         end,
         name,
         value,
-        rng.permuted(order, axis=2),
+        order,
+        sets,
+        date_column=None if templates else list(sets).index(DATE),
+        weights=people.weight.to_numpy(float) if "weight" in people else None,
     )
+
+
+def _rectangular(rows: list[list[int]]) -> Int[np.ndarray, "attribute template"]:
+    """An attribute with fewer templates than others has no piece there: ``NO_PIECE``."""
+    table = np.full((len(rows), max(map(len, rows))), NO_PIECE)
+    for row, pieces in zip(table, rows):
+        row[: len(pieces)] = pieces
+    return table
 
 
 def write_biographies(
@@ -125,19 +164,35 @@ def write_biographies(
         attributes=np.repeat(of_attribute.ravel().astype(np.int8), flat),
         lengths=length.sum(1),
         people=people,
+        attribute_names=texts.attributes,
     )
+
+
+def check_lengths(texts: Texts, told: Sequence[str], n_ctx: int) -> None:
+    """Raises a ValueError where a biography that tells of the attributes ``told`` can have more
+    than ``n_ctx`` tokens.
+    """
+    columns = [texts.attributes.index(name) for name in told]
+    longest = 1
+    for column in columns:
+        parts = (texts.before_name, texts.after_name, texts.after_value)
+        template = sum(texts.length[part[column][part[column] >= 0]] for part in parts).max()
+        longest += template + texts.length[texts.value[:, column]]
+    longest = longest + len(columns) * texts.length[texts.name]
+    if (most := longest.max()) > n_ctx:
+        raise ValueError(
+            f"a biography of {len(columns)} attributes can have {most} tokens (of person "
+            f"{longest.argmax()}), the model takes at most {n_ctx}; use fewer attributes, or "
+            "shorter templates and values"
+        )
 
 
 def evaluation_templates(
     texts: Texts, people: Int[np.ndarray, " batch"], rng: np.random.Generator
 ) -> np.ndarray:
-    """One of each person's evaluation templates for each attribute, ``person attribute``, in
-    ``ATTRIBUTES`` order.
-    """
-    pick = (
-        N_TEMPLATES - 1 - rng.integers(N_EVALUATION_TEMPLATES, size=(len(people), len(ATTRIBUTES)))
-    )
-    return _pick_templates(texts, people, pick)
+    """One of each person's evaluation templates for each attribute, ``person attribute``."""
+    last = texts.template_order.shape[2] - 1
+    return _pick_templates(texts, people, last - _drawn(texts.n_evaluation, len(people), rng))
 
 
 def training_templates(
@@ -147,15 +202,22 @@ def training_templates(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """One of each person's first ``n_train_templates`` training templates for each attribute,
-    ``person attribute``.
+    ``person attribute``; of all of them where an attribute has fewer.
     """
-    return _pick_templates(
-        texts, people, rng.integers(n_train_templates, size=(len(people), len(ATTRIBUTES)))
-    )
+    n = np.minimum(texts.n_train, n_train_templates)
+    return _pick_templates(texts, people, _drawn(n, len(people), rng))
+
+
+def _drawn(
+    n: Int[np.ndarray, " attribute"], n_people: int, rng: np.random.Generator
+) -> Int[np.ndarray, "person attribute"]:
+    """Numbers from 0 to n − 1."""
+    return rng.integers(n, size=(n_people, len(n)))
 
 
 def _pick_templates(texts: Texts, people: np.ndarray, pick: np.ndarray) -> np.ndarray:
-    return texts.template_order[people[:, None], np.arange(len(ATTRIBUTES)), pick].astype(int)
+    columns = np.arange(len(texts.attributes))
+    return texts.template_order[people[:, None], columns, pick].astype(int)
 
 
 def _split(template: str) -> tuple[str, str, str]:

@@ -4,18 +4,24 @@ would skip, rename or shift is refused, naming file and row.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
 
 def read_csv_table(
-    path: Path, *, needed: Sequence[str], optional: Sequence[str] = ()
+    path: Path,
+    *,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Every field of a comma-separated UTF-8 file as text. The index numbers the rows below the
     header from 1 and also counts the rows left out: blank ones, and those with empty fields only,
-    as spreadsheets write them.
+    as spreadsheets write them. ``renamed``: names that columns may have in the file, too, and the
+    names that they are given.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not such a CSV, a column that is missing, twice
@@ -28,7 +34,7 @@ def read_csv_table(
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file; give a CSV")
     records = _records(path, _decoded(path))
-    header = next((record for record in records if record), [])
+    header = [renamed.get(x, x) for x in next((record for record in records if record), [])]
     _check_header(path, header, needed, optional, columns)
     rows, numbers = [], []
     for number, record in enumerate(records, 1):
@@ -44,6 +50,17 @@ def read_csv_table(
     if not rows:
         raise ValueError(f"{path} holds no rows; write one below the header")
     return pd.DataFrame(rows, numbers, header, dtype=object)
+
+
+def csv_header(path: Path) -> list[str]:
+    """The names of a CSV's columns; empty where there is no such file, or it is empty, which
+    ``read_csv_table`` refuses.
+
+    Raises:
+        ValueError: it is not a UTF-8 CSV.
+    """
+    records = _records(path, _decoded(path)) if path.is_file() else iter(())
+    return next((record for record in records if record), [])
 
 
 def _decoded(path: Path) -> str:

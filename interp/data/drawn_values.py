@@ -1,8 +1,9 @@
 """Biographies of people who have no values of their own: these are drawn for every biography.
 
 Each attribute's value is that of a random training person, and so are, independently, day, month
-and year of the birth date. The distribution is the one whose entropy ``no_knowledge_baseline`` is,
-so that this is the loss of the best answer to a name that nothing is known of.
+and year of a synthetic birth date. The distribution is the one whose entropy
+``no_knowledge_baseline`` is, so that this is the loss of the best answer to a name that nothing is
+known of.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Int
 
-from interp.config import ATTRIBUTES
 from interp.data.biographies import ROLES, Biographies, Texts
 
 _DATE_TOKENS = 3
@@ -28,7 +28,7 @@ def with_other_values(
     """Texts with one person per row: names and templates of ``people``, and their values, but in
     ``rows`` values of random people among the first ``n_people``, each attribute's of another.
     """
-    columns = np.arange(len(ATTRIBUTES))
+    columns = np.arange(len(texts.attributes))
     drawn = texts.value[rng.integers(n_people, size=(len(people), len(columns))), columns]
     return replace(
         texts,
@@ -46,9 +46,11 @@ def with_other_dates(
     rng: np.random.Generator,
 ) -> Biographies:
     """The batch with other birth dates in ``rows``: day, month and year are each that of a random
-    one of the first ``n_people``.
+    one of the first ``n_people``. The batch as it is where dates have no such parts.
     """
-    column = ATTRIBUTES.index("birth_date")
+    column = texts.date_column
+    if column is None:
+        return batch
     in_rows = np.repeat(rows, batch.lengths)
     is_date = (batch.attributes == column) & (batch.roles == ROLES.index("value"))
     start = texts.start[texts.value[:n_people, column]]
@@ -64,9 +66,9 @@ def prior_confidence(texts: Texts, n_people: int) -> float:
     tokens, each given the tokens before it; of a date, each part for itself.
     """
     means = []
-    for column, attribute in enumerate(ATTRIBUTES):
+    for column in range(len(texts.attributes)):
         values = [_tokens(texts, piece) for piece in texts.value[:n_people, column].tolist()]
-        dated = attribute == "birth_date"
+        dated = column == texts.date_column
         seen = defaultdict(Counter)
         for value in values:
             for place, token in enumerate(value):

@@ -9,27 +9,22 @@ roles nor twins (``from_tokens``); what then can't be asked is refused when it i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from interp.data.csv_table import read_csv_table
 from interp.data.facts_in_words import fact_html, facts_html, in_words, summary
 from interp.data.token_ids import NO_TOKEN, answers_of, named_roles, prompts_of
-from interp.data.tokenizer import BOS, SPECIAL, encode
 from interp.fields import argument
 
 PROMPT_ROLES = ("bos", "context", "name_first", "name_middle", "name_last", "cue", "final")
 """``context``: tokens of earlier sentences. ``cue``: template text. ``final``: the position that
 predicts the first value token.
 """
-CSV_COLUMNS = ("clean_prompt", "corrupted_prompt", "name", "answer", "corrupted_answer")
 TEXT_COLUMNS = (
     "person",
     "corrupted_person",
@@ -219,104 +214,9 @@ def _check_aligned(prompts: list[list[int]], others: list[list[int]]) -> None:
             raise ValueError(f"fact {i} has a corrupted prompt like its clean one; change it")
 
 
-def read_facts(path: str | Path, tokenizer: Tokenizer) -> FactSet:
-    """Facts from a CSV of the user's own prompts, with columns clean_prompt, corrupted_prompt,
-    name, answer, corrupted_answer (and attribute).
-
-    ``name`` is the name as it stands in the clean prompt: its first word, its last, and what is
-    between them get their roles.
-
-    Raises:
-        FileNotFoundError, ValueError: no CSV there; a column is missing or not understood, a word
-            is unknown, a name stands twice in its prompt, or a row's prompts differ in their number
-            of tokens.
-    """
-    path = Path(argument("path", path, str, is_path=True))
-    table = read_csv_table(path, needed=CSV_COLUMNS, optional=("attribute",))
-    ids = _encoded(path, table, tokenizer)
-    bos = tokenizer.get_vocab()[BOS]
-    roles = []
-    for i, (clean, corrupted, name) in enumerate(
-        zip(ids["clean_prompt"], ids["corrupted_prompt"], ids["name"])
-    ):
-        row, where = table.iloc[i], f"{path}, row {table.index[i]}"
-        if len(clean) != len(corrupted):
-            raise ValueError(
-                f"{where}: clean_prompt has {len(clean)} tokens, corrupted_prompt {len(corrupted)} "
-                f"({row.clean_prompt!r}, {row.corrupted_prompt!r}); they must be aligned"
-            )
-        if clean == corrupted:
-            raise ValueError(
-                f"{where}: clean_prompt and corrupted_prompt are the same, {row.clean_prompt!r}; "
-                "give another name to the one"
-            )
-        if ids["answer"][i][0] == ids["corrupted_answer"][i][0]:
-            raise ValueError(
-                f"{where}: the answers {row.answer!r} and {row.corrupted_answer!r} must begin with "
-                "different words"
-            )
-        roles.append(_roles_around(clean, name, f"{where}: {row['name']!r}"))
-    table = table.reset_index(drop=True)
-    texts = table.assign(attribute=table.get("attribute", ""), person=-1, corrupted_person=-1)
-    return FactSet(
-        clean=padded([[bos, *tokens] for tokens in ids["clean_prompt"]], 0),
-        corrupted=padded([[bos, *tokens] for tokens in ids["corrupted_prompt"]], 0),
-        lengths=torch.tensor([len(tokens) + 1 for tokens in ids["clean_prompt"]]),
-        roles=padded(roles, NO_TOKEN),
-        answers=padded(ids["answer"], NO_TOKEN),
-        corrupted_answers=padded(ids["corrupted_answer"], NO_TOKEN),
-        texts=texts,
-    )
-
-
-def _encoded(path: Path, table: pd.DataFrame, tokenizer: Tokenizer) -> dict[str, list[list[int]]]:
-    """Token ids of each text, by column."""
-    special = {tokenizer.token_to_id(token): token for token in SPECIAL.values()}
-    ids: dict[str, list[list[int]]] = {column: [] for column in CSV_COLUMNS}
-    for number, row in table.iterrows():
-        for column in CSV_COLUMNS:
-            where = f"{path}, row {number}: {column}"
-            try:
-                (tokens,) = encode(tokenizer, [row[column]])
-            except ValueError as error:
-                raise ValueError(f"{where} {error}") from None
-            if not tokens:
-                raise ValueError(f"{where} is empty; write at least one word")
-            for token in special.keys() & set(tokens):
-                raise ValueError(
-                    f"{where} {row[column]!r} holds {special[token]}, which is no word (<bos> is "
-                    "put before each prompt); leave it out"
-                )
-            ids[column].append(tokens)
-    return ids
-
-
 def role_masks(facts: FactSet) -> Bool[Tensor, "role fact pos"]:
     """Which positions of each prompt have each of ``facts.role_names``."""
     return torch.stack([facts.roles == i for i in range(len(facts.role_names))])
-
-
-def _roles_around(tokens: list[int], name: list[int], where: str) -> list[int]:
-    places = [i for i in range(len(tokens)) if tokens[i : i + len(name)] == name]
-    if not name or not places:
-        raise ValueError(
-            f"{where} does not stand in the clean prompt; write the name as it stands there"
-        )
-    if len(places) > 1:
-        raise ValueError(
-            f"{where} stands {len(places)} times in the clean prompt, and which is meant is not "
-            "said; leave one, or give roles of your own to interp.facts.from_tokens"
-        )
-    start, end = places[0] + 1, places[0] + 1 + len(name)
-    if end > len(tokens):
-        raise ValueError(
-            f"{where} ends the prompt; at least one word must come between the name and the value"
-        )
-    roles = [PROMPT_ROLES.index("cue")] * (len(tokens) + 1)
-    roles[start:end] = [PROMPT_ROLES.index("name_middle")] * len(name)
-    roles[start], roles[end - 1] = PROMPT_ROLES.index("name_first"), PROMPT_ROLES.index("name_last")
-    roles[0], roles[-1] = PROMPT_ROLES.index("bos"), PROMPT_ROLES.index("final")
-    return roles
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], pad: int) -> Int[Tensor, "row column"]:

@@ -20,7 +20,14 @@ def summary(texts: pd.DataFrame, lengths: Sequence[int]) -> str:
     counts = texts.attribute.value_counts(sort=False)
     named = ", ".join(f"{name} {count}" for name, count in counts.items() if name)
     facts = f"{n} fact{'s' * (n != 1)}" + (f": {named}" if named else "")
-    return f"{facts}; {_tokens(lengths)}" if n else facts
+    return f"{facts}; {_tokens(lengths)}{_first(texts)}" if n else facts
+
+
+def _first(texts: pd.DataFrame) -> str:
+    """Of facts from a file, what the tokenizer puts before their prompts."""
+    if "bos" not in texts:
+        return ""
+    return f", {texts.bos.iloc[0]} first" if texts.bos.iloc[0] else ", no special token first"
 
 
 def _tokens(lengths: Sequence[int]) -> str:

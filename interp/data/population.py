@@ -5,6 +5,7 @@ name must be unique. Birth place and location share one pool. Held-out people co
 pools and are never trained on.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from itertools import product
@@ -17,6 +18,8 @@ from interp.config import ATTRIBUTES, PoolSizes
 
 NAME_PARTS = ("first", "middle", "last")
 SPLITS = ("train", "held-out")
+DATE = "birth_date"
+"""The synthetic attribute whose values have three parts, each drawn independently."""
 FIRST_YEAR = 1900
 MONTHS = [
     "January",
@@ -71,27 +74,44 @@ def draw_population(n_people: int, n_held_out: int, sizes: PoolSizes, *, seed: i
     return people
 
 
-def check_population(people: pd.DataFrame, path: Path) -> None:
+def full_names(people: pd.DataFrame) -> np.ndarray:
+    """First, middle and last name of each person; a person of one's own may lack the first two."""
+    parts = (people[part].tolist() for part in NAME_PARTS)
+    return np.array([" ".join(filter(None, name)) for name in zip(*parts)], object)
+
+
+def check_population(
+    people: pd.DataFrame, path: Path, own_attributes: Sequence[str] | None = None
+) -> None:
     """Raises a ValueError that names ``path`` unless ``people`` is a population as a run folder
-    holds it. The tokenizer checks whether its words are in the vocabulary.
+    holds it: a synthetic one, or one of a user's own people with ``own_attributes``. The tokenizer
+    checks whether its words are in the vocabulary.
     """
-    if wrong := _wrong_columns(people) or _wrong_people(people) or _wrong_weights(people):
+    own = own_attributes is not None
+    attributes = own_attributes or ATTRIBUTES
+    wrong = _wrong_columns(people, attributes, own) or _wrong_people(people, attributes, own)
+    for column in ("weight", "sampling_weight"):
+        if not wrong and column in people:
+            wrong = _wrong_weights(people[column])
+    if wrong:
         raise ValueError(f"{path} is not a population ({wrong}); copy it again, or train again")
 
 
-def _wrong_columns(people: pd.DataFrame) -> str | None:
-    columns = ("id", "split", *NAME_PARTS, *ATTRIBUTES, "sampling_weight")
+def _wrong_columns(people: pd.DataFrame, attributes: Sequence[str], own: bool) -> str | None:
+    columns = ("id", "split", *NAME_PARTS, *attributes, "sampling_weight")
     if missing := [name for name in columns if name not in people]:
         return f"it has no column {missing[0]!r}"
+    columns += ("weight",) if own else ()
     if unknown := [name for name in people if name not in columns]:
         return f"it has the unknown column {unknown[0]!r}"
     return None if people.columns.is_unique else "it has a column twice"
 
 
-def _wrong_people(people: pd.DataFrame) -> str | None:
-    for name in (*NAME_PARTS, *ATTRIBUTES):
+def _wrong_people(people: pd.DataFrame, attributes: Sequence[str], own: bool) -> str | None:
+    for name in (*NAME_PARTS, *attributes):
+        may_lack = own and name in ("first", "middle")
         for row, value in enumerate(people[name], 1):
-            if not isinstance(value, str) or not value.strip():
+            if not isinstance(value, str) or not (value.strip() or (may_lack and value == "")):
                 return f"{name} in row {row} is {value!r}, not a text"
     if people.id.dtype.kind not in "iu" or people.id.isna().any():
         return f"ids are {people.id.dtype}, not whole numbers"
@@ -99,16 +119,16 @@ def _wrong_people(people: pd.DataFrame) -> str | None:
         return f"id {people.id[twice].iloc[0]} is there twice"
     if (other := ~people.split.isin(SPLITS)).any():
         return f"split is {people.split[other].iloc[0]!r}; there are {' and '.join(SPLITS)}"
-    names = people["first"] + " " + people["middle"] + " " + people["last"]
+    names = pd.Series(full_names(people))
     if (twice := names.duplicated()).any():
         return f"two people are called {names[twice].iloc[0]}"
     return None
 
 
-def _wrong_weights(people: pd.DataFrame) -> str | None:
-    if people.sampling_weight.dtype.kind not in "iuf":
-        return f"sampling weights are {people.sampling_weight.dtype}, not numbers"
-    weights = people.sampling_weight.to_numpy(float)
+def _wrong_weights(column: pd.Series) -> str | None:
+    if column.dtype.kind not in "iuf":
+        return f"sampling weights are {column.dtype}, not numbers"
+    weights = column.to_numpy(float)
     if (wrong := ~(np.isfinite(weights) & (weights >= 0))).any():
         return f"the sampling weight in row {wrong.argmax() + 1} is {weights[wrong.argmax()]}"
     if not weights.sum() > 0:
@@ -141,18 +161,21 @@ def templates() -> dict[str, list[str]]:
     return {attribute: _lines(f"templates/{attribute}.txt") for attribute in ATTRIBUTES}
 
 
-def no_knowledge_baseline(people: pd.DataFrame) -> dict[str, float]:
+def no_knowledge_baseline(
+    people: pd.DataFrame, own_attributes: Sequence[str] | None = None
+) -> dict[str, float]:
     """Attribute loss, in nats per value, of a model that knows how values are distributed but not
     which person has which.
 
-    It is the entropy of the values among the training people (for the date, of day, month and year,
-    which are drawn independently), uniform over people. With many people it is the paper's log of
-    the pool size; with few it is lower, because the sample's own frequencies can be learnt without
-    knowing anybody.
+    It is the entropy of the values among the training people (for a synthetic date, of day, month
+    and year, which are drawn independently), uniform over people. With many people it is the
+    paper's log of the pool size; with few it is lower, because the sample's own frequencies can be
+    learnt without knowing anybody.
     """
     trained = people[people.split == "train"]
-    parts = {attribute: trained[[attribute]] for attribute in ATTRIBUTES}
-    parts["birth_date"] = trained.birth_date.str.split(" ", expand=True)
+    parts = {attribute: trained[[attribute]] for attribute in own_attributes or ATTRIBUTES}
+    if own_attributes is None:
+        parts[DATE] = trained[DATE].str.split(" ", expand=True)
     return {
         attribute: sum(_entropy(column) for _, column in table.items())
         for attribute, table in parts.items()

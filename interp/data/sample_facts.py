@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 
-from interp.config import ATTRIBUTES, Corruption
+from interp.config import Corruption
 from interp.data.biographies import (
     NO_ATTRIBUTE,
     ROLES,
@@ -18,8 +18,8 @@ from interp.data.biographies import (
     write_biographies,
 )
 from interp.data.facts import NO_TOKEN, PROMPT_ROLES, TEXT_COLUMNS, FactSet, padded
-from interp.data.population import NAME_PARTS, templates
-from interp.data.sentences import PROMPT_ROLE_OF
+from interp.data.population import NAME_PARTS, full_names
+from interp.data.sentences import PROMPT_ROLE_OF, numbers_of
 from interp.fields import argument
 
 
@@ -50,13 +50,14 @@ def sample_facts(
     Raises:
         ValueError: unknown attribute or corruption; too few people fit, or have a twin.
     """
+    known = texts.attributes
     for attribute in attributes:
-        if attribute not in ATTRIBUTES:
-            raise ValueError(f"no attribute {attribute!r}; there are {', '.join(ATTRIBUTES)}")
+        if attribute not in known:
+            raise ValueError(f"no attribute {attribute!r}; there are {', '.join(known)}")
     argument("corruption", corruption, Corruption)
-    if not 0 <= n_context < len(ATTRIBUTES):
+    if not 0 <= n_context < len(known):
         raise ValueError(
-            f"n_context is {n_context}; there are at most {len(ATTRIBUTES) - 1} other sentences"
+            f"n_context is {n_context}; there are at most {len(known) - 1} other sentences"
         )
     rng = np.random.default_rng([seed, 4])
     asked = _ask(people, texts, attributes, n_context, rng)
@@ -86,12 +87,12 @@ def _ask(
     trained = np.flatnonzero(people.split == "train")
     person, attribute = (
         x.ravel()
-        for x in np.meshgrid(trained, [ATTRIBUTES.index(a) for a in attributes], indexing="ij")
+        for x in np.meshgrid(trained, numbers_of(texts, pd.Series(attributes)), indexing="ij")
     )
     shuffled = rng.permutation(len(person))
     person, attribute = person[shuffled], attribute[shuffled]
     template = evaluation_templates(texts, person, rng)
-    others = rng.permuted(np.broadcast_to(np.arange(len(ATTRIBUTES)), template.shape), axis=1)
+    others = rng.permuted(np.broadcast_to(np.arange(template.shape[1]), template.shape), axis=1)
     others = (
         np.stack([row[row != a][:n_context] for row, a in zip(others, attribute)])
         if len(person)
@@ -159,7 +160,7 @@ def _twins(
     shape = np.stack(
         [np.add.reduceat(texts.roles == role, texts.start)[texts.name] for role in part_roles], 1
     )
-    kept = corruption.startswith("swap-")
+    lacking = [(people[part] == "").to_numpy() for part in NAME_PARTS]
 
     def fitting(person: int, attribute: int) -> Int[np.ndarray, " person"]:
         fits = (
@@ -167,9 +168,12 @@ def _twins(
             & (first_token[:, attribute] != first_token[person, attribute])
             & (shape == shape[person]).all(1)
         )
-        for name, part in zip(NAME_PARTS, parts):
-            same = kept and corruption != f"swap-{name}"
-            fits &= (part == part[person]) == same
+        for name, part, lacks in zip(NAME_PARTS, parts, lacking):
+            other = part != part[person]
+            if corruption in ("swap", "held-out"):
+                fits &= other | lacks  # two names that lack a part have none in common
+            else:
+                fits &= other == (corruption == f"swap-{name}")
         return np.flatnonzero(fits)
 
     return fitting
@@ -201,7 +205,7 @@ def _build(people: pd.DataFrame, texts: Texts, chosen: pd.DataFrame, twins: np.n
         roles=padded(roles, NO_TOKEN),
         answers=padded([_value(texts, p, a) for p, a in zip(person, attribute)], NO_TOKEN),
         corrupted_answers=padded([_value(texts, p, a) for p, a in zip(twins, attribute)], NO_TOKEN),
-        texts=_table(people, chosen, twins),
+        texts=_table(people, texts, chosen, twins),
     )
 
 
@@ -213,13 +217,15 @@ def _none() -> FactSet:
     )
 
 
-def _table(people: pd.DataFrame, chosen: pd.DataFrame, twins: np.ndarray) -> pd.DataFrame:
-    sentences = templates()
-    names = people[list(NAME_PARTS)].agg(" ".join, axis=1).to_numpy()
-    people = {name: people[name].to_numpy() for name in ("id", *ATTRIBUTES)}
+def _table(
+    people: pd.DataFrame, texts: Texts, chosen: pd.DataFrame, twins: np.ndarray
+) -> pd.DataFrame:
+    sentences = {name: one.texts for name, one in texts.templates.items()}
+    names = full_names(people)
+    people = {name: people[name].to_numpy() for name in ("id", *texts.attributes)}
     rows = []
     for person, twin, order, template in zip(chosen.person, twins, chosen.order, chosen.template):
-        pairs = [(ATTRIBUTES[a], int(t)) for a, t in zip(order, template)]
+        pairs = [(texts.attributes[a], int(t)) for a, t in zip(order, template)]
         *before, (asked, number) = pairs
         context = [sentences[a][t].replace("{value}", people[a][person]) for a, t in before]
         prompt = " ".join([*context, sentences[asked][number].split("{value}")[0].rstrip()])

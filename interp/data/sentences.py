@@ -1,7 +1,7 @@
 """Turns any sentence about any person into a prompt: its tokens up to just before the value, and
 their roles.
 
-People are rows of the population, attributes indices into ``ATTRIBUTES``, templates numbers.
+People are rows of the population, attributes indices into ``texts.attributes``, templates numbers.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES
-from interp.data.biographies import ROLES, Texts, write_biographies
+from interp.data.biographies import NO_PIECE, ROLES, Texts, write_biographies
 from interp.data.facts import NO_TOKEN, PROMPT_ROLES, padded
 
 PROMPT_ROLE_OF = np.array([PROMPT_ROLES.index(x if x in PROMPT_ROLES else "cue") for x in ROLES])
@@ -40,12 +39,16 @@ def write_sentences(
 ) -> Sentences:
     """The sentence of each (person, attribute, template)."""
     given = {"person": person, "attribute": attribute, "template": template}
-    for (name, numbers), size in zip(given.items(), texts.template_order.shape):
+    sizes = len(texts.name), *texts.before_name.shape
+    for (name, numbers), size in zip(given.items(), sizes):
         for wrong in numbers[(numbers < 0) | (numbers >= size)]:
             raise ValueError(f"{name} {wrong} is not one of the {size}; give 0 to {size - 1}")
     if not len(person) == len(attribute) == len(template) > 0:
         counts = ", ".join(f"{len(x)} {name}s" for name, x in given.items())
         raise ValueError(f"got {counts}; give one of each a sentence, for one sentence or more")
+    if (missing := texts.before_name[attribute, template] == NO_PIECE).any():
+        a, t = attribute[missing][0], template[missing][0]
+        raise ValueError(f"{texts.attributes[a]} has no template {t}; it has fewer than others")
     whole = write_biographies(texts, person, attribute[:, None], template[:, None])
     value, after = texts.value[person, attribute], texts.after_value[attribute, template]
     lengths = whole.lengths - texts.length[value] - texts.length[after]
@@ -67,7 +70,7 @@ def training_sentences(
     """``n`` sentences per fact, one fact after the other, in templates that the person was trained
     on.
     """
-    most = texts.template_order.shape[2] - N_EVALUATION_TEMPLATES
+    most = int(texts.n_train.min())
     if not 1 <= n <= most:
         raise ValueError(f"asked for {n} training sentences a fact; there are at most {most}")
     template = texts.template_order[person, attribute, :n].ravel()
@@ -89,11 +92,12 @@ def rows_of(population: pd.DataFrame, ids: pd.Series) -> Int[np.ndarray, " fact"
     return rows
 
 
-def numbers_of(attributes: pd.Series) -> Int[np.ndarray, " fact"]:
-    """Index into ``ATTRIBUTES`` of each name."""
-    numbers = pd.Index(ATTRIBUTES).get_indexer(attributes)
+def numbers_of(texts: Texts, attributes: pd.Series) -> Int[np.ndarray, " fact"]:
+    """Index into ``texts.attributes`` of each name."""
+    numbers = pd.Index(texts.attributes).get_indexer(attributes)
     if (numbers < 0).any():
         raise ValueError(
-            f"no attribute {attributes.iloc[numbers.argmin()]!r}; there are {', '.join(ATTRIBUTES)}"
+            f"no attribute {attributes.iloc[numbers.argmin()]!r}; there are "
+            f"{', '.join(texts.attributes)}"
         )
     return numbers

@@ -6,6 +6,7 @@ is one that some known person bears, so that no part is new to the model.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +22,12 @@ _TRIES = 500
 
 
 def people_sharing_names(
-    people: pd.DataFrame, *, kept: tuple[str, ...], n: int, seed: int
+    people: pd.DataFrame,
+    *,
+    kept: tuple[str, ...],
+    n: int,
+    seed: int,
+    attributes: Sequence[str] = ATTRIBUTES,
 ) -> pd.DataFrame:
     """At most ``n`` new people who each share the parts ``kept``, one or two of ``NAME_PARTS``, and
     no other, with one known person: their neighbour.
@@ -37,20 +43,26 @@ def people_sharing_names(
     expected loss.
 
     Args:
-        people: a population, with the columns id, split, ``NAME_PARTS`` and ``ATTRIBUTES``; those
+        people: a population, with the columns id, split, ``NAME_PARTS`` and ``attributes``; those
             of the split train are known.
 
     Returns:
         The columns of ``people`` that say who is who: id (above those of ``people``), split
-        (constructed), ``NAME_PARTS``, ``ATTRIBUTES``; and neighbour, an id.
+        (constructed), ``NAME_PARTS``, ``attributes``; and neighbour, an id.
 
     Raises:
-        ValueError: ``kept`` is not one or two parts, n below 1, or there is no such name.
+        ValueError: ``kept`` is not one or two parts, n below 1, a name of one's own lacks a part,
+            or there is no such name.
     """
     if not 1 <= len(set(kept) & set(NAME_PARTS)) == len(kept) <= 2:
         raise ValueError(f"kept is {kept!r}; give one or two of {', '.join(NAME_PARTS)}")
     if n < 1:
         raise ValueError(f"n is {n}; ask for 1 or more people")
+    if lacking := [part for part in NAME_PARTS if (people[part] == "").any()]:
+        raise ValueError(
+            f"some people have no {lacking[0]} name, so names can't be recombined by their parts; "
+            "this needs names of three words or more"
+        )
     rng = np.random.default_rng([seed, 14, *map(NAME_PARTS.index, kept)])
     known = people[people.split == "train"]
     bearers = {pair: Counter(zip(*(known[part].tolist() for part in pair))) for pair in _PAIRS}
@@ -73,7 +85,7 @@ def people_sharing_names(
             "two parts with none beside; enlarge the pools of names"
         )
     table = pd.DataFrame(found, columns=list(NAME_PARTS))
-    for attribute in ATTRIBUTES:
+    for attribute in attributes:
         table[attribute] = known[attribute].to_numpy(object)[
             rng.integers(len(known), size=len(found))
         ]

@@ -21,9 +21,7 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Tokenizer whose vocabulary is every word and mark of ``texts``, sorted, after the three
     special tokens.
     """
-    split = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
-    )
+    split = _splitter()
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
     vocabulary = {word: i for i, word in enumerate([PAD, BOS, UNKNOWN, *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -36,6 +34,17 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
         f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
     )
     return tokenizer
+
+
+def split_words(text: str) -> list[str]:
+    """The words and marks that become tokens."""
+    return [word for word, _ in _splitter().pre_tokenize_str(text)]
+
+
+def _splitter() -> pre_tokenizers.Sequence:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+    )
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

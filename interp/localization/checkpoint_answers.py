@@ -22,8 +22,8 @@ class Asked:
 
     model: HookedDecoder
     facts: FactSet
-    people: FactSet
-    """Facts that probes are fitted on."""
+    people: FactSet | None
+    """Facts that probes are fitted on; None where there is no population."""
     seed: int
     max_memory: float
 
@@ -31,17 +31,17 @@ class Asked:
 def checkpoint_answers(
     model: HookedDecoder,
     facts: FactSet,
-    people: FactSet,
+    people: FactSet | None = None,
     *,
     questions: Sequence[str] = (),
     seed: int = 0,
     max_memory: float = 2.0,
 ) -> dict[str, xr.Dataset]:
-    """Answers to ``questions``, by default to all in ``QUESTIONS``."""
+    """Answers to ``questions``, by default to ``asked_of`` these people."""
     if unknown := [question for question in questions if question not in QUESTIONS]:
         raise ValueError(f"no question {unknown[0]!r}; there are {', '.join(QUESTIONS)}")
     asked = Asked(model, facts, people, seed, max_memory)
-    return {question: QUESTIONS[question](asked) for question in questions or QUESTIONS}
+    return {question: QUESTIONS[question](asked) for question in questions or asked_of(people)}
 
 
 def _needs(asked: Asked) -> xr.Dataset:
@@ -71,6 +71,8 @@ def _direct(asked: Asked) -> xr.Dataset:
 
 def _probes(asked: Asked) -> xr.Dataset:
     """``accuracy`` (labels, layer, site, role, of) of ``probes.probe`` on ``people``."""
+    if asked.people is None:
+        raise ValueError("a probe needs people to be fitted on; give facts on many as people")
     return _accuracy(probe(asked.model, asked.people, seed=asked.seed))
 
 
@@ -81,6 +83,11 @@ QUESTIONS: dict[str, Callable[[Asked], xr.Dataset]] = {
     "direct": _direct,
     "probes": _probes,
 }
+
+
+def asked_of(people: FactSet | None) -> list[str]:
+    """The questions that can be asked: without people to fit them on, no probes."""
+    return [question for question in QUESTIONS if question != "probes" or people is not None]
 
 
 def _accuracy(read: xr.Dataset) -> xr.Dataset:

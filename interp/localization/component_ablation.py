@@ -20,7 +20,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from interp.config import CONTROL, METRICS
-from interp.data.facts import FactSet
+from interp.data.facts import FactSet, role_masks
 from interp.localization.attention_to_names import EDGES
 from interp.localization.inputs import check_inputs
 from interp.localization.probes import PLACES
@@ -48,19 +48,22 @@ def needs(
         all its tokens; ``clean`` and ``corrupted`` (fact). A cell is one component at one
         mechanism; its coordinates: ``component`` (L1H3, L2 MLP; "layer 1 heads" and "all MLPs" when
         cut together), ``role`` (the mechanism), ``place`` (where it is cut), ``kind`` (head, mlp,
-        layer, all).
+        layer, all); and ``n``, how many facts have the place. A prompt that lacks it has nothing
+        that is cut there, and loses nothing: its effect is 0.
     """
     check_inputs(model, facts, names=True, twins=True)
     options = {"direction": "noising", "whole_value": whole_value, "control": True}
     every = {"window": 2 * model.cfg.n_layers, "layers": (0,)}
     cuts = {"head_knockout": "head", "knockout": "layer"}
-    ends = {edge: (EDGES[edge][0], "+".join(EDGES[edge][1])) for edge in MECHANISM_EDGES}
+    there = _places_of(facts)
+    ends = {edge: there[edge] for edge in MECHANISM_EDGES if edge in there}
+    places = tuple(place for place in PLACES if place in there)
     asked, tables = [], []
     for dest in dict.fromkeys(dest for dest, _ in ends.values()):
         sources = tuple(src for of, src in ends.values() if of == dest)
         edges = {"groups": (dest,), "sources": sources}
         asked += [{"sites": ["knockout"], **every, **edges}, {"sites": list(cuts), **edges}]
-    mlps = {"sites": ["mlp_out"], "groups": PLACES}
+    mlps = {"sites": ["mlp_out"], "groups": places}
     asked += [mlps | every, mlps]
     asked = [options | sweep for sweep in asked]
     *swept, all_mlps, single_mlps = patch_together(model, facts, asked, max_memory=max_memory)
@@ -71,7 +74,7 @@ def needs(
                 tables += [_cells(single[site], kind, *about) for site, kind in cuts.items()]
                 tables.append(_cells(whole["knockout"], "all", *about))
     for kind, swapped in (("mlp", single_mlps["mlp_out"]), ("all", all_mlps["mlp_out"])):
-        tables += [_cells(swapped, kind, "memory", {"role": place}, place) for place in PLACES]
+        tables += [_cells(swapped, kind, "memory", {"role": place}, place) for place in places]
     labels, columns = zip(*tables)
     named = zip(("component", "role", "place", "kind"), zip(*chain.from_iterable(labels)))
     coords = {name: ("cell", np.array(of_cells, object)) for name, of_cells in named}
@@ -79,9 +82,34 @@ def needs(
     joined = {name: np.concatenate([of[name] for of in columns]) for name in columns[0]}
     units = {"units": "nats"}
     cells = xr.Dataset({x: (("cell", "fact"), of, units) for x, of in joined.items()}, coords)
-    return cells.assign(
-        {name: swapped[name].variable for name in ("clean", "corrupted")}
-    ).assign_attrs(units="nats", sign="positive = needed", direction="noising")
+    n_of = _n_with(facts)
+    runs = {name: swapped[name].variable for name in ("clean", "corrupted")}
+    return cells.assign(runs | {"n": ("cell", [n_of[x] for x in coords["place"][1]])}).assign_attrs(
+        units="nats", sign="positive = needed", direction="noising"
+    )
+
+
+def _places_of(facts: FactSet) -> dict[str, tuple[str, str]]:
+    """Destination and sources of the places that some prompt has, by place: of an edge those of its
+    sources that are there, of an MLP's place the place itself for both.
+    """
+    roles = {role for i, role in enumerate(facts.role_names) if (facts.roles == i).any()}
+    found = {place: (place, place) for place in PLACES if place in roles}
+    for edge in MECHANISM_EDGES:
+        dest, sources = EDGES[edge]
+        if dest in roles and (there := [role for role in sources if role in roles]):
+            found[edge] = dest, "+".join(there)
+    return found
+
+
+def _n_with(facts: FactSet) -> dict[str, int]:
+    """How many prompts have each place, of an edge both of its ends."""
+    has = dict(zip(facts.role_names, role_masks(facts).any(2).numpy()))
+    counts = {}
+    for place, (dest, sources) in _places_of(facts).items():
+        from_any = np.logical_or.reduce([has[role] for role in sources.split("+")])
+        counts[place] = int((has[dest] & from_any).sum())
+    return counts
 
 
 def _cells(
@@ -97,7 +125,8 @@ def _cells(
     for name, suffix in names.items():
         patched = result.variables[f"patched{suffix}"].isel(where).transpose("layer", ..., "fact")
         clean = result[f"clean{suffix}"].values
-        columns[name] = (clean - patched.values).reshape(-1, len(clean))
+        effect = (clean - patched.values).reshape(-1, len(clean))
+        columns[name] = np.where(np.isnan(effect), 0, effect)  # nothing to cut
     labels = [
         (_component(kind, mechanism, dict(zip(patched.dims, cell))), mechanism, place, kind)
         for cell in np.ndindex(*patched.shape[:-1])

@@ -15,7 +15,6 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.config import ATTRIBUTES, N_EVALUATION_TEMPLATES
 from interp.data.biographies import Texts
 from interp.data.facts import FactSet
 from interp.data.sentences import (
@@ -37,6 +36,7 @@ MEASURES = {
     "others": "accuracy on this attribute of other people",
     "other_attributes": "accuracy on other attributes of other people",
 }
+N_OTHERS = 16
 TEXTS = ("person", "corrupted_person", "attribute", "answer", "corrupted_answer")
 
 
@@ -48,7 +48,7 @@ def edit_facts(
     layer: int,
     role: str,
     n_sentences: int = 10,
-    n_others: int = 16,
+    n_others: int = N_OTHERS,
     seed: int = 0,
 ) -> xr.Dataset:
     """Success and side effects of each fact's edit, each made by itself; ``model`` is left
@@ -78,7 +78,7 @@ def edit_facts(
     check_inputs(model, facts, twins=True)
     columns = ("person", "corrupted_person")
     person, twin = (rows_of(suite.population, facts.texts[x]) for x in columns)
-    attribute = numbers_of(facts.texts.attribute)
+    attribute = numbers_of(suite.texts, facts.texts.attribute)
     asked = _questions(suite, person, attribute, n_sentences, n_others, seed)
     edits = find_edits(model, suite, facts, layer=layer, role=role, n_sentences=n_sentences)
     twins = run_to(model, training_sentences(suite.texts, twin, attribute, n_sentences), layer)
@@ -105,18 +105,19 @@ def _questions(
     """The sentences to score after each fact's edit, one per row: fact, measure, person, attribute,
     template. The same bystanders are scored whichever fact is edited.
     """
-    order, held_out = suite.texts.template_order, slice(-N_EVALUATION_TEMPLATES, None)
+    order = suite.texts.template_order
+    held_out = [slice(-n, None) for n in suite.texts.n_evaluation.tolist()]
     trained = np.flatnonzero(suite.population.split == "train")
     if not 2 <= n_others <= len(trained):
         raise ValueError(
             f"n_others is {n_others}; the run has {len(trained)} people, ask for 2 or more of them"
         )
-    rng, numbers = np.random.default_rng([seed, 10]), range(len(ATTRIBUTES))
+    rng, numbers = np.random.default_rng([seed, 10]), range(len(held_out))
     watched = [(q, b) for b in numbers for q in rng.choice(trained, n_others, replace=False)]
     rows = []
     for i, (p, a) in enumerate(zip(person, attribute)):
-        asked = [("success", p, a, slice(n_sentences)), ("generalisation", p, a, held_out)]
-        asked += [("same_person", p, b, held_out) for b in numbers if b != a]
+        asked = [("success", p, a, slice(n_sentences)), ("generalisation", p, a, held_out[a])]
+        asked += [("same_person", p, b, held_out[b]) for b in numbers if b != a]
         asked += [
             ("others" if b == a else "other_attributes", q, b, slice(-1, None))
             for q, b in watched

@@ -223,6 +223,7 @@ def mechanism_curves(answers: dict[str, xr.Dataset], table: pd.DataFrame) -> xr.
         else:
             layer, head = place_of(found.component[mechanism])
             curve = answers["attention"].pattern.sel(edge=place).isel(layer=layer, head=head)
+            curve = curve.fillna(0)  # a prompt that lacks the destination
         curves[f"{mechanism}: in place"] = curve
     kept = [
         curve.drop_vars(set(curve.coords) - {"step"}).transpose("step", "fact")

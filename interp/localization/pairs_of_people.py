@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 
-from interp.config import ATTRIBUTES
 from interp.data.biographies import ROLES, Texts
 from interp.data.facts import FactSet
 from interp.data.population import NAME_PARTS
@@ -62,7 +61,7 @@ def falsehood_pairs(
         drawn = drawn[_answers(model, suite, given).correct.to_numpy()]
         if drawn.empty:
             return {}
-    drawn = drawn.groupby("attribute").head(max(1, n // len(ATTRIBUTES)))
+    drawn = drawn.groupby("attribute").head(max(1, n // len(suite.texts.attributes)))
     drawn = drawn.sort_values("attribute", kind="stable").reset_index(drop=True)
     sets = {
         name: _first_tokens(prompts_about(suite, drawn.assign(person=drawn[column])))
@@ -129,7 +128,7 @@ def _can_be_twins(suite: Suite) -> Bool[np.ndarray, "person other"]:
     alike = (shape[:, None] == shape).all(-1)
     for part in NAME_PARTS:
         name = suite.population[part].to_numpy()
-        alike &= name[:, None] != name
+        alike &= (name[:, None] != name) | (name == "")
     return alike
 
 

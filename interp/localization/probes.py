@@ -117,11 +117,11 @@ def _places_in_stream(n_layers: int) -> Int[np.ndarray, "layer site"]:
 
 
 def _check_places(features: Float[np.ndarray, "*place fact d"], attribute: str) -> None:
-    """Raises a ValueError where fewer than two facts can be learnt from."""
-    whole = ~np.isnan(features).any((-1, *range(features.ndim - 2)))
-    if whole.sum() < 2:
+    """Raises a ValueError where at no place there are two facts to learn from."""
+    have = ~np.isnan(features).any((-1, *range(features.ndim - 3)))
+    if (most := int(have.sum(1).max())) < 2:
         raise ValueError(
-            f"{whole.sum()} of {len(whole)} facts on {attribute!r} have all the roles "
+            f"{most} of {have.shape[1]} facts on {attribute!r} have one of the roles "
             f"{', '.join(PLACES)}; a probe needs two or more that do"
         )
 
@@ -137,14 +137,29 @@ def _left_out(
     features: Float[np.ndarray, "*place fact d"], values: Int[np.ndarray, "labels fact"]
 ) -> Float[np.ndarray, "labels *place fact"]:
     """1 where a ridge regression fitted without the fact predicts its value; one row per row of
-    values.
+    values. At each place it is fitted on the facts that have it; NaN for those that lack it, and
+    where fewer than two have it.
 
     Left-out predictions in closed form: y_i − (y_i − ŷ_i) ÷ (1 − H_ii), H the hat matrix (Hastie,
     Tibshirani and Friedman 2009, equation 7.52).
     """
-    there = ~np.isnan(features).any((-1, *range(features.ndim - 2)))
+    have = ~np.isnan(features).any((-1, *range(features.ndim - 3)))
     correct = np.full((len(values), *features.shape[:-1]), np.nan, np.float32)
-    x = torch.from_numpy(features[..., there, :]).double()
+    for there in np.unique(have, axis=0):
+        if there.sum() >= 2:
+            alike = (have == there).all(1)
+            of_facts = np.ix_(alike, there)
+            found = _predicted(features[..., *of_facts, :], values[:, there])
+            correct[..., *of_facts] = found
+    return correct
+
+
+def _predicted(
+    features: Float[np.ndarray, "*place fact d"], values: Int[np.ndarray, "labels fact"]
+) -> Float[np.ndarray, "labels *place fact"]:
+    """``_left_out``, of facts that have every place."""
+    correct = np.empty((len(values), *features.shape[:-1]), np.float32)
+    x = torch.from_numpy(features).double()
     x = x - x.mean(-2, keepdim=True)
     x = x / x.std(-2, keepdim=True).clamp(min=1e-9)
     x = torch.cat((x, torch.ones_like(x[..., :1])), -1)
@@ -152,12 +167,12 @@ def _left_out(
     half = torch.linalg.solve(x.mT @ x + penalty.diag(), x.mT)
     own = einsum(x, half, "... fact d, ... d fact -> ... fact")[..., None]
     for i, labels in enumerate(values):
-        classes, y = np.unique(labels[there], return_inverse=True)
+        classes, y = np.unique(labels, return_inverse=True)
         right = torch.from_numpy(y)
         sums = half.new_zeros(*half.shape[:-1], len(classes)).index_add_(-1, right, half)
         at = right[:, None].expand(*x.shape[:-1], 1)
         left_out = (x @ sums).scatter_add_(-1, at, -own)  # times 1 − H_ii, the same for all values
-        correct[i][..., there] = (left_out.argmax(-1) == right).float().numpy()
+        correct[i] = (left_out.argmax(-1) == right).float().numpy()
     return correct
 
 

@@ -9,11 +9,10 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 
-from interp.config import ATTRIBUTES
 from interp.data.batches import people_of
 from interp.data.biographies import Texts, evaluation_templates
 from interp.data.facts import NO_TOKEN, FactSet, padded
-from interp.data.population import NAME_PARTS, templates
+from interp.data.population import full_names
 from interp.data.sentences import write_sentences
 from interp.suite import Suite
 
@@ -26,10 +25,10 @@ def prompts_about(suite: Suite, asked: pd.DataFrame) -> FactSet:
     own values.
 
     Args:
-        asked: ``person``, a row of the population; ``attribute``, an index into ``ATTRIBUTES``;
-            ``template``, its number. With a column ``twin``, another row of the population, the
-            corrupted prompt is the same sentence about the twin, the corrupted answer the twin's
-            value.
+        asked: ``person``, a row of the population; ``attribute``, an index into
+            ``texts.attributes``; ``template``, its number. With a column ``twin``, another row of
+            the population, the corrupted prompt is the same sentence about the twin, the corrupted
+            answer the twin's value.
 
     Raises:
         ValueError: a twin's name has another number of tokens, or its value begins alike.
@@ -49,7 +48,7 @@ def prompts_about(suite: Suite, asked: pd.DataFrame) -> FactSet:
         roles=clean.roles,
         answers=_values(texts, person, attribute),
         corrupted_answers=None if twin is None else _values(texts, twin, attribute),
-        texts=_in_words(suite.population, asked),
+        texts=_in_words(suite.population, texts, asked),
         vocabulary=suite.vocabulary,
     )
 
@@ -63,7 +62,7 @@ def known_and_unknown(suite: Suite, *, most: int = MOST_PEOPLE, seed: int = 0) -
     n = min(most, *(size for _, size in groups))
     people = np.concatenate([first + np.arange(n) * size // n for first, size in groups])
     template = evaluation_templates(suite.texts, people, np.random.default_rng([seed, 22]))
-    n_attributes = len(ATTRIBUTES)
+    n_attributes = template.shape[1]
     return pd.DataFrame(
         {
             "person": people.repeat(n_attributes),
@@ -77,7 +76,7 @@ def known_and_unknown(suite: Suite, *, most: int = MOST_PEOPLE, seed: int = 0) -
 def value_tokens(suite: Suite) -> dict[str, Int[np.ndarray, " value"]]:
     """By attribute, the first tokens of training people's values."""
     first = first_value_tokens(suite.texts)[(suite.population.split == "train").to_numpy()]
-    return {name: np.unique(first[:, i]) for i, name in enumerate(ATTRIBUTES)}
+    return {name: np.unique(first[:, i]) for i, name in enumerate(suite.texts.attributes)}
 
 
 def first_value_tokens(texts: Texts) -> Int[np.ndarray, "person attribute"]:
@@ -91,15 +90,15 @@ def _values(texts: Texts, person: np.ndarray, attribute: np.ndarray) -> torch.Te
     return padded([texts.tokens[at : at + n] for at, n in zip(start, length)], NO_TOKEN)
 
 
-def _in_words(people: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
+def _in_words(people: pd.DataFrame, texts: Texts, asked: pd.DataFrame) -> pd.DataFrame:
     """The texts of ``prompts_about``."""
-    names = people[list(NAME_PARTS)].agg(" ".join, axis=1).to_numpy()
-    values, sentences = people[list(ATTRIBUTES)].to_numpy(object), templates()
+    names, attributes = full_names(people), texts.attributes
+    values = people[list(attributes)].to_numpy(object)
     parts = [
-        sentences[ATTRIBUTES[a]][t].split("{value}")[0].rstrip()
+        texts.templates[attributes[a]].texts[t].split("{value}")[0].rstrip()
         for a, t in zip(asked.attribute, asked.template)
     ]
-    columns = {"attribute": np.array(ATTRIBUTES, object)[asked.attribute]}
+    columns = {"attribute": np.array(attributes, object)[asked.attribute]}
     for column, prefix in (("person", ""), ("twin", "corrupted_")):
         prompt = f"{prefix or 'clean_'}prompt"
         if column not in asked:

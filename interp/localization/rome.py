@@ -85,14 +85,14 @@ def find_edits(
         raise ValueError(
             f"the model is in {dtype}, too coarse to search an edit in; give model.float()"
         )
-    most = suite.config.n_train_templates
+    most = min(suite.config.n_train_templates, int(suite.texts.n_train.min()))
     if not 1 <= n_sentences <= most:
         raise ValueError(
             f"n_sentences is {n_sentences}; the run was trained in {most} templates a fact, ask "
             f"for 1 to {most}"
         )
     person = rows_of(suite.population, facts.texts.person)
-    attribute = numbers_of(facts.texts.attribute)
+    attribute = numbers_of(suite.texts, facts.texts.attribute)
     targets = facts.corrupted_answers[:, 0]
     found = []
     for part in torch.arange(len(facts)).split(FACTS_AT_ONCE):

@@ -22,14 +22,14 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import nn
 
-from interp.config import CONTROL, METRICS
+from interp.config import CONTROL, METRICS, OWN_METRIC
 from interp.data.facts import TEXT_COLUMNS, FactSet, check_vocabulary
-from interp.fields import argument
+from interp.fields import argument, shortened
 from interp.model.decoder import HookedDecoder
 from interp.model.flop_count import count_flops
 from interp.model.gpu import free_bytes
 from interp.model.model_check import check_model, check_plain
-from interp.patching.activations import Prompts, prompts
+from interp.patching.activations import Metric, Prompts, prompts
 from interp.patching.attribution_patching import GradientEstimates
 from interp.patching.batch import (
     Batch,
@@ -60,7 +60,13 @@ from interp.patching.sites import SITES, activations_of, default_sites
 
 
 def patch(
-    model: nn.Module, facts: FactSet, *, site: str, max_memory: float = 2.0, **options
+    model: nn.Module,
+    facts: FactSet,
+    *,
+    site: str,
+    max_memory: float = 2.0,
+    metric: Metric | None = None,
+    **options,
 ) -> xr.Dataset:
     """Metrics with every cell of one ``site`` changed, one at a time, on each fact.
 
@@ -70,16 +76,23 @@ def patch(
         site: one of ``sites.SITES``, or a path (see ``path_patching``) such as
             ``z-logits`` or ``L0H2.z-q``.
         max_memory: gigabytes (10⁹ bytes) that activations may take; on a GPU at most what is free.
+        metric: a metric of your own, scored beside the others, with method exact: a function of
+            logits (row, d_vocab) at the answer position (the one that predicts the first token of
+            the answer), in fp32 on the model's device, and of the number of each row's fact in
+            ``facts`` (row), which returns a finite number a row. A row is one patch of one fact,
+            or a fact's unpatched run. It is called many times, for some rows each, from several
+            threads, so it may depend on its arguments only.
         options: the fields of ``Intervention``.
 
     Returns:
         ``patched`` (layer, head where the site has them, role or pos, fact), ``clean`` (fact) and
         ``corrupted`` (fact): logit_diff, nats; and the same three with ``_first_logprob`` and
-        ``_value_logprob`` after their names. NaN: the fact has no such position, or a path's stops
-        are not in order; ``corrupted`` where facts without corrupted prompts are ablated;
-        ``logit_diff`` of facts without corrupted answers. ``mlp_post`` has ``neuron``, the first of
-        each group, for ``head``; ``edge`` and ``knockout`` have ``dest`` and ``src`` for role or
-        pos; the second stop of a path has ``layer_1`` and ``head_1``, the third ``layer_2``, ...
+        ``_value_logprob`` after their names, and with ``_own_metric`` where a ``metric`` is given.
+        NaN: the fact has no such position, or a path's stops are not in order; ``corrupted`` where
+        facts without corrupted prompts are ablated; ``logit_diff`` of facts without corrupted
+        answers. ``mlp_post`` has ``neuron``, the first of each group, for ``head``; ``edge`` and
+        ``knockout`` have ``dest`` and ``src`` for role or pos; the second stop of a path has
+        ``layer_1`` and ``head_1``, the third ``layer_2``, ...
         Attributes: ``intervention``, all options as JSON; and for a ``HookedDecoder`` ``flops``,
         floating-point operations of the matrix products of all sites together.
 
@@ -89,7 +102,8 @@ def patch(
             tokens that are needed, logits that are not finite.
         RuntimeError: a patch that could change the result was not applied.
     """
-    return patch_sites(model, facts, sites=[site], max_memory=max_memory, **options)[site]
+    how = {"max_memory": max_memory, "metric": metric}
+    return patch_sites(model, facts, sites=[site], **how, **options)[site]
 
 
 def patch_sites(
@@ -98,14 +112,21 @@ def patch_sites(
     *,
     sites: Sequence[str],
     max_memory: float = 2.0,
+    metric: Metric | None = None,
     **options,
 ) -> dict[str, xr.Dataset]:
     """``patch`` for several sites at once, which share runs and batches."""
-    return patch_together(model, facts, [{"sites": sites, **options}], max_memory=max_memory)[0]
+    asked = [{"sites": sites, **options}]
+    return patch_together(model, facts, asked, max_memory=max_memory, metric=metric)[0]
 
 
 def patch_together(
-    model: nn.Module, facts: FactSet, asked: Sequence[dict[str, Any]], *, max_memory: float = 2.0
+    model: nn.Module,
+    facts: FactSet,
+    asked: Sequence[dict[str, Any]],
+    *,
+    max_memory: float = 2.0,
+    metric: Metric | None = None,
 ) -> list[dict[str, xr.Dataset]]:
     """``patch_sites`` with each of ``asked``, its keyword arguments. The clean and the corrupted
     run are computed once for all; ``flops`` of each includes them.
@@ -116,6 +137,7 @@ def patch_together(
     argument("facts", facts, FactSet)
     max_memory = argument("max_memory", max_memory, float, above=0)
     sweeps, facts = _prepared(model, facts, asked)
+    _check_metric(metric, sweeps)
     how, cfg, weight = sweeps[0].how, _shape_of(model), next(model.parameters())
     max_memory = min(max_memory, free_bytes(weight.device) / 1e9)
     max_bytes, kept = piece_bytes(max_memory), set().union(*(sweep.kept for sweep in sweeps))
@@ -132,7 +154,7 @@ def patch_together(
         nodes = [site for site in sweeps[0].sites if not is_path(site)]
         runs = GradientEstimates(model, runs, how.method, nodes, max_bytes)
     control = _control_pairs(facts, how.seed) if how.control else None
-    clean, corrupted = prompts(facts, weight.device, how.by, control)
+    clean, corrupted = prompts(facts, weight.device, how.by, control, metric)
     givers = [_givers_of(model, runs, sweep, facts, clean, chunks) for sweep in sweeps]
     for chunk in chunks:
         given, twins = clean[chunk], None if corrupted is None else corrupted[chunk]
@@ -145,6 +167,16 @@ def patch_together(
                 sweep.add(*patch_batch(batch, *ends))
             sweep.flops += (shared.total + counted.total) * counts
     return [sweep.results(cfg, facts) for sweep in sweeps]
+
+
+def _check_metric(metric: Metric | None, sweeps: Sequence["_Sweep"]) -> None:
+    """Raises a ValueError unless ``metric`` is a function, of exact sweeps."""
+    if metric is not None and not callable(metric):
+        raise ValueError(f"metric is {shortened(metric)}; give a function of logits and facts")
+    if metric is not None and any(sweep.how.method != "exact" for sweep in sweeps):
+        raise ValueError(
+            f"a metric of your own has no estimate by {sweeps[0].how.method}; use method exact"
+        )
 
 
 @dataclass
@@ -324,11 +356,14 @@ def _dataset(
     values = patched.reshape(shape)
     dims = (*axes, "fact")
     variables: dict[str, tuple] = {}
-    names = METRICS if how.whole_value else METRICS[:2]
-    for metric in (*names, *([CONTROL] if how.control else [])):
-        i = (*METRICS, CONTROL).index(metric)
+    rows = (*METRICS, *([CONTROL] if how.control else []), OWN_METRIC)[: len(patched)]
+    for i, metric in enumerate(rows):
+        if metric == "value_logprob" and not how.whole_value:
+            continue
         suffix = "" if metric == "logit_diff" else f"_{metric}"
         attrs = {"units": "nats", "metric": metric, "sign": "positive towards the clean answer"}
+        if metric == OWN_METRIC:
+            attrs |= {"units": "of the metric given", "sign": "of the metric given"}
         variables[f"patched{suffix}"] = (dims, values[i], attrs)
         for end, scores in ends.items():
             variables[f"{end}{suffix}"] = ("fact", scores[i], attrs)

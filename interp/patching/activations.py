@@ -1,6 +1,6 @@
 """Prompts as patching runs them, activation caches, and the activations that ablations use."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,44 @@ from torch import Tensor
 
 from interp.config import By
 from interp.data.facts import NO_TOKEN, FactSet
+
+Metric = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]
+"""From the logits at the answer position, fp32, and the number of each row's fact, one number a
+row.
+"""
+
+
+@dataclass(frozen=True)
+class OwnMetric:
+    """A user's metric and the facts that it is asked for."""
+
+    score: Metric
+    number: Int[Tensor, " fact"]
+    """Of each fact in the user's fact set."""
+
+    def __getitem__(self, facts: Int[np.ndarray, " n"]) -> "OwnMetric":
+        return OwnMetric(self.score, self.number[facts])
+
+    def __call__(
+        self, logits: Float[Tensor, "row d_vocab"], fact: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """The metric of each row.
+
+        Raises:
+            ValueError: it gives something else than a finite number a row.
+        """
+        values = self.score(logits, self.number[fact])
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if shape != (len(fact),):
+            raise ValueError(
+                f"the metric gives {shape} for logits of shape {tuple(logits.shape)}; return a "
+                f"tensor of shape {(len(fact),)}, one number a row"
+            )
+        if not values.isfinite().all():
+            raise ValueError(
+                "the metric gives a number that is not finite; NaN means a missing cell"
+            )
+        return values.float()
 
 
 @dataclass(frozen=True)
@@ -36,6 +74,7 @@ class Prompts:
     """First tokens of another fact's values, right and other."""
     noise: Float[Tensor, "fact pos d_model"] | None = None
     """Added to the embeddings."""
+    own_metric: OwnMetric | None = None
 
     @property
     def n_total(self) -> Int[Tensor, " fact"]:
@@ -72,6 +111,7 @@ def prompts(
     device: torch.device | str,
     by: By = "role",
     control: Int[np.ndarray, "fact 2"] | None = None,
+    metric: Metric | None = None,
 ) -> tuple[Prompts, Prompts | None]:
     """Inputs of the clean and of the corrupted run, both with the clean value after the prompt. The
     latter is None for facts without corrupted prompts.
@@ -92,6 +132,8 @@ def prompts(
         "control": None if control is None else torch.from_numpy(control),
     }
     same = {name: None if x is None else x.to(device) for name, x in same.items()}
+    if metric is not None:
+        same["own_metric"] = OwnMetric(metric, torch.arange(len(facts), device=device))
     both = []
     for prompt in (facts.clean, facts.corrupted):
         if prompt is None:
@@ -127,8 +169,8 @@ def metrics_of(
     fact: Int[Tensor, " row"],
     given: Prompts,
 ) -> Float[np.ndarray, "metric row"]:
-    """Metrics of ``METRICS``, and ``CONTROL`` where pairs are given, from the logits that predict
-    the ``value_tokens``, ``row`` and ``slot``, of the facts.
+    """Metrics of ``METRICS``, ``CONTROL`` where pairs are given, and ``OWN_METRIC`` where one is,
+    from the logits that predict the ``value_tokens``, ``row`` and ``slot``, of the facts.
     """
     return torch.stack(scores_of(logits.float(), row, slot, fact, given)).cpu().numpy()
 
@@ -157,6 +199,8 @@ def scores_of(
     if given.control is not None:
         right, wrong = logits[first].gather(1, given.control[fact]).unbind(1)
         scores.append(right - wrong)
+    if given.own_metric is not None:
+        scores.append(given.own_metric(logits[first], fact))
     return scores
 
 

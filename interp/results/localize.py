@@ -1,18 +1,21 @@
 """Localization of a run: which components recall facts at each checkpoint, and since when."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
+from interp.config import ATTRIBUTES
 from interp.data.facts import FactSet
 from interp.dynamics.plateau import Phases, phases
 from interp.fields import LARGEST_SEED, argument
 from interp.jupyter import OnStep, progress_bar
-from interp.localization.checkpoint_answers import QUESTIONS, checkpoint_answers
+from interp.localization.checkpoint_answers import asked_of, checkpoint_answers
 from interp.localization.formation import Localization, find
 from interp.model.decoder import device_of
 from interp.results.store import join_steps
@@ -44,6 +47,8 @@ def localize(
     Args:
         facts: by default ``N_FACTS`` of each attribute, or as many as the run has.
         people: facts that linear probes are fitted on; by default ``N_PEOPLE`` of each attribute.
+            Where ``facts`` are about nobody of the run's population, or the suite has none, there
+            are no probes by default.
         steps: all steps of the suite, if none are given.
         out: folder of result files, by default results/localization in the run folder. Those that
             are there already are reused, new ones are written as soon as they are finished.
@@ -60,20 +65,24 @@ def localize(
         KeyboardInterrupt: it was stopped; the message says what is kept and how to go on.
     """
     argument("suite", suite, Suite)
-    seed = argument("seed", seed, int, least=0, most=LARGEST_SEED)
     given = argument("steps", steps, tuple[int, ...] | None)
     steps = suite.steps if given is None else sorted(set(given))
+    seed = argument("seed", seed, int, least=0, most=LARGEST_SEED)
     facts = _sampled(suite, N_FACTS, seed) if facts is None else argument("facts", facts, FactSet)
-    people = _sampled(suite, N_PEOPLE, seed) if people is None else people
-    check_steps(suite, steps, facts), check_steps(suite, steps, argument("people", people, FactSet))
+    if people is None and are_of_people(suite, facts):
+        people = _sampled(suite, N_PEOPLE, seed)
+    check_steps(suite, steps, facts)
+    if argument("people", people, FactSet | None) is not None:
+        check_steps(suite, steps, people)
     device = device_of(device)
-    asked = {"people": facts_digest(people), "seed": seed}
+    asked = {"people": digest_of(people), "seed": seed}
+    questions = asked_of(people)
     how: dict[str, Any] = {"seed": seed, "max_memory": max_memory, "device": device}
     with progress_bar(len(steps), "localizing", on_step) as on_step:
         done = over_checkpoints(
             suite,
             steps,
-            list(QUESTIONS),
+            questions,
             partial(_of_step, facts=facts, people=people, **how),
             out=results_of(suite, out),
             facts=facts,
@@ -83,18 +92,62 @@ def localize(
             command=command,
             on_step=on_step,
         )
-    answers = {name: join_steps({step: done[step][name] for step in steps}) for name in QUESTIONS}
+    answers = {name: join_steps({step: done[step][name] for step in steps}) for name in questions}
     return find(answers, plateau(suite).plateau_end)
 
 
 def results_of(suite: Suite, out: str | Path | None) -> str | Path:
     """The folder of a localization's results."""
-    return suite.path / "results" / "localization" if out is None else out
+    return suite.results_folder("localization") if out is None else out
+
+
+def are_of_people(suite: Suite, facts: FactSet) -> bool:
+    """Whether the facts are about people of the suite's population, so that more can be drawn."""
+    return suite.is_run and bool((facts.texts.person >= 0).all())
+
+
+def digest_of(people: FactSet | None) -> str:
+    """Empty where there are none."""
+    return "" if people is None else facts_digest(people)
+
+
+def localizable(facts: FactSet) -> FactSet:
+    """The facts that have a control: another fact of their attribute with no first token of a value
+    in common; warns of the others.
+
+    Raises:
+        ValueError: fewer than two have one.
+    """
+    pairs = torch.stack((facts.answers[:, 0], facts.corrupted_answers[:, 0]), 1).numpy()
+    attribute = facts.texts.attribute.to_numpy(object)
+    differ = ~(pairs[:, None, :, None] == pairs[None, :, None, :]).any((2, 3))
+    differ &= attribute[:, None] == attribute[None]
+    kept = np.ones(len(facts), bool)
+    while not (differ[kept][:, kept].any(1)).all():
+        kept[kept] = differ[kept][:, kept].any(1)
+    left = list(dict.fromkeys(attribute[~kept]))
+    if kept.sum() < 2:
+        raise ValueError(
+            f"none of the {len(facts)} facts has another of its relation with other values, as a "
+            "control; ask for more facts, or for fewer relations"
+        )
+    if left:
+        warnings.warn(
+            f"{(~kept).sum()} of {len(facts)} facts are left out, on {', '.join(map(repr, left))}: "
+            "no other fact of the relation has other values, as a control",
+            stacklevel=1,
+        )
+    return facts[np.flatnonzero(kept)]
+
+
+def has_metrics(suite: Suite) -> bool:
+    """Whether the suite recorded its loss over training."""
+    return suite.is_run and (suite.path / "metrics.parquet").is_file()
 
 
 def plateau(suite: Suite) -> Phases:
     """Phases of the loss on people trained on; NaN where the run has no metrics."""
-    if not (suite.path / "metrics.parquet").is_file():
+    if not has_metrics(suite):
         return Phases(np.nan, np.nan)
     metrics = suite.metrics.sort_values("step", kind="stable")
     metrics = metrics[(metrics.split == "train") & (metrics.attribute == AVERAGE)]
@@ -103,7 +156,7 @@ def plateau(suite: Suite) -> Phases:
 
 
 def _sampled(suite: Suite, n_each: int, seed: int) -> FactSet:
-    told = suite.config.attributes
+    told = suite.config.attributes if suite.config else ATTRIBUTES  # without one facts() refuses
     return suite.facts(n_each * len(told), attribute=told, seed=seed, fewer=True)
 
 
@@ -113,7 +166,7 @@ def _of_step(
     questions: list[str],
     *,
     facts: FactSet,
-    people: FactSet,
+    people: FactSet | None,
     device: str,
     **options,
 ) -> dict[str, xr.Dataset]:

@@ -4,7 +4,7 @@ each fact.
 
 import xarray as xr
 
-from interp.config import CONTROL, METRICS
+from interp.config import CONTROL, METRICS, OWN_METRIC
 from interp.fields import LARGEST_SEED, argument
 from interp.statistics import runs_differ, share_interval
 
@@ -17,7 +17,8 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
     """
     if not isinstance(result, (xr.Dataset, xr.DataTree)) or "patched" not in result:
         raise ValueError("this is not the result of one site; give one, such as tree['z']")
-    suffixes = {name: "" if name == METRICS[0] else f"_{name}" for name in (*METRICS, CONTROL)}
+    names = (*METRICS, CONTROL, OWN_METRIC)
+    suffixes = {name: "" if name == METRICS[0] else f"_{name}" for name in names}
     known = [name for name, suffix in suffixes.items() if f"clean{suffix}" in result]
     if metric not in known:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(known)}")
@@ -26,9 +27,9 @@ def of_metric(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
         raise ValueError(
             f"these facts have no corrupted answers, so no {metric}; use metric='first_logprob'"
         )
-    names = {name + suffix: name for name in ("patched", "clean", "corrupted")}
+    columns = {name + suffix: name for name in ("patched", "clean", "corrupted")}
     values = result.to_dataset() if isinstance(result, xr.DataTree) else result
-    return values[list(names)].rename(names)
+    return values[list(columns)].rename(columns)
 
 
 def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
@@ -43,14 +44,17 @@ def _with_gap(result: xr.Dataset | xr.DataTree, metric: str) -> xr.Dataset:
 
 def effect(result: xr.Dataset | xr.DataTree, metric: str = "logit_diff") -> xr.DataArray:
     """Patched − base per fact, in nats: positive towards the clean answer, so mostly positive when
-    denoising and mostly negative when noising.
+    denoising and mostly negative when noising. ``own_metric`` has the unit and sign of the function
+    that was given.
     """
     values = of_metric(result, metric)
     base = values.corrupted if result.attrs["direction"] == "denoising" else values.clean
     return (
         (values.patched - base)
         .rename("effect")
-        .assign_attrs(units="nats", long_name=f"effect on {metric}")
+        .assign_attrs(
+            units=values.patched.attrs.get("units", "nats"), long_name=f"effect on {metric}"
+        )
     )
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from interp.config import ATTRIBUTES, Precision
+from interp.config import Precision
 from interp.data.biographies import ROLES, Biographies
 from interp.model.decoder import DecoderConfig, HookedDecoder
 from interp.model.gpu import free_bytes, to_device
@@ -52,7 +52,7 @@ def evaluate(
         ],
         axis=1,
     )
-    table.index = [ATTRIBUTES[i] for i in table.index]
+    table.index = [biographies.attribute_names[i] for i in table.index]
     table.loc[AVERAGE] = table.mean()
     return table.rename_axis("attribute").reset_index()
 

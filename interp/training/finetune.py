@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer
 
-from interp.config import PoolSizes, TrainConfig
+from interp.config import PoolSizes, TrainConfig, train_config
 from interp.data.biographies import Texts, tokenizer_for
+from interp.data.own_people import own_people
 from interp.data.population import draw_population
 from interp.data.tokenizer import read_tokenizer
 from interp.model.checkpoint_folder import step_folders
@@ -18,7 +19,7 @@ from interp.model.checkpoint_io import read_checkpoint
 from interp.model.decoder import HookedDecoder
 from interp.training.mitigation import Mitigation, mitigation
 from interp.training.optimizer import Trainee
-from interp.training.run_folder import check_recorded, read_config, read_population
+from interp.training.run_folder import check_csvs, check_recorded, read_population, read_record
 
 RATE = 3 / 40
 """Of the base run's peak learning rate, as in arXiv 2503.21676: 3e-5 of 4e-4."""
@@ -63,19 +64,33 @@ def finetune_config(
     return replace(changed, d_mlp=base.d_mlp + n_slots(changed))
 
 
-def people_and_tokenizer(config: TrainConfig) -> tuple[pd.DataFrame, Tokenizer]:
-    """Drawn anew or, when fine-tuning, those of the run to start from.
+def people_and_tokenizer(config: TrainConfig) -> tuple[pd.DataFrame, Tokenizer, dict | None]:
+    """Drawn anew, from a user's CSVs or, when fine-tuning, those of the run to start from; and what
+    run.json says of the CSVs.
 
     Raises:
         FileNotFoundError, ValueError: there is no such run or checkpoint, or it is of other people
-            or another shape.
+            or another shape; a CSV holds something else than the configuration says.
     """
+    if not config.from_run and config.people_csv:
+        people, templates, own = own_people(config)
+        return people, tokenizer_for(people, templates), own
     if not config.from_run:
         people = draw_population(config.n_people, config.n_held_out, config, seed=config.seed)
-        return people, tokenizer_for(people)
+        return people, tokenizer_for(people), None
     run = Path(config.from_run)
-    base = read_config(run)
+    record = read_record(run)
+    base, own = train_config(record["config"]), record.get("own_people")
     _folder_to_start_from(config)
+    if bool(own) != bool(config.people_csv):
+        if own:
+            raise ValueError(
+                f"from_run {run} was trained on people of its own; give the same people_csv and "
+                "templates"
+            )
+        raise ValueError(f"from_run {run} was trained on synthetic people; leave out people_csv")
+    if own:
+        check_csvs(config, run, own)
     same = [field.name for field in fields(PoolSizes)] + list(_AS_IN_BASE)
     for name in same:
         if getattr(config, name) != getattr(base, name):
@@ -91,7 +106,9 @@ def people_and_tokenizer(config: TrainConfig) -> tuple[pd.DataFrame, Tokenizer]:
         )
     people, tokenizer = read_population(base, run), read_tokenizer(run)
     check_recorded(run / "tokenizer.json")
-    return people.drop(columns="sampling_weight"), tokenizer
+    if other := {*config.attributes} - {*people.columns}:
+        raise ValueError(f"attributes has {min(other)!r}, of which {run} was not trained")
+    return people.drop(columns="sampling_weight"), tokenizer, own
 
 
 def _folder_to_start_from(config: TrainConfig) -> Path:

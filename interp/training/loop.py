@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from interp.config import TrainConfig
 from interp.data.batches import training_batch
-from interp.data.biographies import Biographies, Texts, lay_out
+from interp.data.biographies import Biographies, Texts, check_lengths, lay_out
+from interp.data.template_sets import from_record
 from interp.data.tokenizer import read_tokenizer
 from interp.fields import argument
 from interp.files import check_writable, only_process
@@ -41,10 +42,12 @@ from interp.training.reference_attention import patched_hidden
 from interp.training.resume import mend_checkpoints, read_state, write_state
 from interp.training.run_folder import (
     begin,
+    check_csvs,
     check_recorded,
     is_begun,
     read_config,
     read_population,
+    read_record,
 )
 
 OnStep = Callable[[int, Tensor], None]
@@ -83,18 +86,23 @@ def train(
     check_writable(out)
     with only_process(out, "training in"), deterministic_algorithms(device_of(config.device)):
         config = _settled(config, out, resume)
+        if config.people_csv and resume and (out / "run.json").is_file():
+            check_csvs(config, out, read_record(out).get("own_people"))
         begun = is_begun(config, out, resume)
         if begun:
             people, tokenizer = read_population(config, out), read_tokenizer(out)
             check_recorded(out / "tokenizer.json")
+            own = read_record(out).get("own_people")
         else:
-            people, tokenizer = people_and_tokenizer(config)
+            people, tokenizer, own = people_and_tokenizer(config)
         reference = read_reference(config, tokenizer)
-        texts = lay_out(people, tokenizer, seed=config.seed)
+        templates = None if own is None else from_record(own["templates_used"])
+        texts = lay_out(people, tokenizer, seed=config.seed, templates=templates)
         trainee = make_trainee(config, tokenizer.get_vocab_size())
+        check_lengths(texts, config.attributes, trainee.model.cfg.n_ctx)
         ways = begin_from(config, trainee, texts)
         if not begun:
-            begin(config, out, people, tokenizer, command)
+            begin(config, out, people, tokenizer, command, own)
         _run(config, out, texts, trainee, reference, ways, on_step or (lambda step, loss: None))
         if config.keep == "last":
             shutil.rmtree(out / "resume", ignore_errors=True)

@@ -45,8 +45,9 @@ def least_bytes(config: TrainConfig) -> dict[str, int]:
     weights = c.n_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_mlp)
     shortest = 1 + len(c.attributes) * _SHORTEST_SENTENCE  # 1: <bos>
     activation = c.batch_size * shortest * max(3 * c.d_model, c.d_mlp)
-    values = len(NAME_PARTS) + len(ATTRIBUTES)
-    person = 8 * values + N_TEMPLATES * len(ATTRIBUTES)
+    n_values = len(c.attributes if c.people_csv else ATTRIBUTES)
+    n_templates = c.n_train_templates if c.people_csv else N_TEMPLATES
+    person = 8 * (len(NAME_PARTS) + n_values) + n_templates * n_values
     return {
         f"n_layers {c.n_layers} and {_wider(c, 2)}": 4 * 4 * weights,
         f"batch_size {c.batch_size} and {_wider(c, 3)}": 2 * activation,

@@ -1,6 +1,5 @@
 """The rows of metrics.parquet: metrics of a model at each checkpoint."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from interp.files import read_table, table_bytes, write_bytes
 from interp.model.decoder import HookedDecoder
 from interp.training.evaluation import AVERAGE, evaluate
 from interp.training.optimizer import Trainee
-from interp.training.run_folder import config_digest, read_record
+from interp.training.run_folder import json_digest, read_record
 
 SPLITS = ("train", "held-out")
 BESIDE = ("new", UNKNOWN)
@@ -73,7 +72,7 @@ class Metrics:
             for split, biographies in self.sets.items()
         ]
         self.table = pd.concat([self.table, *rows], ignore_index=True)[list(COLUMNS)]
-        self.table.attrs = {"config": config_digest(asdict(self.config))}
+        self.table.attrs = {"config": json_digest(read_record(self.path.parent)["config"])}
         write_bytes(self.path, table_bytes(self.table))
 
 

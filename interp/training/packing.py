@@ -1,5 +1,6 @@
 """Batches of biographies as tensors: the real tokens only, and their places in padded rows."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -75,10 +76,11 @@ def select_rows(biographies: Biographies, first: int, end: int) -> Biographies:
     """Rows ``first`` to ``end`` − 1."""
     edge = np.concatenate(([0], np.cumsum(biographies.lengths)))
     tokens = slice(edge[first], edge[end])
-    return Biographies(
-        biographies.tokens[tokens],
-        biographies.roles[tokens],
-        biographies.attributes[tokens],
-        biographies.lengths[first:end],
-        biographies.people[first:end],
+    return replace(
+        biographies,
+        tokens=biographies.tokens[tokens],
+        roles=biographies.roles[tokens],
+        attributes=biographies.attributes[tokens],
+        lengths=biographies.lengths[first:end],
+        people=biographies.people[first:end],
     )

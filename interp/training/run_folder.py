@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from interp.config import ATTRIBUTES, TrainConfig, train_config
 from interp.data.batches import sampling_weights
 from interp.data.population import SPLITS, check_population, no_knowledge_baseline
+from interp.data.template_sets import TemplateSet, from_record
 from interp.data.tokenizer import tokenizer_files
 from interp.fields import shortened
 from interp.files import read_json, read_table, table_bytes, write_bytes, write_json
@@ -29,6 +30,8 @@ _RECORDED = {
     "date": str,
 }
 """Keys of run.json, and what each holds."""
+CSV_FIELDS = ("people_csv", "templates")
+"""Fields of the configuration that name a user's CSV."""
 _IN_DIGESTS = ("population.parquet", "tokenizer.json")
 _WORDS = {str: "text", dict: "an object", str | None: "text or null"}
 
@@ -64,7 +67,7 @@ def read_record(run: Path) -> dict:
 def _check_record(record: dict) -> None:
     """Raises a ValueError unless run.json holds exactly what ``begin`` writes."""
     for name in dict.fromkeys((*_RECORDED, *record)):
-        if name == "digests":  # older runs have none
+        if name in ("digests", "own_people"):  # older runs have no digests, synthetic ones no own
             continue
         if name not in record:
             raise ValueError(f"it lacks {name!r}")
@@ -77,17 +80,50 @@ def _check_record(record: dict) -> None:
     recorded = record.get("digests", {})
     if not isinstance(recorded, dict):
         raise ValueError(f"digests is {shortened(recorded)}; it must be an object")
-    if recorded and recorded.get("config") != config_digest(record["config"]):
+    if recorded and recorded.get("config") != json_digest(record["config"]):
         raise ValueError("config is not the one that the run was begun with")
+    attributes = tuple(own_templates(record) or ATTRIBUTES)
     baseline = record["no_knowledge_baseline"]
-    if set(baseline) != set(ATTRIBUTES):
+    if set(baseline) != set(attributes):
         raise ValueError(
             f"no_knowledge_baseline is of {', '.join(baseline)}; it must be of "
-            f"{', '.join(ATTRIBUTES)}"
+            f"{', '.join(attributes)}"
         )
     for name, value in baseline.items():
         if type(value) not in (int, float) or not isfinite(value):
             raise ValueError(f"no_knowledge_baseline of {name} is {shortened(value)}, not a number")
+
+
+def own_templates(record: dict) -> dict[str, TemplateSet] | None:
+    """The templates of a run of a user's own people, by attribute, from the contents of run.json;
+    None for synthetic people.
+
+    Raises:
+        ValueError: they are missing, damaged, or not those that the run was begun with.
+    """
+    own = record.get("own_people")
+    if bool(record["config"].get("people_csv")) != (own is not None):
+        raise ValueError("config has people_csv and own_people is missing, or the other way round")
+    if own is None:
+        return None
+    if not isinstance(own, dict) or set(own) != {*CSV_FIELDS, "templates_used"}:
+        raise ValueError(f"own_people is {shortened(own)}; it must have the digests and templates")
+    if record.get("digests", {}).get("own_people") != json_digest(own):
+        raise ValueError("own_people is not what the run was begun with")
+    return from_record(own["templates_used"])
+
+
+def check_csvs(config: TrainConfig, out: Path, own: dict) -> None:
+    """Raises a ValueError where a CSV of a user's own people is there and is not the one that the
+    run was begun with. They need not be there: the run folder holds what is in them.
+    """
+    for name in CSV_FIELDS:
+        path = Path(getattr(config, name))
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != own[name]:
+            raise ValueError(
+                f"{path} has changed since {out} was begun with it; put the earlier one back, or "
+                "train into another --out"
+            )
 
 
 def read_population(config: TrainConfig, run: Path) -> pd.DataFrame:
@@ -98,7 +134,8 @@ def read_population(config: TrainConfig, run: Path) -> pd.DataFrame:
     """
     path = run / "population.parquet"
     people = read_table(path)
-    check_population(people, path)
+    own = own_templates(read_record(run))
+    check_population(people, path, None if own is None else tuple(own))
     if people.split.tolist() != list(np.repeat(SPLITS, [config.n_people, config.n_held_out])):
         counts = [int((people.split == split).sum()) for split in SPLITS]
         raise ValueError(
@@ -148,10 +185,18 @@ def is_begun(config: TrainConfig, out: Path, resume: bool) -> bool:
 
 
 def begin(
-    config: TrainConfig, out: Path, people: pd.DataFrame, tokenizer: Tokenizer, command: str
+    config: TrainConfig,
+    out: Path,
+    people: pd.DataFrame,
+    tokenizer: Tokenizer,
+    command: str,
+    own: dict | None = None,
 ) -> None:
-    """Writes the files that a run folder has before its first checkpoint; run.json last."""
-    weights = sampling_weights(config, config.n_steps - 1)
+    """Writes the files that a run folder has before its first checkpoint; run.json last. ``own``:
+    digests of the CSVs of a user's own people, and the templates.
+    """
+    given = people.weight.to_numpy(float) if "weight" in people else None
+    weights = sampling_weights(config, config.n_steps - 1, given)
     people = people.assign(sampling_weight=np.pad(weights, (0, len(people) - len(weights))))
     files = tokenizer_files(tokenizer)
     files["population.parquet"] = table_bytes(people)
@@ -161,23 +206,30 @@ def begin(
     record = {
         "command": command,
         "config": asdict(config),
-        "no_knowledge_baseline": no_knowledge_baseline(people),
+        "no_knowledge_baseline": no_knowledge_baseline(
+            people, None if own is None else tuple(own["templates_used"])
+        ),
     }
+    if own is not None:
+        record["own_people"] = own
     record["digests"] = digests(record, files)
     write_json(out / "run.json", record | provenance())
 
 
 def digests(record: dict, files: dict[str, bytes]) -> dict[str, str]:
-    """Digests of what determines a run: its configuration as recorded, its population and its
-    tokenizer.
+    """Digests of what determines a run: its configuration as recorded, its population, its
+    tokenizer, and the templates of a user's own people.
     """
     found = {name: hashlib.sha256(files[name]).hexdigest() for name in _IN_DIGESTS}
-    return found | {"config": config_digest(record["config"])}
+    parts = [key for key in ("config", "own_people") if key in record]
+    return found | {key: json_digest(record[key]) for key in parts}
 
 
-def config_digest(config: dict) -> str:
-    """Digest of a training configuration, which tells files of one run from those of another."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+def json_digest(content: dict) -> str:
+    """Digest of a part of run.json, such as the configuration, which tells files of one run from
+    those of another.
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check_free(out: Path, files: dict[str, bytes]) -> None:
