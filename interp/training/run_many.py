@@ -19,6 +19,7 @@ from interp.config import TrainConfig
 from interp.fields import argument
 from interp.files import only_process
 from interp.model.checkpoint_folder import step_folders
+from interp.process import in_words
 from interp.training.loop import train
 from interp.training.metrics_table import read_metrics
 from interp.training.run_folder import read_config
@@ -67,7 +68,7 @@ def train_all(
     if failed:
         name, error = next(iter(failed.items()))
         raise ValueError(
-            f"{len(failed)} of {len(runs)} runs failed; {name}: {_in_words(error)}; run the same "
+            f"{len(failed)} of {len(runs)} runs failed; {name}: {in_words(error)}; run the same "
             "again to try these, what is done stays done"
         ) from error
     return folders
@@ -174,9 +175,3 @@ def _train(
     begun = (folder / "run.json").is_file()
     config = read_config(folder) if begun else config
     train(config, folder, resume=begun, command=command, on_step=on_step)
-
-
-def _in_words(error: BaseException) -> str:
-    """An error in one line: a user error as it is, any other with its type."""
-    said = isinstance(error, (ValueError, FileNotFoundError))
-    return " ".join((str(error) if said else f"{type(error).__name__}: {error}").split())
