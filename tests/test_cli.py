@@ -206,7 +206,7 @@ def test_both_directions_are_patched_and_stand_in_one_report(copy):
     ("arguments", "message"),
     [
         (["interp-patch", "--ckpt", "nowhere"], "no folder nowhere; give a run folder"),
-        (["interp-patch", "--ckpt", "."], "no run.json in ."),
+        (["interp-patch", "--ckpt", "."], "no checkpoint in .; give a run folder"),
         (["interp-patch"], "Missing from interp-patch: ckpt"),
         (
             ["interp-patch", "--ckpt", "RUN", "--sites", "zz"],

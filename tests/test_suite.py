@@ -38,8 +38,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         load_suite(tmp_path / "nowhere")
 
 
-def test_an_empty_folder_has_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no run.json in"):
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint in .*; give a run folder, a folder of"
+    ):
         load_suite(tmp_path)
 
 
