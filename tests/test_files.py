@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from interp.files import check_writable, only_process, write_bytes, write_json
+from interp.files import check_writable, machine, only_process, write_bytes, write_json
 
 HOLD = """
 import sys, time
@@ -96,7 +96,7 @@ def test_a_folder_is_let_go_after_an_error_inside(tmp_path):
 
 
 def test_only_what_interp_left_is_removed_from_a_folder(tmp_path):
-    mine, theirs = tmp_path / ".notes.tmp", tmp_path / ".step-000100.999999999.tmp"
+    mine, theirs = tmp_path / ".notes.tmp", tmp_path / f".step-000100.{machine()}.999999999.tmp"
     mine.write_text("mine"), theirs.mkdir()
     with only_process(tmp_path, "testing in"):
         assert mine.exists() and not theirs.exists()

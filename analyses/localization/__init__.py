@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from analyses.registry import Analysis, imported_late
-from interp.config import ATTRIBUTES, MOST_WORKERS, Device
+from interp.config import ALL_HERE, ATTRIBUTES, MOST_WORKERS, ClusterConfig, Device
 from interp.fields import LARGEST_SEED, check_fields, number, path
 
 
@@ -33,6 +33,7 @@ class LocalizationConfig:
     """Checkpoints evaluated in parallel, each in its own process."""
     max_memory: float = number(0.75, above=0)
     """Gigabytes for the activations of a worker."""
+    cluster: ClusterConfig = ALL_HERE
 
     def __post_init__(self) -> None:
         check_fields(self)

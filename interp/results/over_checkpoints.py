@@ -79,9 +79,13 @@ def checked_tensors(suite: Suite, steps: Sequence[int]) -> dict[int, dict[str, s
 
 
 def stored_and_missing(
-    sweep: Sweep, requests: Requests, tensors: Mapping[int, dict[str, str]]
+    sweep: Sweep, requests: Requests, tensors: Mapping[int, dict[str, str]] | None = None
 ) -> tuple[dict[int, dict[str, xr.Dataset]], list[Piece]]:
-    """Stored results by step and name, and a piece for each step that lacks some."""
+    """Stored results by step and name, and a piece for each step that lacks some.
+
+    Args:
+        tensors: digests of the tensors by step; by default computed where some are missing.
+    """
     done: dict[int, dict[str, xr.Dataset]] = {}
     pieces = []
     for step, of_step in requests.items():
@@ -89,7 +93,8 @@ def stored_and_missing(
         missing = {name: request for name, request in of_step.items() if name not in found}
         done[step] = found
         if missing or sweep.out is None:
-            pieces.append(sweep.piece(step, missing, tensors[step]))
+            digests = tensors[step] if tensors else sweep.suite.tensor_digests(step)
+            pieces.append(sweep.piece(step, missing, digests))
     return done, pieces
 
 
