@@ -28,7 +28,7 @@ from tyro._errors import (
     on_parse_error,
 )
 
-from interp.cluster import PiecesMissing
+from interp.cluster import PiecesMissing, TaskEnded
 from interp.process import tune_process
 
 T = TypeVar("T")
@@ -50,6 +50,8 @@ def guarded(name: str, run: Callable[[list[str]], None]) -> None:
     warnings.filterwarnings("ignore", module=r"(?!interp)")
     try:
         run(sys.argv[1:])
+    except TaskEnded as ended:
+        print(ended)
     except PiecesMissing as missing:
         print(missing)
         sys.exit(1)

@@ -3,3 +3,7 @@
 
 class PiecesMissing(Exception):
     """A report of ``--status`` with pieces that are still to be computed."""
+
+
+class TaskEnded(Exception):
+    """What a task says at its end, where the rest of a study is left to others."""

@@ -1,5 +1,6 @@
 """The executor that a configuration asks for, as ``concurrent.futures`` defines executors."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,7 +37,8 @@ def _dask(scheduler: str | None, workers: int) -> Iterator[Executor]:
         raise ValueError(_NOT_INSTALLED.format("dask")) from None
     local = None
     if scheduler is None:
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        quiet = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
+        local = LocalCluster(n_workers=workers, threads_per_worker=1, **quiet)
     try:
         client = Client(local or scheduler)
     except (OSError, ValueError) as error:
