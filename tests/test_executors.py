@@ -4,8 +4,7 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import BrokenExecutor, wait
-from dataclasses import replace
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import dask
@@ -18,7 +17,6 @@ from interp.cluster.executors import executor_of
 from interp.cluster.submitit_jobs import SubmititJobs
 from interp.config import ClusterConfig
 from interp.results.sweep import patch_suite
-from interp.training.run_many import train_all
 
 SITES = ["attn_out", "z"]
 
@@ -60,7 +58,7 @@ def test_jobs_of_submitit_leave_the_files_of_one_process(suite, alone, tmp_path)
     assert len(list(jobs.glob("*_log.out"))) == 5 and not list(jobs.glob("*.pkl"))
 
 
-def test_workers_of_dask_leave_the_files_of_one_process(suite, alone, config, tmp_path):
+def test_workers_of_dask_leave_the_files_of_one_process(suite, alone, tmp_path):
     with executor_of(ClusterConfig(executor="dask"), workers=2, jobs=tmp_path) as executor:
         assert written(suite, tmp_path / "out", executor) == alone
         address = executor._client.scheduler.address
@@ -102,33 +100,14 @@ def test_a_job_that_is_killed_fails_its_own_future_only(tmp_path):
         while not (tmp_path / "call-0").exists():
             assert not killed.done()
             time.sleep(0.05)
-        for _, job in list(jobs._running):
-            job._results_timeout_s = 1  # it waits for slow file systems
-        _kill(jobs)
-        wait([killed, other], timeout=60)
-        assert isinstance(killed.exception(), BrokenExecutor)
-        assert isinstance(other.exception(), ValueError)
+        assert isinstance(other.exception(timeout=60), ValueError)
+        ((_, job),) = jobs._running
+        job._results_timeout_s = 1  # else it waits longer, for slow file systems
+        (worker,) = psutil.Process(job._process.pid).children()
+        worker.kill()
+        assert isinstance(killed.exception(timeout=60), BrokenExecutor)
     finally:
         jobs.shutdown(cancel_futures=True)
-
-
-def _kill(jobs):
-    for _, job in list(jobs._running):
-        for child in psutil.Process(job._process.pid).children():
-            if "_submit" in " ".join(child.cmdline()):
-                child.kill()
-
-
-def test_runs_are_trained_by_dask(config, tmp_path):
-    short = replace(config, n_people=8, n_held_out=4, n_steps=8, batch_size=2, dense_every=4)
-    with executor_of(ClusterConfig(executor="dask"), workers=1, jobs=tmp_path) as executor:
-        folders = train_all({"a": short}, tmp_path / "runs", executor=executor)
-    train_all({"a": short}, tmp_path / "alone")
-    weights = [
-        (folder / "step-000008" / "model.safetensors").read_bytes()
-        for folder in (folders["a"], tmp_path / "alone" / "a")
-    ]
-    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize(
@@ -160,9 +139,9 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
 
 
 def test_unknown_parameters_of_submitit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"submitit refuses its parameters: .*colour"):
+    with pytest.raises(ValueError, match=r"submitit refuses parameters: .*colour"):
         SubmititJobs(tmp_path, {"slurm_colour": 1}, workers=1)
-    with pytest.raises(ValueError, match=r"submitit refuses its parameters: .*timeout_min"):
+    with pytest.raises(ValueError, match=r"submitit refuses parameters: .*timeout_min"):
         SubmititJobs(tmp_path, {"timeout_min": "long"}, workers=1)
 
 
