@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from analyses.options import CheckpointsConfig
+from interp.cluster.executors import executor_of
 from interp.files import check_page, check_writable, write_bytes
 from interp.model.decoder import device_of
+from interp.results.over_checkpoints import over_checkpoints
+from interp.results.pieces import Sweep
 from interp.results.store import join_steps
-from interp.results.sweep import over_checkpoints
+from interp.results.tasks import in_part
 from interp.suite import Suite, load_suite, select_steps
 
 
@@ -52,22 +56,29 @@ def analyse_checkpoints(
     out = suite.path / "results" / name if config.out is None else Path(config.out)
     check_writable(out), check_page(target)
     task = bar.add_task(f"{name}, checkpoint", total=len(steps))
-    facts, device = suite.facts(config.facts, seed=config.seed), device_of(config.device)
+    facts = suite.facts(config.facts, seed=config.seed)
+    device = device_of(config.device, here=options_of is not None)
     if options_of:
         options |= options_of(suite, steps[-1], facts=facts, device=device)
-    done = over_checkpoints(
-        suite,
-        steps,
-        [name],
-        partial(compute, facts=facts, device=device, **options),
+    sweep = Sweep(
+        suite=suite,
+        steps=steps,
+        names=[name],
+        compute=partial(compute, facts=facts, device=device, **options),
         out=out,
         facts=facts,
+        options=options,
         device=device,
         command=command,
-        options=options,
-        workers=config.workers,
-        on_step=lambda n: bar.update(task, completed=n),
     )
+    how: dict[str, Any] = {
+        "workers": config.workers,
+        "on_step": lambda n_done: bar.update(task, completed=n_done),
+    }
+    if config.cluster.is_part:
+        return in_part([sweep], config.cluster, **how)
+    with executor_of(config.cluster, workers=config.workers, jobs=out / "jobs") as executor:
+        done = over_checkpoints(sweep, executor=executor, **how)
     found = join_steps({step: done[step][name] for step in steps})
     write_bytes(target, report(suite, found, command).encode())
     return "\n".join([*said(found), f"report: {target}  (open it in a browser)"])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from interp.config import MOST_WORKERS, PRESETS, Device, TrainConfig
+from interp.config import ALL_HERE, MOST_WORKERS, PRESETS, ClusterConfig, Device, TrainConfig
 from interp.fields import LARGEST_SEED, check_fields, number, path
 
 Size = Literal["smoke", "laptop", "paper"]
@@ -71,6 +71,7 @@ class CheckpointsConfig:
     """Seed of the sampled facts."""
     workers: int = number(2, least=1, most=MOST_WORKERS)
     """Checkpoints evaluated in parallel, each in its own process."""
+    cluster: ClusterConfig = ALL_HERE
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -90,6 +91,7 @@ class StudyConfig:
     """Runs trained side by side, each in a process of its own."""
     device: Device = "auto"
     """auto is CUDA where there is one."""
+    cluster: ClusterConfig = ALL_HERE
 
     def __post_init__(self) -> None:
         check_fields(self)

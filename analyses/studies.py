@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from scipy.stats import ttest_1samp
 
 from analyses.options import StudyConfig
+from analyses.shared_training import executor_for, train_part
 from interp.config import TrainConfig
 from interp.dynamics.plateau import (
     format_step,
@@ -20,12 +21,11 @@ from interp.dynamics.plateau import (
     plateau_crossing,
     rises_from,
 )
-from interp.process import local_workers
 from interp.statistics import ALPHA, format_p, holm, margin
 from interp.training.evaluation import AVERAGE
 from interp.training.metrics_table import BESIDE, SPLITS, read_metrics
 from interp.training.run_folder import read_record
-from interp.training.run_many import OnStep, train_all
+from interp.training.run_many import OnStep, runs_left, train_all
 
 _NOT_NAMED = ("device", "precision", "compile", "n_evaluated", "checkpoint_every", "dense_every",
               "dense_until", "keep")  # fmt: skip
@@ -78,14 +78,11 @@ def trained(
         name: run if keep_all or name in kept else replace(run, keep="last")
         for name, run in runs.items()
     }
-    with local_workers(config.workers) as executor:
-        return train_all(
-            runs,
-            Path(config.folder) / "runs",
-            executor=executor,
-            command=command,
-            on_step=on_step,
-        )
+    out = Path(config.folder) / "runs"
+    if config.cluster.is_part and runs_left(runs, out):
+        train_part(config, runs, out, command, on_step)
+    with executor_for(config) as executor:
+        return train_all(runs, out, executor=executor, command=command, on_step=on_step)
 
 
 def curves(folders: dict[str, Path], runs: dict[str, TrainConfig]) -> pd.DataFrame:

@@ -57,6 +57,7 @@ Replacement = Literal["run", "noise", "mean", "zero", "resample"]
 Frozen = Literal["mlp_out", "attn_out"]
 By = Literal["role", "pos"]
 ReportFormat = Literal["html", "png", "svg", "csv"]
+Where = Literal["local", "submitit", "dask"]
 Method = Literal["exact", "atp", "atp-star", "relp", "eap", "eap-ig"]
 
 
@@ -407,6 +408,67 @@ PRESETS: dict[str, TrainConfig] = {
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """How pieces of the work are shared among machines. A piece is one checkpoint, or one run that
+    is trained."""
+
+    task_id: int | None = number(None, least=0)
+    """Compute every n-tasks-th piece, beginning with this one, counted from 0, and write no report;
+    in a SLURM array, $SLURM_ARRAY_TASK_ID. The same command without it collects the results."""
+    n_tasks: int | None = number(None, least=1, most=MOST_CHECKPOINTS)
+    """How many tasks share the work."""
+    status: bool = False
+    """List the pieces that are done, being computed and missing, and stop; the exit code is 1 if
+    some are not done. With n-tasks, names the tasks to run again."""
+    executor: Where = "local"
+    """What computes: processes here (local), jobs of submitit, on SLURM where there is one, or the
+    workers of Dask."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, such as tcp://node7:8786; by default workers are started
+    here."""
+    submitit: tuple[str, ...] = ()
+    """Parameters of submitit's jobs, such as timeout_min=60 gpus_per_node=1
+    slurm_partition=gpu."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.task_id is not None and self.n_tasks is None:
+            raise ValueError(f"task_id is {self.task_id}; give n_tasks, too")
+        if self.n_tasks is not None and self.task_id is None and not self.status:
+            raise ValueError(
+                f"n_tasks is {self.n_tasks}; give task_id, or status to see what is done"
+            )
+        if self.task_id is not None and self.n_tasks is not None and self.task_id >= self.n_tasks:
+            raise ValueError(
+                f"task_id is {self.task_id} of {self.n_tasks} tasks; they count from 0 to "
+                f"{self.n_tasks - 1}"
+            )
+        if self.status and self.task_id is not None:
+            raise ValueError("status is of all tasks; leave out task_id")
+        for name, executor in (("scheduler", "dask"), ("submitit", "submitit")):
+            if getattr(self, name) and self.executor != executor:
+                raise ValueError(
+                    f"{name} does nothing with the executor {self.executor}; give {executor}"
+                )
+        if self.is_part and self.executor != "local":
+            raise ValueError(
+                f"executor is {self.executor}, and a task or status computes here; leave one out"
+            )
+        for text in self.submitit:
+            if not re.fullmatch(r"[a-z_]+=\S.*", text):
+                raise ValueError(f"submitit has {text!r}; write NAME=VALUE")
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only a part is asked for, and no report: a task's pieces, or the status."""
+        return self.task_id is not None or self.status
+
+
+ALL_HERE = ClusterConfig()
+"""All pieces, computed by this process or others of this machine."""
+
+
+@dataclass(frozen=True)
 class PatchConfig:
     """What to patch, on which checkpoints."""
 
@@ -481,7 +543,8 @@ class PatchConfig:
     max_memory: float = number(2.0, above=0)
     """Gigabytes for the activations of a worker."""
     plan: bool = False
-    """Print a cost estimate and stop (dry run)."""
+    """Print a cost estimate and the number of pieces, and stop (dry run)."""
+    cluster: ClusterConfig = ALL_HERE
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,12 +1,20 @@
 """Files written so that a kill at any moment leaves the old or the new file, never half of one;
 files read so that an error names the file and what is wrong with it; locks against a second
 process.
+
+Several machines may write to one folder. What is relied on there is that renaming a file within its
+folder is atomic, on NFS and Lustre too. Locks only spare work and are not relied on for results:
+NFS may not know the locks of other machines.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
+import socket
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
@@ -20,15 +28,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_ABANDONED_AFTER = 7 * 24 * 3600
+"""Seconds after which a temporary file of another machine is taken for that of a killed process."""
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces ``path`` by ``content``: writes it beside the old file under a temporary name,
     flushes it to disk, and renames it. Temporary files of the same name left by a killed process
     are removed.
     """
     for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
-        if not _is_running(leftover.suffixes[-2].removeprefix(".")):
+        if is_abandoned(leftover):
             leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -42,10 +54,37 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def _is_running(process: str) -> bool:
+def temporary_of(path: Path) -> Path:
+    """The name beside ``path`` under which this process writes it: hidden, with the names of this
+    machine and process, so that no two processes share it.
+    """
+    return path.with_name(f".{path.name}.{machine()}.{os.getpid()}.tmp")
+
+
+def machine() -> str:
+    """This machine's name, as it stands in names of files."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "unnamed"
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether the process that wrote a temporary file has ended. Of another machine's processes
+    that is unknown; such a file counts as abandoned when it has not changed for a week.
+    """
+    writer = re.fullmatch(r"\..+\.([A-Za-z0-9-]+)\.([0-9]{1,10})\.tmp", temporary.name)
+    if not writer:  # not of this package
+        return False
+    if writer[1] == machine():
+        return not _is_running(int(writer[2]))
     try:
-        os.kill(int(process), 0)
-    except (ValueError, OverflowError, ProcessLookupError):
+        return time.time() - temporary.stat().st_mtime > _ABANDONED_AFTER
+    except FileNotFoundError:  # finished, or removed by another process
+        return False
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (OverflowError, ProcessLookupError):
         return False
     except PermissionError:
         return True
@@ -177,11 +216,21 @@ def only_process(folder: Path, doing: str) -> Iterator[None]:
         raise ValueError(
             f"another process is {doing} {folder}; wait until it has ended, or stop it"
         ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {folder} has no locks; see that no other process is {doing} it",
+            stacklevel=3,
+        )
     try:
         for leftover in (*folder.glob(".*.tmp"), *folder.glob("resume/.*.tmp")):
-            writer = re.fullmatch(r"\..+\.([0-9]+)\.tmp", leftover.name)
-            if writer and not _is_running(writer[1]):  # of a process that was killed
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if is_abandoned(leftover):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+"""Of file systems that are mounted without locks."""

@@ -42,6 +42,7 @@ SHORT = replace(
 LONG = (
     *("test_readme", "test_studies", "test_report_page", "test_loop", "test_cli"),
     *("test_edge_estimates", "test_interventions", "test_hooks", "test_localization"),
+    *("test_tasks", "test_executors"),
     *("test_faults", "test_docs", "test_run_many", "test_reference_attention", "test_sweep"),
 )
 

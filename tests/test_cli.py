@@ -26,7 +26,7 @@ from interp.cli import (
     interp_train,
     shell,
 )
-from interp.files import write_bytes
+from interp.files import machine, write_bytes
 
 BIN = Path(sys.executable).parent
 ENTRY_POINTS = ("interp-train", "interp-patch", "interp-report", "interp-audit", "interp-convert")
@@ -419,7 +419,9 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(copy):
 def test_what_a_killed_process_left_of_a_page_is_removed_when_it_is_written_again(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    mine, theirs = (tmp_path / f".page.html.{pid}.tmp" for pid in (ended.pid, os.getppid()))
+    mine, theirs = (
+        tmp_path / f".page.html.{machine()}.{pid}.tmp" for pid in (ended.pid, os.getppid())
+    )
     mine.write_text("half"), theirs.write_text("half")
     write_bytes(tmp_path / "page.html", b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [theirs.name, "page.html"]

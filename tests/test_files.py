@@ -1,11 +1,22 @@
+import errno
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from interp.files import check_writable, only_process, write_bytes, write_json
+from interp import files
+from interp.files import (
+    check_writable,
+    machine,
+    only_process,
+    temporary_of,
+    write_bytes,
+    write_json,
+)
 
 HOLD = """
 import sys, time
@@ -96,7 +107,44 @@ def test_a_folder_is_let_go_after_an_error_inside(tmp_path):
 
 
 def test_only_what_interp_left_is_removed_from_a_folder(tmp_path):
-    mine, theirs = tmp_path / ".notes.tmp", tmp_path / ".step-000100.999999999.tmp"
+    mine, theirs = tmp_path / ".notes.tmp", tmp_path / f".step-000100.{machine()}.999999999.tmp"
     mine.write_text("mine"), theirs.mkdir()
     with only_process(tmp_path, "testing in"):
         assert mine.exists() and not theirs.exists()
+
+
+def test_a_temporary_file_is_of_one_process_on_one_machine(tmp_path, monkeypatch):
+    here = temporary_of(tmp_path / "run.json").name
+    assert here == f".run.json.{machine()}.{os.getpid()}.tmp"
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7.cluster")
+    assert temporary_of(tmp_path / "run.json").name == f".run.json.node7-cluster.{os.getpid()}.tmp"
+
+
+@pytest.mark.parametrize("remove", ["write", "lock"])
+def test_another_machines_temporary_files_are_left_until_they_are_a_week_old(tmp_path, remove):
+    """This machine knows no processes of others: a number that runs nowhere here says nothing."""
+    week = 7 * 24 * 3600
+    made = {}
+    for where, age in (("node7", week - 60), ("node8", week + 60), (machine(), 0)):
+        path = tmp_path / f".page.html.{where}.999999999.tmp"
+        path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
+        made[where] = path
+    if remove == "write":
+        write_bytes(tmp_path / "page.html", b"whole")
+    else:
+        with only_process(tmp_path, "testing in"):
+            pass
+    assert made["node7"].exists() and not made["node8"].exists() and not made[machine()].exists()
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    with (
+        pytest.warns(UserWarning, match=f"the file system of {tmp_path} has no locks; see that no"),
+        only_process(tmp_path, "testing in"),
+    ):
+        pass

@@ -17,6 +17,7 @@ ORDER = [
     "config",
     "files",
     "process",
+    "cluster",
     "provenance",
     "statistics",
     "jupyter",

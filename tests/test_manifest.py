@@ -184,8 +184,8 @@ def test_a_question_without_results_yet_leaves_the_one_before_it_the_newest(copy
 def test_a_question_is_recorded_before_its_first_result_is_written(run, tmp_path):
     code = (
         "import os, sys; from interp import load_suite, patch_suite\n"
-        "from interp.results import sweep\n"
-        "sweep.write_result = lambda *_: os.kill(os.getpid(), 9)\n"
+        "from interp.results import pieces\n"
+        "pieces.write_result = lambda *_: os.kill(os.getpid(), 9)\n"
         "suite = load_suite(sys.argv[1]); facts = suite.facts(6, seed=3)\n"
         "patch_suite(suite, facts, sites=['z'], out=sys.argv[2])"
     )

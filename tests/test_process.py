@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import BrokenExecutor
 
 import pytest
 import torch
 
-from interp.process import local_workers, on_all_cores
+from interp.process import local_workers, on_all_cores, visible_gpus
 
 PARENT = """
 import os, time
@@ -94,6 +95,52 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, how):
     while is_running(worker) and time.monotonic() < end:
         time.sleep(0.1)
     assert not is_running(worker)
+
+
+def gpu_and_process(_=None):
+    time.sleep(0.3)  # so that no worker takes all
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
+
+
+def test_each_worker_sees_one_gpu_and_workers_beyond_their_number_share():
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    with local_workers(3, ["2", "MIG-a"]) as executor:
+        seen = dict(pair[::-1] for pair in executor.map(gpu_and_process, range(9)))
+    assert sorted(seen.values()) == ["2", "2", "MIG-a"]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+
+
+def test_the_gpus_of_this_process_are_those_that_its_environment_names(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-ab")
+    assert visible_gpus() == ["3", "GPU-ab"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_gpus() == ["0", "1"]
+
+
+def killed(task):
+    if task == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    return task
+
+
+def test_a_killed_worker_fails_its_own_task_only():
+    with local_workers(2) as executor:
+        futures = [executor.submit(killed, task) for task in range(6)]
+        errors = [future.exception() for future in futures]
+    assert [futures[i].result() for i in (0, 2, 3, 4, 5)] == [0, 2, 3, 4, 5]
+    assert isinstance(errors[1], BrokenExecutor) and "its process was killed" in str(errors[1])
+
+
+def test_what_waits_is_cancelled_when_the_pool_is_left_after_an_error():
+    futures = []
+    with pytest.raises(KeyError), local_workers(2) as executor:
+        futures += [executor.submit(time.sleep, 0.5) for _ in range(20)]
+        raise KeyError
+    assert futures[-1].cancelled() and all(future.done() for future in futures)
 
 
 def is_running(process: int) -> bool:

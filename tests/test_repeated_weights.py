@@ -5,9 +5,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from interp.report.patching_page import build_report
+from interp.results.over_checkpoints import over_checkpoints
+from interp.results.pieces import Sweep
 from interp.results.repeated_weights import repeated_weights
 from interp.results.store import repeats_in
-from interp.results.sweep import over_checkpoints, patch_suite
+from interp.results.sweep import patch_suite
 from interp.suite import load_suite
 
 
@@ -99,5 +101,6 @@ def test_results_that_are_read_again_still_say_so(mixed, facts, tmp_path):
 
 
 def test_a_sweep_over_sound_checkpoints_warns_of_nothing(suite, facts, recwarn):
-    over_checkpoints(suite, suite.steps, [], lambda *_: {}, out=None, facts=facts, options={})
+    asked = {"suite": suite, "steps": suite.steps, "names": [], "facts": facts, "options": {}}
+    over_checkpoints(Sweep(compute=lambda *_: {}, out=None, **asked))
     assert not [w for w in recwarn if "steps" in str(w.message)]

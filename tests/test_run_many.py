@@ -13,7 +13,7 @@ from interp.process import local_workers
 from interp.suite import load_suite
 from interp.training import run_many as runs
 from interp.training.loop import train
-from interp.training.run_many import is_done, newest_step, train_all
+from interp.training.run_many import is_done, newest_step, runs_left, train_all, train_share
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,16 @@ def test_a_second_process_is_refused_at_once_unless_nothing_is_left_to_train(sho
     train_all({"a": short}, tmp_path)
     with only_process(tmp_path, "training runs in"):
         train_all({"a": short}, tmp_path)
+
+
+def test_tasks_share_runs_beside_each_other(short, tmp_path):
+    configs = {name: replace(short, seed=i) for i, name in enumerate("abc")}
+    with only_process(tmp_path, "training runs in"):  # as if another task held it
+        assert train_share(configs, tmp_path, 0, 2) == ["a", "c"]
+        assert list(runs_left(configs, tmp_path)) == ["b"]
+        assert train_share(configs, tmp_path, 1, 2) == ["b"]
+    assert not runs_left(configs, tmp_path) and train_share(configs, tmp_path, 3, 4) == []
+    assert weights(tmp_path / "c") == weights(train(configs["c"], tmp_path / "alone"))
 
 
 def test_a_run_whose_last_metrics_are_missing_is_not_done(short, tmp_path):

@@ -13,9 +13,10 @@ from processes import start
 
 from interp import provenance
 from interp.patching import patch
-from interp.results import sweep
+from interp.results import pieces, sweep
+from interp.results.pieces import facts_digest
 from interp.results.store import open_result
-from interp.results.sweep import facts_digest, patch_suite
+from interp.results.sweep import patch_suite
 from interp.suite import load_suite
 
 SITES = ["attn_out", "z"]
@@ -167,7 +168,7 @@ def test_every_part_of_a_fact_set_is_in_its_digest(facts):
 def test_other_source_code_computes_anew(suite, facts, tmp_path, monkeypatch):
     patched = count_patched(monkeypatch)
     for digest in ("one", "two", "one"):
-        monkeypatch.setattr(sweep, "source_digest", lambda *_, digest=digest: digest)
+        monkeypatch.setattr(pieces, "source_digest", lambda *_, digest=digest: digest)
         patch_suite(suite, facts, sites=["z"], steps=[30], out=tmp_path)
     assert len(patched) == 2
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from analyses.registry import Analysis, imported_late
-from interp.config import MOST_WORKERS, Device
+from interp.config import ALL_HERE, MOST_WORKERS, ClusterConfig, Device
 from interp.fields import LARGEST_SEED, check_fields, number, path
 
 N_PEOPLE = 640
@@ -40,6 +40,7 @@ class LocalizationConfig:
     """Checkpoints evaluated in parallel, each in its own process."""
     max_memory: float = number(0.75, above=0)
     """Gigabytes for the activations of a worker."""
+    cluster: ClusterConfig = ALL_HERE
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from analyses.options import StudyConfig
 from analyses.registry import training_study
+from interp.config import ALL_HERE
 from interp.fields import path
 
 
@@ -18,6 +19,10 @@ class PhasesConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ckpt and self.cluster != ALL_HERE:
+            raise ValueError(
+                "runs given by ckpt are read here, not trained; leave out the options of clusters"
+            )
         for folder in self.ckpt or ():
             if not (Path(folder) / "run.json").is_file():
                 raise ValueError(

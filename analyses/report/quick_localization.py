@@ -13,8 +13,9 @@ from interp.localization.checkpoint_answers import checkpoint_answers
 from interp.localization.formation import Localization, find
 from interp.model.decoder import device_of
 from interp.results.localize import plateau
+from interp.results.over_checkpoints import over_checkpoints
+from interp.results.pieces import Sweep
 from interp.results.store import join_steps
-from interp.results.sweep import over_checkpoints
 from interp.suite import Suite, select_steps
 
 ASKED = ("needs", "readings", "attention")
@@ -49,19 +50,18 @@ def _computed(
     n = config.facts * len(told)
     facts = suite.facts(n, attribute=told, seed=config.seed, fewer=True)
     device, steps = device_of(config.device), quick_steps(suite)
-    done = over_checkpoints(
-        suite,
-        steps,
-        list(ASKED),
-        partial(_of_step, facts=facts, device=device, seed=config.seed),
+    sweep = Sweep(
+        suite=suite,
+        steps=steps,
+        names=list(ASKED),
+        compute=partial(_of_step, facts=facts, device=device, seed=config.seed),
         out=suite.path / "results" / "localization-quick",
         facts=facts,
         options={"seed": config.seed},
         device=device,
-        workers=config.workers,
         command=command,
-        on_step=on_step,
     )
+    done = over_checkpoints(sweep, workers=config.workers, on_step=on_step)
     return {name: join_steps({step: done[step][name] for step in steps}) for name in ASKED}
 
 

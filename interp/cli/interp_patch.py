@@ -51,13 +51,17 @@ def _patch(arguments: list[str]) -> None:
 
     interp-patch --ckpt checkpoints/demo --facts-csv mine.csv --sites resid_pre z
 
+    interp-patch --ckpt checkpoints/demo --sites z --task-id 0 --n-tasks 11
+
+    interp-patch --ckpt checkpoints/demo --sites z --status --n-tasks 11
+
     Running the same again reuses what is there. It can be stopped at any time; the next run goes on
     from the last checkpoint done.
     """
     config = parse(PatchConfig, "interp-patch", _patch.__doc__, arguments)
     from interp.files import check_page, check_writable
+    from interp.results.over_checkpoints import checked_tensors
     from interp.results.store import read_other_direction
-    from interp.results.sweep import checked_tensors
     from interp.suite import load_suite, select_steps
 
     suite = load_suite(config.ckpt)
@@ -75,7 +79,12 @@ def _patch(arguments: list[str]) -> None:
     check_writable(out), check_page(target)
     metrics = metrics_of(suite.path)
     command = command_line("interp-patch", arguments)
-    tree = _sweep(suite, facts, sites, steps, config, directions, out, command)
+    asked = {"sites": sites, "steps": steps, "out": out, "command": command}
+    asked |= {"made_from": {"corruption": config.corruption}, **_where(config), **_options(config)}
+    if config.cluster.is_part:
+        print(_in_part(suite, facts, config, directions, asked))
+        return
+    tree = _sweep(suite, facts, config, directions, asked)
     other = read_other_direction(out, tree)
     write_report(tree, other, suite.path, metrics, target, command, name=suite.name)
     print(f"results: {out}\nreport:  {target}  (open it in a browser)")
@@ -98,43 +107,57 @@ def _checked_sites(
     return sites
 
 
-def _sweep(
-    suite,
-    facts,
-    sites: list[str],
-    steps: list[int],
-    config: PatchConfig,
-    directions: Sequence[str],
-    out: Path,
-    command: str,
-):
+def _in_part(suite, facts, config: PatchConfig, directions: Sequence[str], asked: dict) -> str:
+    from interp.results.sweep import patching_sweep
+    from interp.results.tasks import in_part
+
+    sweeps = [patching_sweep(suite, facts, direction=way, **asked) for way in directions]
+    with progress() as bar:
+        task = bar.add_task("patching, checkpoint", total=None)
+        return in_part(
+            sweeps,
+            config.cluster,
+            workers=config.workers,
+            on_step=lambda n_done: bar.update(task, completed=n_done),
+        )
+
+
+def _sweep(suite, facts, config: PatchConfig, directions: Sequence[str], asked: dict):
     """Runs the sweep in each of ``directions``; returns the results of the last."""
-    from interp.model.decoder import device_of
+    from interp.cluster.executors import executor_of
     from interp.results.sweep import patch_suite
 
-    with progress() as bar:
+    n_steps, jobs = len(asked["steps"]), asked["out"] / "jobs"
+    with (
+        progress() as bar,
+        executor_of(config.cluster, workers=config.workers, jobs=jobs) as executor,
+    ):
         task = bar.add_task(
-            f"patching {len(sites)} sites on {len(facts)} facts, checkpoint",
-            total=len(steps) * len(directions),
+            f"patching {len(asked['sites'])} sites on {len(facts)} facts, checkpoint",
+            total=n_steps * len(directions),
         )
         for i, direction in enumerate(directions):
             tree = patch_suite(
                 suite,
                 facts,
-                sites=sites,
-                steps=steps,
                 direction=direction,
-                **_options(config),
-                max_memory=config.max_memory,
-                out=out,
-                device=device_of(config.device),
-                precision=config.precision,
                 workers=config.workers,
-                command=command,
-                made_from={"corruption": config.corruption},
-                on_step=lambda n_done, i=i: bar.update(task, completed=i * len(steps) + n_done),
+                executor=executor,
+                on_step=lambda n_done, i=i: bar.update(task, completed=i * n_steps + n_done),
+                **asked,
             )
     return tree
+
+
+def _where(config: PatchConfig) -> dict:
+    """On what, and how, the model is run."""
+    from interp.model.decoder import device_of
+
+    return {
+        "device": device_of(config.device, here=False),
+        "precision": config.precision,
+        "max_memory": config.max_memory,
+    }
 
 
 def _facts(suite, config: PatchConfig):
@@ -199,3 +222,4 @@ def _print_cost_estimate(
             tera += p.flops / 1e12 * len(steps)
     at = "1 checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
     print(f"at {at}: {tera:.2f} TFLOP at most")
+    print(f"pieces for tasks (--n-tasks): {len(steps)}, one a checkpoint")

@@ -28,6 +28,7 @@ from tyro._errors import (
     on_parse_error,
 )
 
+from interp.cluster import PiecesMissing, TaskEnded
 from interp.process import tune_process
 
 T = TypeVar("T")
@@ -49,6 +50,11 @@ def guarded(name: str, run: Callable[[list[str]], None]) -> None:
     warnings.filterwarnings("ignore", module=r"(?!interp)")
     try:
         run(sys.argv[1:])
+    except TaskEnded as ended:
+        print(ended)
+    except PiecesMissing as missing:
+        print(missing)
+        sys.exit(1)
     except (ValueError, FileNotFoundError) as error:
         _exit(name, str(error))
     except BrokenPipeError:  # the reader of the output, such as head, has seen enough
@@ -166,7 +172,19 @@ def _refuse_unknown(kind: type, unknown: list[str]) -> None:
 
 
 def command_line(name: str, arguments: list[str]) -> str:
-    return shlex.join([name, *arguments])
+    """The command as results record it: without the options that say who computes a result and
+    change none, so that all who share the work record the same.
+    """
+    kept, left_out = [], False
+    for word in arguments:
+        flag = word.partition("=")[0].replace("_", "-")
+        left_out = flag in _WHO if word.startswith("--") else left_out and word != "--"
+        if not left_out:
+            kept.append(word)
+    return shlex.join([name, *kept])
+
+
+_WHO = ("--workers", "--task-id", "--n-tasks", "--executor", "--scheduler", "--submitit")
 
 
 def progress():

@@ -7,7 +7,6 @@ not written.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from functools import cache
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interp.files import read_json, write_bytes, write_json
+from interp.files import read_json, temporary_of, write_bytes, write_json
 from interp.model.attention import apart, fused
 from interp.model.checkpoint_folder import INDEX, WEIGHTS, weight_files
 from interp.model.decoder import DecoderConfig, HookedDecoder
@@ -34,7 +33,7 @@ def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) 
     under that name.
     """
     config = neox_config(model.cfg)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -44,7 +43,7 @@ def write_checkpoint(model: HookedDecoder, folder: Path, *, dtype: torch.dtype) 
         }
         write_bytes(temporary / WEIGHTS, to_bytes(weights, {"format": "pt"}))
         write_json(temporary / "config.json", config)
-        replaced = folder.with_name(f".{folder.name}.old.{os.getpid()}.tmp")
+        replaced = temporary_of(folder.with_name(f"{folder.name}.old"))
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)

@@ -354,11 +354,15 @@ class MLP(nn.Module):
         return self.gate(normed) if self.gated else self.up(normed)
 
 
-def device_of(device: str) -> str:
-    """``device`` itself, or for ``auto`` CUDA where there is one."""
+def device_of(device: str, *, here: bool = True) -> str:
+    """``device`` itself, or for ``auto`` CUDA where there is one.
+
+    Args:
+        here: it is to be on this machine, not on one that is asked to compute.
+    """
     if device not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", str(device)):
         raise ValueError(f"no device {device!r}; there are auto, cpu, cuda and cuda:0, ...")
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
+    if here and str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("no CUDA device on this machine; use --device cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from interp.jupyter import OnStep, progress_bar
 from interp.localization.checkpoint_answers import asked_of, checkpoint_answers
 from interp.localization.formation import Localization, find
 from interp.model.decoder import device_of
+from interp.results.over_checkpoints import over_checkpoints
+from interp.results.pieces import Sweep, facts_digest
 from interp.results.store import join_steps
-from interp.results.sweep import check_steps, facts_digest, over_checkpoints
+from interp.results.sweep import check_steps
 from interp.suite import Suite
 from interp.training.metrics_table import AVERAGE
 
@@ -37,6 +40,7 @@ def localize(
     seed: int = 0,
     device: str = "cpu",
     workers: int = 1,
+    executor: Executor | None = None,
     max_memory: float = 2.0,
     command: str = "",
     on_step: OnStep | None = None,
@@ -54,6 +58,8 @@ def localize(
             are there already are reused, new ones are written as soon as they are finished.
         seed: of the facts that are sampled, and of shuffled controls.
         workers: how many checkpoints are evaluated in parallel, each in a process of its own.
+        executor: evaluates them in place of workers here, such as ``Client(...).get_executor()``
+            of Dask; its processes must see the same folders.
         max_memory: gigabytes (10⁹ bytes) that a worker's activations may take.
         command: recorded in the result files.
         on_step: called with the number of checkpoints done; by default a progress bar is drawn in
@@ -63,6 +69,35 @@ def localize(
         ValueError: unknown step; a damaged checkpoint, or one of another shape; facts of another
             vocabulary; a model with parallel blocks; another process works in ``out``.
         KeyboardInterrupt: it was stopped; the message says what is kept and how to go on.
+    """
+    asked: dict[str, Any] = {"steps": steps, "out": out, "seed": seed, "device": device}
+    sweep = localization_sweep(
+        suite, facts, people=people, max_memory=max_memory, command=command, **asked
+    )
+    with progress_bar(len(sweep.steps), "localizing", on_step) as on_step:
+        done = over_checkpoints(sweep, workers=workers, executor=executor, on_step=on_step)
+    answers = {
+        name: join_steps({step: of[name] for step, of in done.items()}) for name in sweep.names
+    }
+    return find(answers, plateau(suite).plateau_end)
+
+
+def localization_sweep(
+    suite: Suite,
+    facts: FactSet | None = None,
+    *,
+    people: FactSet | None = None,
+    steps: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    max_memory: float = 2.0,
+    command: str = "",
+) -> Sweep:
+    """What ``localize`` asks of every checkpoint, with the same arguments; reads no weights.
+
+    Raises:
+        ValueError: as ``localize``.
     """
     argument("suite", suite, Suite)
     given = argument("steps", steps, tuple[int, ...] | None)
@@ -74,26 +109,19 @@ def localize(
     check_steps(suite, steps, facts)
     if argument("people", people, FactSet | None) is not None:
         check_steps(suite, steps, people)
-    device = device_of(device)
-    asked = {"people": digest_of(people), "seed": seed}
-    questions = asked_of(people)
+    device = device_of(device, here=False)
     how: dict[str, Any] = {"seed": seed, "max_memory": max_memory, "device": device}
-    with progress_bar(len(steps), "localizing", on_step) as on_step:
-        done = over_checkpoints(
-            suite,
-            steps,
-            questions,
-            partial(_of_step, facts=facts, people=people, **how),
-            out=results_of(suite, out),
-            facts=facts,
-            options=asked,
-            device=device,
-            workers=workers,
-            command=command,
-            on_step=on_step,
-        )
-    answers = {name: join_steps({step: done[step][name] for step in steps}) for name in questions}
-    return find(answers, plateau(suite).plateau_end)
+    return Sweep(
+        suite=suite,
+        steps=steps,
+        names=asked_of(people),
+        compute=partial(_of_step, facts=facts, people=people, **how),
+        out=Path(results_of(suite, out)),
+        facts=facts,
+        options={"people": digest_of(people), "seed": seed},
+        device=device,
+        command=command,
+    )
 
 
 def results_of(suite: Suite, out: str | Path | None) -> str | Path:

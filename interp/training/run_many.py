@@ -19,6 +19,7 @@ from interp.config import TrainConfig
 from interp.fields import argument
 from interp.files import only_process
 from interp.model.checkpoint_folder import step_folders
+from interp.process import in_words
 from interp.training.loop import train
 from interp.training.metrics_table import read_metrics
 from interp.training.run_folder import read_config
@@ -53,24 +54,65 @@ def train_all(
             ended.
     """
     _check(runs, out, executor)
-    folders = {name: Path(out) / name for name in runs}
-    left = {n: config for n, config in runs.items() if not is_done(folders[n], config)}
+    left = runs_left(runs, out)
     for name, config in runs.items():
-        on_step(name, newest_step(folders[name]), config.n_steps)
-    failed: dict[str, BaseException] = {}
+        on_step(name, newest_step(Path(out) / name), config.n_steps)
     with only_process(Path(out), "training runs in") if left else nullcontext():
-        for name, error in _trained(left, folders, executor, command, on_step):
-            if error is None:
-                on_step(name, runs[name].n_steps, runs[name].n_steps)
-            else:
-                failed[name] = error
+        _train_left(left, out, executor, command, on_step)
+    return {name: Path(out) / name for name in runs}
+
+
+def train_share(
+    runs: dict[str, TrainConfig],
+    out: str | Path,
+    task_id: int,
+    n_tasks: int,
+    *,
+    executor: Executor | None = None,
+    command: str = "",
+    on_step: OnStep = lambda name, step, n_steps: None,
+) -> list[str]:
+    """Trains every ``n_tasks``-th of ``runs``, beginning with ``task_id``, beside other tasks that
+    train the others: the names of these runs.
+
+    Raises:
+        ValueError: as ``train_all``, but for other processes that train in ``out``.
+    """
+    mine = {name: runs[name] for name in list(runs)[task_id::n_tasks]}
+    _check(mine, out, executor)
+    _train_left(runs_left(mine, out), out, executor, command, on_step)
+    return list(mine)
+
+
+def runs_left(runs: dict[str, TrainConfig], out: str | Path) -> dict[str, TrainConfig]:
+    """Those of ``runs`` that are not done.
+
+    Raises:
+        ValueError: as ``is_done``.
+    """
+    return {n: config for n, config in runs.items() if not is_done(Path(out) / n, config)}
+
+
+def _train_left(
+    runs: dict[str, TrainConfig],
+    out: str | Path,
+    executor: Executor | None,
+    command: str,
+    on_step: OnStep,
+) -> None:
+    folders = {name: Path(out) / name for name in runs}
+    failed: dict[str, BaseException] = {}
+    for name, error in _trained(runs, folders, executor, command, on_step):
+        if error is None:
+            on_step(name, runs[name].n_steps, runs[name].n_steps)
+        else:
+            failed[name] = error
     if failed:
         name, error = next(iter(failed.items()))
         raise ValueError(
-            f"{len(failed)} of {len(runs)} runs failed; {name}: {_in_words(error)}; run the same "
+            f"{len(failed)} of {len(runs)} runs failed; {name}: {in_words(error)}; run the same "
             "again to try these, what is done stays done"
         ) from error
-    return folders
 
 
 def _check(runs: dict[str, TrainConfig], out: str | Path, executor: Executor | None) -> None:
@@ -174,9 +216,3 @@ def _train(
     begun = (folder / "run.json").is_file()
     config = read_config(folder) if begun else config
     train(config, folder, resume=begun, command=command, on_step=on_step)
-
-
-def _in_words(error: BaseException) -> str:
-    """An error in one line: a user error as it is, any other with its type."""
-    said = isinstance(error, (ValueError, FileNotFoundError))
-    return " ".join((str(error) if said else f"{type(error).__name__}: {error}").split())
