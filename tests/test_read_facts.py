@@ -312,7 +312,7 @@ def known_1000():
             "known_id": i,
             "subject": row["subject"],
             "attribute": row["answer"],
-            "template": row["prompt"].replace("{subject}", "{}"),
+            "template": " ".join(row["prompt"].replace("{subject}", "{}").split()[:-1]),
             "prediction": f" {row['answer']}.",
             "prompt": row["prompt"].replace("{subject}", row["subject"]),
             "relation_id": row["relation"],

@@ -150,9 +150,7 @@ def localizable(facts: FactSet) -> FactSet:
     attribute = facts.texts.attribute.to_numpy(object)
     differ = ~(pairs[:, None, :, None] == pairs[None, :, None, :]).any((2, 3))
     differ &= attribute[:, None] == attribute[None]
-    kept = np.ones(len(facts), bool)
-    while not (differ[kept][:, kept].any(1)).all():
-        kept[kept] = differ[kept][:, kept].any(1)
+    kept = differ.any(1)  # one that is left out is nobody's control
     left = list(dict.fromkeys(attribute[~kept]))
     if kept.sum() < 2:
         raise ValueError(
