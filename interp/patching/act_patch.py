@@ -102,8 +102,8 @@ def patch(
             tokens that are needed, logits that are not finite.
         RuntimeError: a patch that could change the result was not applied.
     """
-    how = {"max_memory": max_memory, "metric": metric}
-    return patch_sites(model, facts, sites=[site], **how, **options)[site]
+    found = patch_sites(model, facts, sites=[site], max_memory=max_memory, metric=metric, **options)
+    return found[site]
 
 
 def patch_sites(
@@ -356,8 +356,8 @@ def _dataset(
     values = patched.reshape(shape)
     dims = (*axes, "fact")
     variables: dict[str, tuple] = {}
-    rows = (*METRICS, *([CONTROL] if how.control else []), OWN_METRIC)[: len(patched)]
-    for i, metric in enumerate(rows):
+    named = (*METRICS, *([CONTROL] if how.control else []), OWN_METRIC)[: len(patched)]
+    for i, metric in enumerate(named):
         if metric == "value_logprob" and not how.whole_value:
             continue
         suffix = "" if metric == "logit_diff" else f"_{metric}"
@@ -368,11 +368,11 @@ def _dataset(
         for end, scores in ends.items():
             variables[f"{end}{suffix}"] = ("fact", scores[i], attrs)
     coords = axes | {name: ("fact", _plain(facts.texts[name])) for name in TEXT_COLUMNS}
-    attrs = {"site": site, "by": how.by, "direction": how.direction}
-    attrs |= {"replacement": how.replacement, "method": how.method, "frozen": how.frozen or ""}
-    attrs["window"] = how.window if is_path(site) or SITES[site].has_layers else 1
-    attrs["intervention"] = json.dumps(asdict(how))
-    return xr.Dataset(variables, coords, attrs)
+    of_all: dict[str, Any] = {"site": site, "by": how.by, "direction": how.direction}
+    of_all |= {"replacement": how.replacement, "method": how.method, "frozen": how.frozen or ""}
+    of_all["window"] = how.window if is_path(site) or SITES[site].has_layers else 1
+    of_all["intervention"] = json.dumps(asdict(how))
+    return xr.Dataset(variables, coords, of_all)
 
 
 def _plain(column: pd.Series) -> np.ndarray:

@@ -202,14 +202,14 @@ def _gaps(steps: Sequence[int]) -> Iterator[Finding]:
     """
     pairs = list(pairwise(steps))
     distances = [b - a for a, b in pairs]
-    ratios = [b / a if a else 0 for a, b in pairs]
+    ratios = [b / a if a else 0.0 for a, b in pairs]
     for i, (a, b) in enumerate(pairs):
         every = [d for d in {*distances[:i]} & {*distances[i + 1 :]} if d < distances[i]]
         times = [r for r in {*ratios[:i]} & {*ratios[i + 1 :]} if r > 1]
-        if by := [d for d in every if distances[i] % d == 0]:
-            how = f"{max(by)} steps apart"
-        elif by := [r for r in times if ratios[i] in (r**2, r**3, r**4)]:
-            how = f"{max(by):g} times the one before"
+        if apart := [d for d in every if distances[i] % d == 0]:
+            how = f"{max(apart)} steps apart"
+        elif times := [r for r in times if ratios[i] in (r**2, r**3, r**4)]:
+            how = f"{max(times):g} times the one before"
         else:
             continue
         text = f"steps between these seem to be missing: others are {how}"

@@ -107,7 +107,8 @@ def localization_sweep(
     if people is None and are_of_people(suite, facts):
         people = _sampled(suite, N_PEOPLE, seed)
     check_steps(suite, steps, facts)
-    if argument("people", people, FactSet | None) is not None:
+    argument("people", people, FactSet | None)
+    if people is not None:
         check_steps(suite, steps, people)
     device = device_of(device, here=False)
     how: dict[str, Any] = {"seed": seed, "max_memory": max_memory, "device": device}
@@ -146,6 +147,8 @@ def localizable(facts: FactSet) -> FactSet:
     Raises:
         ValueError: fewer than two have one.
     """
+    if facts.corrupted_answers is None:
+        raise ValueError("the facts have no corrupted answers, which localization needs; give some")
     pairs = torch.stack((facts.answers[:, 0], facts.corrupted_answers[:, 0]), 1).numpy()
     attribute = facts.texts.attribute.to_numpy(object)
     differ = ~(pairs[:, None, :, None] == pairs[None, :, None, :]).any((2, 3))
@@ -163,7 +166,7 @@ def localizable(facts: FactSet) -> FactSet:
             "no other fact of the relation has other values, as a control",
             stacklevel=1,
         )
-    return facts[np.flatnonzero(kept)]
+    return facts[np.flatnonzero(kept).tolist()]
 
 
 def has_metrics(suite: Suite) -> bool:

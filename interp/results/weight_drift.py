@@ -80,10 +80,10 @@ def off_the_path(steps: Sequence[int], similarity: Float[np.ndarray, "step step"
     main = np.bincount(part).argmax()
     for other in dict.fromkeys(part[part != main]):
         most = max(0.0, similarity[part == other][:, part != other].max())
-        alone = tuple(steps[i] for i in np.flatnonzero(part == other))
+        alone = tuple(steps[i] for i in np.flatnonzero(part == other).tolist())
         why = f"of another run: correlation with the other steps is {most:.2f} at most"
         found.append(Drift(alone, why))
-    kept = np.flatnonzero(part == main)
+    kept = np.flatnonzero(part == main).tolist()
     distance = np.sqrt(np.maximum(0, 2 - 2 * similarity[np.ix_(kept, kept)]))
     of_run = [steps[i] for i in kept]
     orders = _out_of_order(of_run, distance)

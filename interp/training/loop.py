@@ -87,7 +87,9 @@ def train(
     with only_process(out, "training in"), deterministic_algorithms(device_of(config.device)):
         config = _settled(config, out, resume)
         if config.people_csv and resume and (out / "run.json").is_file():
-            check_csvs(config, out, read_record(out).get("own_people"))
+            own = read_record(out).get("own_people")
+            if own is not None:  # else the configurations differ, which is said below
+                check_csvs(config, out, own)
         begun = is_begun(config, out, resume)
         if begun:
             people, tokenizer = read_population(config, out), read_tokenizer(out)
