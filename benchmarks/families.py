@@ -28,7 +28,7 @@ from benchmarks.patching import (
 from interp.model.checkpoint_io import read_checkpoint
 from interp.suite import load_suite
 
-WIDTH, N_FACTS, ROUNDS = 256, 64, 4
+WIDTH, N_FACTS, ROUNDS = 256, 16, 3
 LLAMA = dict(
     hidden_size=WIDTH, intermediate_size=704, num_hidden_layers=4, num_attention_heads=8,
     num_key_value_heads=4, head_dim=32, max_position_embeddings=128,

@@ -484,7 +484,7 @@ class PatchConfig:
     destination to source cut: knockout (all heads), head_knockout (one). A path is written stop by
     stop, such as z-q, z-logits, embed-v-logits or L0H2.z-q. By default resid_pre, resid_mid,
     attn_out, mlp_out and z."""
-    attributes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] | None = None
     """Which attributes the facts are about; by default all of the run's."""
     facts: int = 128
     """How many (person, attribute) pairs, spread evenly over the attributes; of a file at most so
@@ -548,6 +548,8 @@ class PatchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.attributes == ():
+            raise ValueError("attributes is empty; name some of the run's, or leave it out")
         if self.facts_csv and self.corruption in get_args(Corruption)[1:]:
             raise ValueError(
                 f"corruption is {self.corruption!r}, which is about names of a run's people; with "

@@ -106,6 +106,7 @@ def folder(tmp_path_factory):
     for name, content in files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
+    subprocess.run([sys.executable, "make_models.py"], cwd=folder, check=True, capture_output=True)
     return folder
 
 

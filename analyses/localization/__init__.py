@@ -18,7 +18,7 @@ class LocalizationConfig:
     """A run folder, or a folder of other checkpoints; then give facts_csv."""
     steps: str = "all"
     """all, a list such as 0,200,1000, or every:4 for every fourth checkpoint."""
-    attributes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] | None = None
     """Which attributes the facts are about; by default all of the run's."""
     facts: int = number(128, least=2)
     """People asked for each attribute; of a file, facts in all at most."""
@@ -44,9 +44,12 @@ class LocalizationConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if len(set(self.attributes)) < len(self.attributes):
+        if self.attributes is not None and (
+            not self.attributes or len(set(self.attributes)) < len(self.attributes)
+        ):
             raise ValueError(
-                f"attributes is {' '.join(self.attributes)}; name some of the run's, each once"
+                f"attributes is {' '.join(self.attributes) or 'empty'}; name some of the run's, "
+                "each once"
             )
         if self.facts_csv and self.people != N_PEOPLE:
             raise ValueError(

@@ -122,7 +122,7 @@ def _asked(suite: Suite, config: LocalizationConfig) -> dict[str, Any]:
 def _asked_about(suite: Suite, config: LocalizationConfig) -> tuple[FactSet, FactSet | None]:
     """The facts, and those that probes are fitted on, of a run's people; None with a file."""
     if config.facts_csv:
-        asked = {"n": config.facts, "relations": config.attributes, "seed": config.seed}
+        asked = {"n": config.facts, "relations": config.attributes or (), "seed": config.seed}
         return localizable(suite.read_facts(config.facts_csv, **asked)), None
     named = config.attributes or suite.texts.attributes
     n, drawn = len(named), {"attribute": named, "seed": config.seed}

@@ -31,6 +31,13 @@ _TEXTS = {
     "relation": "One head's attention from the answer position to the words that say what is asked "
     "for is cut off.",
 }
+_NO_PLACE = {
+    "name attention": "No prompt here has a name of several tokens.",
+    "memory": "No prompt here has a place where an MLP could look a value up.",
+    "extraction": "No prompt here has a name before its answer position.",
+    "relation": "No prompt here has words between the name and the answer position, or before it.",
+}
+"""What is said of a mechanism for which no prompt has the tokens."""
 
 
 def heading_of(mechanism: str) -> str:
@@ -60,6 +67,8 @@ def when(suite: Suite, found: Localization) -> list[Block]:
 def needs(found: Localization, mechanism: str) -> list[Block]:
     """What is lost without each component, over training and by attribute."""
     name, table = mechanism.replace(" ", "-"), found.mechanisms
+    if not (table.mechanism == mechanism).any():
+        return [Paragraph(f"{_TEXTS[mechanism]} {_NO_PLACE[mechanism]}")]
     return [
         Paragraph(_TEXTS[mechanism]),
         Plot(f"mechanisms-{name}", draw.lost_over_training(table, mechanism)),

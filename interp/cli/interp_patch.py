@@ -165,7 +165,7 @@ def _facts(suite, config: PatchConfig):
     if config.facts_csv:
         return _own_facts(suite, config, config.facts_csv)
     asked = {
-        "attribute": config.attributes or None,
+        "attribute": config.attributes,
         "seed": config.seed,
         "corruption": config.corruption if config.corruption in get_args(Corruption) else "swap",
     }
@@ -179,7 +179,7 @@ def _facts(suite, config: PatchConfig):
 
 def _own_facts(suite, config: PatchConfig, path: str):
     """Facts of a file; says how many there are, and whether a special token comes first."""
-    asked = {"relations": config.attributes, "seed": config.seed}
+    asked = {"relations": config.attributes or (), "seed": config.seed}
     facts = suite.read_facts(path, n=config.facts, **asked)
     print(facts)
     if config.by == "role":

@@ -49,29 +49,35 @@ def rotation(pos: Int[Tensor, "*pos"], cfg: RotaryShape) -> Rotation:
     """Rotary angles pos · base^(−2i / n_rotary), with an axis of one for the heads; scaled ones
     where ``rotary_scaling`` says so.
     """
-    frequency, factor = _frequencies(cfg.n_rotary, cfg.rotary_base, cfg.rotary_scaling)
-    angle = rearrange(pos, "... -> ... 1 1") * frequency.to(pos.device)
+    frequency, factor = _frequencies(cfg, pos.device)
+    angle = rearrange(pos, "... -> ... 1 1") * frequency
     sin = angle.sin() * factor
     return Rotation(torch.stack((angle.cos() * factor,) * 2, -2), torch.stack((-sin, sin), -2))
 
 
-@lru_cache(maxsize=64)
-def _frequencies(
-    n_rotary: int, base: float, scaling: Scaling
-) -> tuple[Float[Tensor, " half"], float]:
-    """Radians per position of each pair of dimensions, and what cosine and sine are multiplied by;
-    scaled frequencies as transformers computes them.
+def _frequencies(cfg: RotaryShape, device: torch.device) -> tuple[Float[Tensor, " half"], float]:
+    """Radians per position of each pair of dimensions, and what cosine and sine are multiplied
+    by.
     """
+    if cfg.rotary_scaling:
+        return _scaled_frequencies(cfg.n_rotary, cfg.rotary_base, cfg.rotary_scaling, device)
+    even = torch.arange(0, cfg.n_rotary, 2, dtype=torch.float32, device=device)
+    return 1 / cfg.rotary_base ** (even / cfg.n_rotary), 1.0
+
+
+@lru_cache(maxsize=64)
+def _scaled_frequencies(
+    n_rotary: int, base: float, scaling: Scaling, device: torch.device
+) -> tuple[Float[Tensor, " half"], float]:
+    """The same as transformers computes them, copied to the device once."""
     with torch.device("cpu"):
-        if not scaling:
-            even = torch.arange(0, n_rotary, 2, dtype=torch.float32)
-            return 1 / base ** (even / n_rotary), 1.0
         from transformers import LlamaConfig
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         given = dict(scaling) | {"rope_theta": base}
         config = LlamaConfig(head_dim=n_rotary, rope_parameters=given)
-        return ROPE_INIT_FUNCTIONS[given["rope_type"]](config)
+        frequency, factor = ROPE_INIT_FUNCTIONS[given["rope_type"]](config)
+    return frequency.to(device), float(factor)
 
 
 def rotate(x: Float[Tensor, "*cell d_head"], turn: Rotation) -> Float[Tensor, "*cell d_head"]:

@@ -58,7 +58,8 @@ def over_checkpoints(
             record_requests(sweep.out, asked, partial(_is_replaced, sweep.suite))
         done, pieces = stored_and_missing(sweep, requests, tensors)
         n_stored = len(requests) - len(pieces)
-        on_step(n_stored)
+        if sweep.out is not None:
+            on_step(n_stored)
         found = computed(sweep, pieces, workers=workers, executor=executor)
         for n_done, (step, results) in enumerate(found, n_stored + 1):
             done[step] |= results
