@@ -16,6 +16,7 @@ from benchmarks.patching import product_rates
 from interp.data.facts import FactSet
 from interp.model.decoder import DecoderConfig, HookedDecoder, initialise
 from interp.patching import patch_sites
+from interp.patching.cost import weight_gigabytes
 from interp.process import tune_process
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
@@ -39,12 +40,13 @@ def main() -> None:
     cfg, facts = shape_of(*LARGE), facts_of(N_FACTS)
     plans = interp.plan(cfg, facts, sites=SITES, max_memory=MAX_MEMORY)
     flops = sum(of.flops for of in plans)
-    held = max(of.megabytes for of in plans) / 1e3
+    held, weights = max(of.megabytes for of in plans) / 1e3, weight_gigabytes(cfg)
     gigabytes = n_weights(cfg) * 4 / 1e9
     print(
         f"Pythia-1.4b, {N_FACTS} facts, {len(SITES)} sites: {flops / 1e15:.2f} PFLOP a checkpoint "
         f"({sum(of.forwards for of in plans):,.0f} forward passes of a prompt), {gigabytes:.1f} GB "
-        f"of weights in fp32, {held:.1f} GB of activations and results; {N_STEPS} checkpoints "
+        f"of weights in fp32, which take {weights:.1f} GB, and {held:.1f} GB of activations and "
+        f"results; {N_STEPS} checkpoints "
         f"{flops * N_STEPS / 1e18:.3f} EFLOP, {gigabytes * N_STEPS / 2:.0f} GB read in fp16"
     )
 
@@ -78,20 +80,20 @@ def measure(name: str) -> None:
     *shape, n_facts = SIZES[name]
     cfg, facts = shape_of(*shape), facts_of(n_facts)
     plans = interp.plan(cfg, facts, sites=SITES, max_memory=MAX_MEMORY)
+    rates, before = product_rates(cfg.d_model), peak()
     model = HookedDecoder(cfg)
     initialise(model, std=0.05, seed=0)
     model.eval().requires_grad_(False)
-    rates, before = product_rates(cfg.d_model), peak()
     start = perf_counter()
     found = patch_sites(model, facts, sites=list(SITES), max_memory=MAX_MEMORY)
     seconds = perf_counter() - start
-    counted = sum(x.attrs["flops"] for x in found.values())
+    counted = found["z"].attrs["flops"]  # of all sites together
     predicted = sum(of.flops for of in plans)
-    packed = 4 * (n_weights(cfg) - cfg.d_vocab * cfg.d_model) / 1e9  # all but the embedding
-    held = max(of.megabytes for of in plans) / 1e3 + 2 * packed
+    weights, held = weight_gigabytes(cfg), max(of.megabytes for of in plans) / 1e3
     print(
         f"{name}: {n_facts} facts, predicted ÷ counted operations {predicted / counted:.2f} "
-        f"({counted / 1e9:,.0f} GFLOP), memory {held:.2f} of at most {peak() - before:.2f} GB, "
+        f"({counted / 1e9:,.0f} GFLOP), memory predicted {weights + held:.2f} GB ({weights:.2f} of "
+        f"weights), taken {peak() - before:.2f} GB, "
         f"{seconds:.1f} s, {counted / seconds / 1e9:.0f} GFLOP/s ({rates})",
         flush=True,
     )

@@ -8,6 +8,9 @@ from interp.cli.interp_report import metrics_of, write_report
 from interp.cli.shell import command_line, guarded, parse, progress
 from interp.config import Corruption, PatchConfig
 
+OF_LIBRARIES = 0.5
+"""Gigabytes that a process takes before it has a model."""
+
 
 def main() -> None:
     """Entry point of ``interp-patch``."""
@@ -210,16 +213,21 @@ def _print_cost_estimate(
     config: PatchConfig,
     directions: Sequence[str],
 ) -> None:
-    from interp.patching.cost import plan
+    from interp.model.weight_files import weight_bytes
+    from interp.patching.cost import plan, weight_gigabytes
     from interp.patching.intervention import Intervention
 
-    shape, tera = suite.shape_at(steps[0]), 0.0
+    shape, tera, megabytes = suite.shape_at(steps[0]), 0.0, 0.0
     for direction in directions:
         how = {"direction": direction, **_options(config)}
         print(Intervention(**how))
         for p in plan(shape, facts, sites=sites, max_memory=config.max_memory, **how):
             print(f"  {p}")
             tera += p.flops / 1e12 * len(steps)
+            megabytes = max(megabytes, p.megabytes)
     at = "1 checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
-    print(f"at {at}: {tera:.2f} TFLOP at most")
+    read = sum(weight_bytes(suite.step_dir(step)) for step in steps) / 1e9
+    held = weight_gigabytes(shape) + megabytes / 1e3 + OF_LIBRARIES
+    print(f"at {at}: {tera:.2f} TFLOP at most, {read:.3g} GB of weights to read")
+    print(f"memory of a worker: {held:.1f} GB at most, half a gigabyte of it for libraries")
     print(f"pieces for tasks (--n-tasks): {len(steps)}, one a checkpoint")

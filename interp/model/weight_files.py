@@ -64,6 +64,11 @@ def open_files(folder: Path) -> Iterator[tuple[Path, safe_open]]:
             yield path, file
 
 
+def weight_bytes(folder: Path) -> int:
+    """Size of a checkpoint's weights on disk."""
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
 def weights_path(folder: Path) -> Path:
     """The file of a checkpoint's weights, or the index of several: what errors about the weights as
     a whole name.

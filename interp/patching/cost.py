@@ -168,6 +168,20 @@ def plan(
     return plans
 
 
+def weight_gigabytes(cfg: DecoderConfig) -> float:
+    """Memory that a model's weights take on a CPU while it is patched: in fp32, with the copies
+    that are laid out for fast products (every matrix of a block, those of queries, keys and values
+    in three arrangements, and the unembedding).
+    """
+    of_heads, of_keys, of_mlp = cfg.widths
+    qkv = cfg.d_model * (of_heads + of_keys)
+    block = qkv + cfg.d_model * (of_heads + of_mlp + cfg.d_mlp)
+    vocabulary = cfg.d_vocab * cfg.d_model
+    positions = cfg.n_ctx * cfg.d_model * cfg.learned_positions
+    numbers = cfg.n_layers * (2 * block + 3 * qkv) + 3 * vocabulary + positions
+    return 4 * numbers / 1e9
+
+
 def _counted(n: int, axis: str) -> str:
     """A count with its noun, such as ``4 layers``, or ``1 head of stop 2``."""
     name, _, stop = axis.partition("_")
