@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+from oracle import AFTER, GROUPED, random_model
 
 from interp.patching import patch, recompute
-from interp.patching.cost import plan
+from interp.patching.cost import plan, weight_gigabytes
+from interp.patching.packed_weights import pack
 from interp.patching.sites import SITES
+from interp.patching.tensor_ops import Linear
 
 
 @pytest.mark.parametrize("whole_value", [True, False])
@@ -45,3 +48,18 @@ def test_the_plan_of_a_path_counts_its_ways(model, facts):
     n_there = int(result.notnull().sum())
     n_ways = 4 * 4 * (2 + 1)  # layer 0 to layers 1 and 2, layer 1 to layer 2
     assert n_there == n_ways * int((patch(model, facts, site="mlp_out").patched[0]).notnull().sum())
+
+
+@pytest.mark.parametrize("shape", [{}, GROUPED, AFTER, {"learned_positions": True}])
+def test_the_memory_of_weights_is_that_of_the_model_and_its_copies(suite, shape):
+    """But for biases and norms, which are small."""
+    model = random_model(suite, **shape).float()
+    held = {x.data_ptr(): x.numel() for x in model.parameters() if x.ndim == 2}
+    packed = pack(model, 8)
+    for block in packed.blocks:
+        for linear in vars(block).values():
+            if isinstance(linear, Linear):
+                held[linear.weight.data_ptr()] = linear.weight.numel()
+                held[id(linear)] = linear.weight.numel()  # laid out for oneDNN
+    held[id(packed.unembed)] = packed.unembed.weight.numel()
+    assert weight_gigabytes(model.cfg) == pytest.approx(4 * sum(held.values()) / 1e9, rel=1e-3)

@@ -17,7 +17,7 @@ from oracle import random_model
 
 import interp
 from analyses import interp_analyse as cli
-from analyses.localization import LocalizationConfig, in_depth, questions, tables
+from analyses.localization import LocalizationConfig, in_depth, questions, sections, tables
 from analyses.localization.localize_run import report, run
 from interp.data.facts import PROMPT_ROLES
 from interp.data.sentences import numbers_of, training_sentences, write_sentences
@@ -217,6 +217,15 @@ def test_few_checkpoints_and_no_components_are_said(found):
     assert "Fewer than 8 checkpoints: too few to say when" in result._repr_html_()
     assert "<th>no component</th>" in result._repr_html_().replace(' style="text-align: left"', "")
     assert repr(result).endswith("facts; no component)") and result.to_dataframe().empty
+
+
+def test_a_mechanism_whose_tokens_no_prompt_has_is_said_and_not_drawn(found):
+    _, result = found
+    table = result.mechanisms
+    without = replace(result, mechanisms=table[table.mechanism != "name attention"])
+    (block,) = sections.needs(without, "name attention")
+    assert block.text.endswith("No prompt here has a name of several tokens.")
+    assert len(sections.needs(without, "memory")) == 3
 
 
 def test_localize_needs_a_suite_alone_and_shares_results_with_the_analysis(
