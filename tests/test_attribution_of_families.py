@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracle import AFTER, GROUPED, random_model
 
+from analyses.localization import in_depth
 from interp.attribution.attention_scores import CONTRASTS, contrasts_of, score_attribution
 from interp.attribution.circuits import everything, run_circuits
 from interp.attribution.edges import edge_effects, graph_of
@@ -17,7 +18,10 @@ from interp.localization.attention_to_names import attention
 from interp.localization.component_ablation import needs
 from interp.localization.logit_attribution import direct_attribution
 from interp.localization.neurons import written
+from interp.localization.probes import read_off
+from interp.model.weight_groups import weight_group
 from interp.patching import patch
+from interp.results.metrics import recovered
 
 SHAPES = {"grouped": GROUPED, "after": AFTER}
 
@@ -125,3 +129,41 @@ def test_localization_by_cause_and_attention_run(wide, few, suite):
     found = needs(wide, suite.facts(96, seed=3))
     assert np.isfinite(found.effect).all() and "L1H3" in found.component.values
     assert np.nanmax(attention(wide, few).value_weighted) <= 1 + 1e-6
+
+
+def test_a_narrow_model_is_widened_before_its_last_norms(wide, few):
+    direct = direct_attribution(deepcopy(wide).to(torch.bfloat16), few)
+    assert np.isfinite(direct["head"]).all() and direct["head"].dtype == np.float32
+    wide_one = direct_attribution(wide, few)["head"]
+    assert np.corrcoef(direct["head"].values.ravel(), wide_one.values.ravel())[0, 1] > 0.9
+
+
+def test_the_extraction_heads_group_feeds_it(wide, suite):
+    """Head 3 reads the values of the second group."""
+    facts = suite.facts(12, seed=3)
+    asked = in_depth.AskedInDepth(
+        wide, suite, facts, {"extraction": {"component": "L1H3"}}, seed=0, max_memory=1.0
+    )
+    ours = in_depth.feeds(asked).recovered
+    some = asked.some(in_depth.N_IN_DEPTH)
+    theirs = recovered(patch(wide, some, site="mlp_out-L1H1.v", whole_value=False))
+    np.testing.assert_array_equal(ours, theirs)
+    other = recovered(patch(wide, some, site="mlp_out-L1H0.v", whole_value=False))
+    assert np.nanmax(abs(ours.values - other.values)) > 1e-4
+
+
+def test_heads_that_a_norm_follows_have_no_logit_alone(wide, suite):
+    read = read_off(wide, suite.facts(12, attribute="major", seed=3))
+    of_heads = read.logit.sel(reader=["L0H0", "L1H2"])
+    assert bool(of_heads.isnull().all()) == wide.cfg.norm_after
+    assert bool(read.logit.sel(reader="unembed").notnull().any())
+
+
+def test_norms_of_queries_and_keys_belong_to_the_qk_circuit(wide):
+    qk, ov = weight_group(wide, "qk"), weight_group(wide, "ov")
+    for kind in "qk":
+        name = f"blocks.0.attn.{kind}_norm.weight"
+        assert qk[name].all() and not ov[name].any()
+    whole = weight_group(wide, "attention")
+    for name, mask in whole.items():
+        assert torch.equal(mask, qk[name] ^ ov[name]), name

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from interp.cli import interp_audit
 from interp.model.checkpoint_io import tensor_digests
 from interp.model.tensor_file import digest_of
+from interp.model.weight_scan import scan
 from interp.results.audit import audit
 from interp.suite import load_suite
 from interp.training.loop import train
@@ -164,6 +165,13 @@ def test_weights_of_another_time_are_named_pythia_108(copy):
         change(path, lambda weights: [weight.mul_(1.01) for weight in weights.values()])
     ((check, steps, _),) = found(copy, steps=STEPS[:-1])
     assert check == "descent" and steps == (1000,)
+
+
+def test_masks_that_every_model_has_do_not_make_steps_alike(tmp_path):
+    weights = {"h.0.attn.bias": torch.ones(1, 1, 16, 16).tril(), "wte.weight": torch.randn(8, 16)}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text("{}")
+    assert scan(tmp_path).samples.keys() == {"wte.weight"}
 
 
 def test_numbers_that_are_none_are_named(copy):

@@ -150,6 +150,7 @@ def test_every_key_that_transformers_writes_is_known_with_its_default(family):
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2, "beta_fast": 3}},
          "key 'beta_fast', which is unknown for rope_type 'linear'"),
         ("qwen3", {"layer_types": ["chunked_attention"] * 2}, "layer_types is .*; only full_att"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1 can be"),
         ("olmo", {"clip_qkv": 8.0}, "clip_qkv is 8.0; only null"),
         ("olmo2", {"attention_bias": True}, "attention_bias is True; only false"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0; only null, or a whole number"),

@@ -163,7 +163,9 @@ def feeds(asked: AskedInDepth) -> xr.Dataset:
     """``recovered`` (layer, role, ...): through each MLP's output into the values of the leading
     extraction head.
     """
-    path = f"mlp_out-{asked.leading['extraction']['component']}.v"
+    layer, head = asked.leading["extraction"]["component"][1:].split("H")
+    group = int(head) // asked.model.cfg.n_grouped  # whose values the head reads
+    path = f"mlp_out-L{layer}H{group}.v"
     result = patch(asked.model, asked.some(N_IN_DEPTH), site=path, **asked.how)
     return xr.Dataset({"recovered": recovered(result)})
 

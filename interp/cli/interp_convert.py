@@ -33,6 +33,11 @@ def _convert(arguments: list[str]) -> None:
     suite, out = load_suite(config.ckpt), Path(config.out)
     if out.resolve() in (suite.path.resolve(), Path(config.ckpt).resolve()):
         raise ValueError(f"--out is {out}, the checkpoints themselves; choose another folder")
+    if suite.path.resolve() in out.resolve().parents:
+        raise ValueError(
+            f"--out is {out}, inside {suite.path}, where it would stand among checkpoints; choose "
+            "a folder beside it"
+        )
     steps = select_steps(suite, config.steps)
     folders = {suite.step_dir(step): out / _label(suite.step_dir(step), step) for step in steps}
     if list(folders) == [Path(config.ckpt).resolve()] or list(folders) == [suite.path]:

@@ -190,7 +190,8 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
         gets most among those of its attribute in ``facts``, else 0; NaN where a prompt lacks the
         role, and where the head comes before the residual stream. ``labels`` as in ``probe``.
         ``logit`` and ``rank``, the same without ``labels``: of the right value minus the mean over
-        values, nats; and how many values get as much or more, 1 = none but itself.
+        values, nats (NaN for heads that a norm follows, because alone they have no scale); and how
+        many values get as much or more, 1 = none but itself.
     """
     check_plain(model)
     check_inputs(model, facts, names=True, values=True)
@@ -228,6 +229,8 @@ def read_off(model: HookedDecoder, facts: FactSet, *, seed: int = 0) -> xr.Datas
             values = read_by @ inputs[head // n_grouped].mT + biases[head // n_grouped]
             reader = 1 + layer * cfg.n_heads + head
             ask(reader, values * read.scale[:, None], read.unembed[candidates] @ out)
+    if cfg.norm_after:  # whose scale is that of what all heads write together
+        tables[2, 1:] = np.nan
     tables = tables[:, :, _places_in_stream(cfg.n_layers)]
     correct, (logit, rank) = tables[:2], tables[2:]
     dims = ("reader", "layer", "site", "role", "fact")

@@ -23,6 +23,9 @@ _COPIED = (
     *("tokenizer.model", "vocab.txt", "chat_template.jinja"),
 )
 
+_SOURCE = "converted_from.json"
+"""Which files of weights a converted checkpoint was made of."""
+
 
 def convert_checkpoint(source: Path, target: Path) -> bool:
     """Writes the checkpoint in ``source`` to ``target`` with its weights as safetensors, in as many
@@ -41,8 +44,9 @@ def convert_checkpoint(source: Path, target: Path) -> bool:
     if not config.is_file():
         raise FileNotFoundError(f"no config.json in {source}; copy it beside the weights")
     if target.exists():
-        there = target / "config.json"
-        if not there.is_file() or there.read_bytes() != config.read_bytes():
+        there, made_from = target / "config.json", target / _SOURCE
+        same = there.is_file() and there.read_bytes() == config.read_bytes()
+        if not (same and made_from.is_file() and read_json(made_from) == _stamp(source)):
             raise ValueError(f"{target} is there and holds something else; choose another --out")
         return False
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -55,11 +59,22 @@ def convert_checkpoint(source: Path, target: Path) -> bool:
         else:
             _convert_files(source, temporary)
         copy_tokenizer(source, temporary)
+        write_json(temporary / _SOURCE, _stamp(source))
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return True
+
+
+def _stamp(source: Path) -> dict[str, list[int]]:
+    """Size and time of every file of weights in a folder, by name."""
+    found = {}
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".bin", ".safetensors"):
+            of = path.stat()
+            found[path.name] = [of.st_size, of.st_mtime_ns]
+    return found
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -88,8 +88,8 @@ def _shape(kind: _Kind, values: dict, given: dict, path: Path) -> dict:
         )
     n_ctx = values["max_position_embeddings"]
     theta, share, scaling = rotary_of(given, n_ctx, path, BESIDE, default_share=1.0)
+    check_key(path, "partial_rotary_factor", share, share == 1, "1", INSTEAD)
     d_head = width or d_model // n_heads
-    n_rotary = int(d_head * share)
     return {
         "n_layers": values["num_hidden_layers"],
         "n_heads": n_heads,
@@ -99,7 +99,6 @@ def _shape(kind: _Kind, values: dict, given: dict, path: Path) -> dict:
         "d_mlp": values["intermediate_size"],
         "d_vocab": values["vocab_size"],
         "n_ctx": _longest(values, given, path),
-        "rotary_dim": n_rotary if n_rotary < d_head else None,
         "rotary_base": float(theta),
         "rotary_scaling": scaling,
         "ln_eps": float(eps),

@@ -113,7 +113,7 @@ def _by_step(found: dict[str, Path]) -> dict[int, Path]:
             one, two = list(stages.values())[:2]
             raise ValueError(
                 f"{one} and {two} are of different stages, whose steps count separately; choose "
-                f"one with a pattern, such as {folder.parent.name}/{next(iter(stages))}*"
+                f"one with a pattern in quotes: '{folder.parent.name}/{next(iter(stages))}*'"
             )
         if step in folders:
             raise ValueError(

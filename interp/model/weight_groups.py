@@ -1,9 +1,10 @@
 """Groups of a model's weights, by name: what is trained, frozen or transplanted together.
 
-Kinds, which together are all weights once: ``embed``, ``qk`` (queries and keys), ``ov`` (values and
-outputs of attention), ``mlp``, ``norms``, ``unembed``. Others: ``attention`` = qk+ov; ``L2``, a
-block; ``L2-attention``, ``L2-qk``, ``L2-ov``, ``L2-MLP``; ``L1H3``, a head; ``all``. Names joined
-by + are all of these; by & what they share: ``L0+L1&mlp`` = the MLPs of both layers.
+Kinds, which together are all weights once: ``embed``, ``qk`` (queries and keys, with their norms),
+``ov`` (values and outputs of attention), ``mlp``, ``norms``, ``unembed``. Others: ``attention`` =
+qk+ov; ``L2``, a block; ``L2-attention``, ``L2-qk``, ``L2-ov``, ``L2-MLP``; ``L1H3``, a head;
+``all``. Names joined by + are all of these; by & what they share: ``L0+L1&mlp`` = the MLPs of both
+layers.
 """
 
 import re
@@ -83,7 +84,7 @@ def _mark_attention(key: str, mask: Tensor, kind: str, cfg: DecoderConfig) -> No
     elif ".qkv." in key and kind in ("qk", "ov"):
         pieces = fused_pieces(mask, cfg.n_heads, cfg.n_key_value_heads)
         pieces[:, slice(0, -1) if kind == "qk" else slice(-1, None)] = True
-    elif kind == "ov":
+    elif kind == ("qk" if "_norm." in key else "ov"):
         mask.fill_(True)
 
 

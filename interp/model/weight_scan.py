@@ -57,7 +57,9 @@ def scan(folder: Path) -> Scan:
             ):
                 files[name] = path.name
                 of_file[name], finite, sample = found
-                if not finite and not any(f.buffers.fullmatch(name) for f in FAMILIES.values()):
+                if any(family.buffers.fullmatch(name) for family in FAMILIES.values()):
+                    continue  # masks and the like, the same in every model
+                if not finite:
                     not_finite.append(name)
                 if sample is not None:
                     samples[name] = sample

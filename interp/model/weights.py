@@ -110,7 +110,8 @@ class Weights:
         block = self.model.blocks[layer]
         if not block.norm_after:
             return widened(z).new_ones(*z.shape[:-2], 1)
-        return block.ln1_post.factor(widened(block.attn.out(z.flatten(-2))))
+        weight, bias = widened(block.attn.out.weight), widened(block.attn.out.bias)
+        return block.ln1_post.factor(F.linear(widened(z).flatten(-2), weight, bias))
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
         """The part of the attention output that does not depend on its heads; 0 where a norm
@@ -133,7 +134,8 @@ class Weights:
         block = self.model.blocks[layer]
         if not block.norm_after:
             return widened(neurons).new_ones(*neurons.shape[:-1], 1)
-        return block.ln2_post.factor(widened(block.mlp.down(neurons)))
+        weight, bias = widened(block.mlp.down.weight), widened(block.mlp.down.bias)
+        return block.ln2_post.factor(F.linear(widened(neurons), weight, bias))
 
     def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
         return widened(self.model.embed.weight)

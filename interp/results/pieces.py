@@ -9,7 +9,7 @@ process that is killed loses its piece only, and no other's.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
@@ -70,7 +70,7 @@ class Sweep:
     def question(self) -> dict:
         """What the results of all steps and names have in common; see ``Request.question``."""
         return {
-            "run": sha256(canonical(self.suite.run).encode()).hexdigest(),
+            "run": sha256(canonical(self._model).encode()).hexdigest(),
             "facts": facts_digest(self.facts),
             "options": self.options,
             "made_from": self.made_from,
@@ -80,6 +80,13 @@ class Sweep:
             "default_dtype": str(torch.get_default_dtype()),
             **_code(self.compute),
         }
+
+    @property
+    def _model(self) -> dict:
+        """What is said of the model as a whole, without reading weights: everything in run.json, or
+        of checkpoints of others their shape.
+        """
+        return self.suite.run or asdict(self.suite.shape)
 
     def requests(self, step: int, tensors: dict[str, str] | None = None) -> dict[str, Request]:
         """The requests of a step, by name; ``tensors`` are its digests, if they are known."""
