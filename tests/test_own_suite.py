@@ -14,6 +14,8 @@ from own_tokenizers import ROWS, trained, write_rows
 import interp
 from analyses.interp_analyse import analyse
 from analyses.localization import LocalizationConfig
+from analyses.report import ReportPageConfig
+from analyses.report.one_page import run_and_report
 from interp.cli import interp_patch
 from interp.data.facts import from_tokens
 from interp.localization.component_ablation import needs
@@ -205,3 +207,8 @@ def test_token_ids_need_no_tokenizer(folder, tmp_path):
     assert tree["z"].sizes["step"] == 3
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
         suite.read_facts(folder.parent / "mine.csv")
+
+
+def test_the_page_of_a_run_is_of_runs_only(folder):
+    with pytest.raises(ValueError, match="is not a run of interp-train, which this page is about"):
+        run_and_report(ReportPageConfig(str(folder)), command="", bar=None)
