@@ -35,8 +35,8 @@ def run_and_report(config: ReportPageConfig, *, command: str, bar) -> str:
     suite = load_suite(config.ckpt)
     if not suite.is_run:
         raise ValueError(
-            f"{suite.path} is not a run of interp-train, which this page is about; use interp-patch "
-            "and interp-analyse localization with --facts-csv"
+            f"{suite.path} is not a run of interp-train, which this page is about; use "
+            "interp-patch and interp-analyse localization with --facts-csv"
         )
     target = Path(config.out or suite.path / "report.html")
     check_page(target)
