@@ -3,6 +3,7 @@ the same laws as of GPT-NeoX.
 """
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,6 +151,19 @@ def test_the_extraction_heads_group_feeds_it(wide, suite):
     np.testing.assert_array_equal(ours, theirs)
     other = recovered(patch(wide, some, site="mlp_out-L1H0.v", whole_value=False))
     assert np.nanmax(abs(ours.values - other.values)) > 1e-4
+
+
+def test_facts_asked_in_depth_are_chosen_among_those_with_the_role(wide, suite):
+    """Where the first facts have no middle name, later ones are taken."""
+    facts = suite.facts(24, seed=3)
+    roles, middle = facts.roles.clone(), facts.role_names.index("name_middle")
+    lacking = roles[:18]
+    lacking[lacking == middle] = facts.role_names.index("cue")
+    some = replace(facts, roles=roles)
+    asked = in_depth.AskedInDepth(wide, suite, some, {}, seed=0, max_memory=1.0)
+    chosen = asked.some(3, "name_middle")
+    assert len(chosen) and (chosen.roles == middle).any(1).all()
+    assert len(asked.some(3)) > 0 and not (asked.some(3).roles == middle).any(1).all()
 
 
 def test_heads_that_a_norm_follows_have_no_logit_alone(wide, suite):

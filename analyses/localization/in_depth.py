@@ -42,13 +42,14 @@ class AskedInDepth:
         """Options passed to ``patch``."""
         return {"whole_value": False, "max_memory": self.max_memory}
 
-    def some(self, n: int) -> FactSet:
-        """About ``n`` facts, equally many of each attribute."""
-        attribute = self.facts.texts.attribute.to_numpy()
+    def some(self, n: int, role: str = "") -> FactSet:
+        """About ``n`` facts, equally many of each attribute, with a token of ``role`` if given."""
+        facts = _with_role(self.facts, role) if role else self.facts
+        attribute = facts.texts.attribute.to_numpy()
         names = list(dict.fromkeys(attribute))
         each = max(1, n // len(names))
         chosen = [np.flatnonzero(attribute == name)[:each] for name in names]
-        return self.facts[np.concatenate(chosen)]
+        return facts[np.concatenate(chosen)]
 
 
 Compute = Callable[[AskedInDepth], xr.Dataset]
@@ -93,7 +94,7 @@ def neurons(asked: AskedInDepth) -> xr.Dataset:
     """
     memory = asked.leading["memory"]
     layer, place = _layer_of(memory), memory["place"]
-    facts = _with_role(asked.some(N_IN_DEPTH), place)
+    facts = asked.some(N_IN_DEPTH, place)
     single = {"groups": (place,), "n_neurons": 1, "direction": "noising"}
     result = effect(patch(asked.model, facts, site="mlp_post", **single, **asked.how))
     answer = xr.Dataset({"effect": result.isel(role=0, drop=True)})
@@ -114,7 +115,7 @@ def edits(asked: AskedInDepth) -> xr.Dataset:
     acts on names; at name_last, where some people have no middle name.
     """
     memory = asked.leading["memory"]
-    facts = _with_role(asked.some(N_EDITED), memory["place"])
+    facts = asked.some(N_EDITED, memory["place"])
     all_have_it = len(_with_role(facts, "name_middle")) == len(facts)
     name = "name_middle" if all_have_it else "name_last"
     where = {

@@ -153,7 +153,7 @@ def _sweep(suite, facts, config: PatchConfig, directions: Sequence[str], asked: 
 
 
 def _where(config: PatchConfig) -> dict:
-    """On what, and how, the model is run."""
+    """Device, precision and memory limit of the patched model."""
     from interp.model.decoder import device_of
 
     return {

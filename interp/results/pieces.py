@@ -104,11 +104,13 @@ class Sweep:
 
 
 def _code(compute: Compute) -> dict[str, Any]:
-    """The code that computes a result: versions, and a digest of the source."""
+    """The code that computes a result: versions (transformers scales rotary frequencies), and a
+    digest of the source.
+    """
     computes = getsourcefile(unwrap(getattr(compute, "func", compute)))
     assert computes is not None, compute  # a function of this package or of analyses
     return {
-        "versions": {name: version(name) for name in ("interp", "torch")},
+        "versions": {name: version(name) for name in ("interp", "torch", "transformers")},
         "source": source_digest(Path(computes)),
     }
 

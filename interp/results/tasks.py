@@ -1,4 +1,4 @@
-"""A sweep shared among tasks that know nothing of each other: each computes its pieces, and a last
+"""A sweep shared among stateless tasks: each computes its pieces, and a last
 run without a task collects them.
 
 Tasks take no lock and write no manifest: their result files are all that they leave. The run that
