@@ -225,7 +225,9 @@ def test_a_mechanism_whose_tokens_no_prompt_has_is_said_and_not_drawn(found):
     without = replace(result, mechanisms=table[table.mechanism != "name attention"])
     (block,) = sections.needs(without, "name attention")
     assert block.text.endswith("No prompt here has a name of several tokens.")
-    assert len(sections.needs(without, "memory")) == 3
+    assert [block.text for block in sections.needs(result, "memory")[1:]] == [
+        "No component is named at any step."  # of a run that has learnt nothing
+    ]
 
 
 def test_localize_needs_a_suite_alone_and_shares_results_with_the_analysis(
@@ -283,8 +285,10 @@ def test_the_page_leads_with_the_components_and_says_what_it_cannot(found):
     assert html.count("<td>no component</td>") == 4 and "there is nothing to time" in html
     assert "no extraction head" in html and "No MLP is a memory" in html
     assert "--x &lt;y&gt;" in html and "<y>" not in html.split("</script>", 1)[1]
-    for name in ("mechanisms-memory", "readable", "direct", "parts"):
+    for name in ("readable", "direct", "parts"):
         assert f'id="figure-{name}"' in html
+    assert html.count("No component is named at any step.") == 4  # in place of empty figures
+    assert 'id="figure-mechanisms-' not in html and 'id="figure-attributes-' not in html
 
 
 def test_the_page_of_a_run_that_knows_facts_times_mechanisms_and_shows_the_evidence(found, planted):
@@ -309,6 +313,7 @@ def test_the_page_of_a_run_that_knows_facts_times_mechanisms_and_shows_the_evide
     assert 'id="figure-timeline"' in html and "<td>+3 [" in html
     assert "between the same checkpoints" in html  # 52 and 55, of 50 and 60
     assert "<b>L1H2</b> at final ← names: 0.50 [" in html
+    assert 'id="figure-mechanisms-memory"' in html and 'id="figure-attributes-memory"' in html
     assert "Which MLPs feed L1H2" in html and "L2 MLP at final, random key" in html
 
 

@@ -69,11 +69,13 @@ def needs(found: Localization, mechanism: str) -> list[Block]:
     name, table = mechanism.replace(" ", "-"), found.mechanisms
     if not (table.mechanism == mechanism).any():
         return [Paragraph(f"{_TEXTS[mechanism]} {_NO_PLACE[mechanism]}")]
-    return [
-        Paragraph(_TEXTS[mechanism]),
-        Plot(f"mechanisms-{name}", draw.lost_over_training(table, mechanism)),
-        Plot(f"attributes-{name}", draw.lost_by_attribute(table, mechanism)),
-    ]
+    drawn = {
+        f"mechanisms-{name}": draw.lost_over_training(table, mechanism),
+        f"attributes-{name}": draw.lost_by_attribute(table, mechanism),
+    }
+    plots = [Plot(key, figure) for key, figure in drawn.items() if len(figure.data[0].y)]
+    none = [] if plots else [Paragraph("No component is named at any step.")]
+    return [Paragraph(_TEXTS[mechanism]), *plots, *none]
 
 
 def attention(found: Localization, mechanism: str) -> list[Block]:
@@ -117,6 +119,8 @@ def probes(found: Localization) -> list[Block]:
         for label, labels in (("linear probe", "real"), ("probe, shuffled", "shuffled")):
             panels[label] = probed.accuracy.sel(of="all", labels=labels)
         how += f"; probes: fitted on other people, n = {int(probed.n.sel(of='all'))}"
+    there = best.notnull().any(("labels", "layer", "site"))
+    panels = {name: panel.isel(role=there.values) for name, panel in panels.items()}
     title = "How often the value can be read off the residual stream, last step"
     return [Plot("readable", draw.shares(panels, title, how, of_effect=False))]
 

@@ -228,6 +228,6 @@ def _print_cost_estimate(
     at = "1 checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
     read = sum(weight_bytes(suite.step_dir(step)) for step in steps) / 1e9
     held = weight_gigabytes(shape) + megabytes / 1e3 + OF_LIBRARIES
-    print(f"at {at}: {tera:.2f} TFLOP at most, {read:.3g} GB of weights to read")
+    print(f"at {at}: {tera:.3g} TFLOP at most, {read:.3g} GB of weights to read")
     print(f"memory of a worker: {held:.1f} GB at most, half a gigabyte of it for libraries")
     print(f"pieces for tasks (--n-tasks): {len(steps)}, one a checkpoint")
