@@ -44,11 +44,6 @@ class Weights:
         block = self.model.blocks[layer]
         return None if block.norm_after else block.ln1
 
-    def mlp_norm(self, layer: int) -> Norm | None:
-        """The norm that a layer's MLP reads the residual stream through."""
-        block = self.model.blocks[layer]
-        return None if block.norm_after else block.ln2
-
     def head_inputs(
         self, layer: int, kind: HeadInput
     ) -> Float[Tensor, "head_or_group d_head d_model"]:
