@@ -121,6 +121,18 @@ def test_the_command_that_converts_a_pickle_does(model, tmp_path, monkeypatch):
         assert torch.equal(again.state_dict()[name], weight), name
 
 
+def test_the_command_that_converts_a_step_converts_its_suite_beside_it(model, tmp_path):
+    step = tmp_path / "pickled" / "checkpoint-5"
+    write_checkpoint(model, step, dtype=torch.float32)
+    torch.save(load_file(step / "model.safetensors"), step / "pytorch_model.bin")
+    (step / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"is a pickle") as refused:
+        read_checkpoint(step)
+    suite = step.parent
+    command = f"interp-convert --ckpt {suite} --out {tmp_path / 'converted-pickled'}"
+    assert str(refused.value).endswith(command)
+
+
 @pytest.mark.parametrize(
     ("name", "advice"),
     [

@@ -252,7 +252,7 @@ def check_tokens(facts: FactSet, n_vocab: int, n_ctx: int) -> None:
     for fact in (n_tokens > n_ctx).nonzero()[:1, 0].tolist():
         raise ValueError(
             f"fact {fact} has {int(n_tokens[fact])} tokens with its value, the model takes at most "
-            f"{n_ctx}; shorten it"
+            f"{n_ctx}, its positions or its sliding window; shorten it"
         )
 
 

@@ -143,8 +143,15 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _convert(folder: Path) -> str:
-    """The command that converts a folder to another folder, whose name is not that of a step."""
-    return f"interp-convert --ckpt {folder} --out {folder.with_name(f'converted-{folder.name}')}"
+    """The command that converts a folder, or the suite that it is a step of, to another folder
+    beside it, whose name is not that of a step.
+    """
+    whole = folder
+    if folder.parent.name == "snapshots":
+        whole = folder.parents[1]
+    elif re.search(r"(step|checkpoint|ckpt)[-_]?[0-9]", folder.name) and folder.parent.name:
+        whole = folder.parent
+    return f"interp-convert --ckpt {whole} --out {whole.with_name(f'converted-{whole.name}')}"
 
 
 def _begins(path: Path, n: int) -> bytes:
